@@ -1,0 +1,1 @@
+"""Analyses: statistics or plain callables in, small frozen results out. No model is seen here."""

@@ -1,0 +1,20 @@
+"""Checks: what a run proved about itself, kept for the report whether it passed or not."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["passed", "failed", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One statement that was tested: its name, what came out, and the figures behind it."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+def check(name: str, holds: bool, detail: str) -> Check:
+    """A check that applies: passed if it `holds`."""
+    return Check(name, "passed" if holds else "failed", detail)

@@ -1,0 +1,222 @@
+"""A pair: the base model, the tuned model and their tokenizer, proven to be comparable."""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.checks import Check
+from toolkit.errors import InputError
+from toolkit.locations import BRANCHES, causal_lm, resolve
+from toolkit.lockstep import Blocks
+from toolkit.proofs import prove
+from toolkit.weights import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    one_line,
+    plain_folder,
+    quiet_transformers,
+)
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass
+class ModelPair:
+    """Two models of one shape with one tokenizer; make one with `load` or `from_models`.
+
+    `missing` says why a location does not apply to this family; `checks` holds what was proved
+    when the pair was made.
+    """
+
+    base: nn.Module
+    tuned: nn.Module
+    tokenizer: Any
+    base_blocks: Blocks = field(repr=False)
+    tuned_blocks: Blocks = field(repr=False)
+    base_name: str = "base"
+    tuned_name: str = "tuned"
+    checks: list[Check] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path,
+        tuned: str | Path,
+        dtype: torch.dtype | str = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> "ModelPair":
+        """Load both halves: a hub id, a folder, a ``.gguf`` file or a packaged model's name.
+
+        `tuned` may be a folder with a PEFT adapter of `base`; the weights are then held once.
+        Raises InputError where the two cannot be compared, and says what differs first.
+        """
+        if isinstance(dtype, str) and dtype != "auto":
+            dtype = getattr(torch, dtype)
+        with quiet_transformers():
+            if _is_adapter(tuned):
+                base_model = load_model(base, dtype, device)
+                tuned_model = _with_adapter(base_model, base, Path(tuned))
+            else:
+                _compare_configs(load_config(base), load_config(tuned))
+                base_model = load_model(base, dtype, device)
+                tuned_model = load_model(tuned, dtype, device)
+            tokenizer = _shared_tokenizer(base, tuned)
+        return cls.from_models(base_model, tuned_model, tokenizer, str(base), str(tuned))
+
+    @classmethod
+    def from_models(
+        cls,
+        base: nn.Module,
+        tuned: nn.Module,
+        tokenizer: Any,
+        base_name: str = "base",
+        tuned_name: str = "tuned",
+    ) -> "ModelPair":
+        """A pair of models in memory. Both are put into evaluation mode."""
+        _compare_configs(base.config, tuned.config)
+        _compare_shapes(base, tuned)
+        base_blocks = Blocks(base.eval(), resolve(base))
+        tuned_blocks = Blocks(tuned.eval(), resolve(tuned))
+        checks, refused = prove(base_blocks, tuned_blocks)
+        return cls(
+            base,
+            tuned,
+            tokenizer,
+            base_blocks,
+            tuned_blocks,
+            base_name,
+            tuned_name,
+            checks,
+            base_blocks.sites.missing | refused,
+        )
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The locations where deltas are taken, of `BRANCHES` those that this family has."""
+        return tuple(name for name in BRANCHES if name not in self.missing)
+
+    @property
+    def n_layers(self) -> int:
+        return self.base_blocks.sites.n_layers
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.base.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.base.parameters()).dtype
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the base model."""
+        return sum(parameter.numel() for parameter in self.base.parameters())
+
+
+def _is_adapter(source: str | Path) -> bool:
+    return (Path(source) / ADAPTER_CONFIG).is_file()
+
+
+def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.Module:
+    """`base` with the PEFT adapter in `folder`, as a second model that shares base's tensors."""
+    from peft import PeftConfig, PeftModel
+    from peft.utils import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise InputError(
+            f"{folder} has no adapter_model.safetensors: save the adapter as safetensors "
+            "(pickled adapters are not read)"
+        )
+    _check_adapter_base(json.loads((folder / ADAPTER_CONFIG).read_text()), base_source, folder)
+    if PeftConfig.from_pretrained(folder).is_prompt_learning:
+        raise InputError(f"{folder} is a prompt-learning adapter: it changes no weight of a block")
+    shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
+    try:
+        tuned = PeftModel.from_pretrained(copy.deepcopy(base, shared), folder)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the adapter {folder} does not fit the base model {base_source}: {one_line(error)}"
+        ) from error
+    with safe_open(weights, "pt") as saved:
+        different = sorted(set(saved.keys()) ^ get_peft_model_state_dict(tuned).keys())
+    if different:
+        raise InputError(
+            f"the adapter {folder} does not fit the base model {base_source}: "
+            f"tensor {different[0]!r} is on one side only"
+        )
+    return tuned.to(next(base.parameters()).device).eval().requires_grad_(False)
+
+
+def _check_adapter_base(config: dict, base: str | Path, folder: Path) -> None:
+    """By the last part of the names, since folders move."""
+    recorded = config.get("base_model_name_or_path")
+    if not recorded:
+        return
+    names = {Path(name).name for name in (str(base), plain_folder(base))}
+    if Path(recorded).name not in names:
+        raise InputError(
+            f"the adapter {folder} is of another base: it names {recorded!r}, the base given is "
+            f"{str(base)!r}; if they are the same model, correct base_model_name_or_path in its "
+            f"{ADAPTER_CONFIG}"
+        )
+
+
+def _shared_tokenizer(base: str | Path, tuned: str | Path) -> Any:
+    """The tuned model's tokenizer, which must agree with base's; base's where it has none."""
+    ours = load_tokenizer(base)
+    folder = Path(plain_folder(tuned))
+    has_own = not folder.is_dir() or any(
+        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+    )
+    if not has_own:
+        return ours
+    theirs = load_tokenizer(tuned)
+    compare_tokenizers(ours, theirs)
+    return theirs
+
+
+def compare_tokenizers(base: Any, tuned: Any) -> None:
+    """Raise InputError at the first token that the two vocabularies do not share."""
+    ours = {index: token for token, index in base.get_vocab().items()}
+    theirs = {index: token for token, index in tuned.get_vocab().items()}
+    for index in sorted(ours.keys() | theirs.keys()):
+        if ours.get(index) != theirs.get(index):
+            raise InputError(
+                f"the tokenizers differ at token {index}: base has {ours.get(index)!r}, tuned has "
+                f"{theirs.get(index)!r}; deltas need the same tokens on both sides"
+            )
+
+
+def _compare_configs(base: Any, tuned: Any) -> None:
+    names = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+    for name in (*names, "num_attention_heads", "num_key_value_heads"):
+        ours = getattr(base.get_text_config(), name, None)
+        theirs = getattr(tuned.get_text_config(), name, None)
+        if ours != theirs:
+            hint = (
+                "; one side's vocabulary was resized: resize the other, or drop the added tokens"
+                if name == "vocab_size"
+                else "; give two models of one architecture and size"
+            )
+            raise InputError(f"the models differ in {name}: base {ours}, tuned {theirs}{hint}")
+
+
+def _compare_shapes(base: nn.Module, tuned: nn.Module) -> None:
+    if base is not causal_lm(tuned) and hasattr(tuned, "get_base_model"):
+        return  # a PEFT model: built from base
+    ours = {name: tuple(p.shape) for name, p in base.state_dict().items()}
+    theirs = {name: tuple(p.shape) for name, p in tuned.state_dict().items()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"the models differ at {name}: base {ours.get(name)}, tuned {theirs.get(name)}"
+            )

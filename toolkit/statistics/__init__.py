@@ -1,0 +1,8 @@
+"""Sums over tokens: update, merge, and a frozen result that shares no memory with them."""
+
+from toolkit.statistics.accumulator import Accumulator
+from toolkit.statistics.moments import Moments, MomentSums
+from toolkit.statistics.norms import MeanNorms, NormSums
+from toolkit.statistics.reservoir import Reservoir
+
+__all__ = ["Accumulator", "MeanNorms", "MomentSums", "Moments", "NormSums", "Reservoir"]

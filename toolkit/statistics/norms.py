@@ -1,0 +1,62 @@
+"""Mean L2 norms per token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class MeanNorms:
+    """``E‖v‖`` of each vector over `n` tokens, by (of, location)."""
+
+    n: int
+    mean: dict[Key, float]
+
+
+class NormSums:
+    """Accumulates the L2 norms of named vectors."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._sum: dict[Key, float] = {}
+
+    def update(self, values: Mapping[Key, Tensor]) -> None:
+        """Add tokens: each vector `[n, d]`, with the same n."""
+        self.n += len(next(iter(values.values())))
+        for key, value in values.items():
+            norms = torch.linalg.vector_norm(value, dim=1)
+            self._sum[key] = self._sum.get(key, 0.0) + float(norms.sum(dtype=torch.float64))
+
+    def merge(self, other: Self) -> None:
+        self.n += other.n
+        for key, total in other._sum.items():
+            self._sum[key] = self._sum.get(key, 0.0) + total
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums as tensors by name, for `from_state`."""
+        tensors = {"n": torch.tensor(self.n)}
+        for (of, location), total in self._sum.items():
+            tensors[f"{of}:{location}"] = torch.tensor(total, dtype=torch.float64)
+        return tensors
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The accumulator that gave `state`."""
+        sums = cls()
+        for name, value in state.items():
+            if name == "n":
+                sums.n = int(value)
+            else:
+                of, location = name.split(":")
+                sums._sum[of, location] = float(value)
+        return sums
+
+    def result(self) -> MeanNorms:
+        if self.n == 0:
+            raise ValueError("no tokens were counted")
+        return MeanNorms(self.n, {key: total / self.n for key, total in self._sum.items()})

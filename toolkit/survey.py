@@ -1,0 +1,273 @@
+"""The survey: what one march over the documents tells about every block.
+
+For each block in turn, statistics are gathered from the march's steps, analysed, and dropped;
+what stays are rows of tables and the adapters that were fitted.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.analysis.first_order import FirstOrderSums, exact_change
+from toolkit.analysis.linear_fit import Rank, explained, fit_linear, ranks_below
+from toolkit.analysis.norms import branch_norms
+from toolkit.analysis.reachability import reach_all, summarise
+from toolkit.analysis.spectrum import spectrum
+from toolkit.lockstep import March, Mode, Step, target_of, wide
+from toolkit.mlp import MLP
+from toolkit.statistics import Moments, MomentSums, NormSums, Reservoir
+from toolkit.steering import adapter_from
+from toolkit.steering.adapters import Adapter, Fit
+
+MODES: tuple[Mode, ...] = ("free", "forced")
+MLP_INPUT = "mlp_in"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one adapter of a block is fitted."""
+
+    location: str
+    rank: Rank
+    fit: Fit
+
+    @property
+    def name(self) -> str:
+        return f"{self.fit}-{self.location}-{self.rank}"
+
+
+@dataclass
+class BlockSurvey:
+    """What is kept of one block: rows by table, adapters by recipe."""
+
+    layer: int
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    adapters: dict[Recipe, Adapter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """One block's moments by mode, on fit and on held-out documents."""
+
+    fit: dict[Mode, Moments]
+    held_out: dict[Mode, Moments]
+    everything: dict[Mode, Moments]
+
+
+def source(location: str) -> str:
+    """The moments' name of the base state at `location`."""
+    return f"{location}.state"
+
+
+def target(location: str) -> str:
+    """The moments' name of the delta at `location`."""
+    return f"{location}.delta"
+
+
+def moment_pairs(mode: Mode, branches: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The products that the tables of one mode need."""
+    pairs = []
+    for location in branches:
+        pairs += [
+            (source(location), source(location)),
+            (target(location), source(location)),
+            (target(location), target(location)),
+        ]
+        if mode == "forced" and location != "post_block":
+            pairs.append((target("post_block"), source(location)))
+    return pairs
+
+
+class BlockSums:
+    """All sums of one block: the listener of the march."""
+
+    def __init__(self, branches: tuple[str, ...], steered: Mapping[str, str], sample: int) -> None:
+        self.branches = branches
+        self.moments = {
+            (mode, held_out): MomentSums(moment_pairs(mode, branches))
+            for mode in MODES
+            for held_out in (False, True)
+        }
+        self.sequential = {
+            name: MomentSums([("state", "state"), ("delta", "state")]) for name in steered
+        }
+        self.steered = steered
+        self.norms = NormSums()
+        self.sample = Reservoir(sample)
+
+    def update(self, step: Step) -> None:
+        """Add one batch."""
+        norms: dict[tuple[str, str], Tensor] = {}
+        for mode in MODES:
+            values = {}
+            for location in self.branches:
+                values[source(location)] = step.source(mode, location)
+                values[target(location)] = step.delta(mode, location)
+                norms[f"delta_{mode}", location] = values[target(location)]
+                if mode == "free":
+                    norms["base", location] = values[source(location)]
+                    tuned = step.tuned[location][step.batch.counted]
+                    norms["tuned", location] = wide(tuned)
+            self.moments[mode, step.batch.held_out].update(values)
+        self.norms.update({key: norms[key] for key in sorted(norms, key=_norm_order)})
+        if not step.batch.held_out:
+            for name, location in self.steered.items():
+                self.sequential[name].update(
+                    {
+                        "state": step.steered_source(name, location),
+                        "delta": step.missing(name, target_of(location)),
+                    }
+                )
+        if MLP_INPUT in step.base:
+            self.sample.update(wide(step.base[MLP_INPUT][step.batch.counted]), step.batch.keys)
+
+    def statistics(self) -> BlockStatistics:
+        everything = {}
+        for mode in MODES:
+            merged = MomentSums(self.moments[mode, False].pairs)
+            merged.merge(self.moments[mode, False])
+            merged.merge(self.moments[mode, True])
+            everything[mode] = merged.result()
+        return BlockStatistics(
+            fit={mode: self.moments[mode, False].result() for mode in MODES},
+            held_out={mode: self.moments[mode, True].result() for mode in MODES},
+            everything=everything,
+        )
+
+
+def _norm_order(key: tuple[str, str]) -> tuple[int, str]:
+    return ("base", "tuned", "delta_free", "delta_forced").index(key[0]), key[1]
+
+
+def survey(
+    march: March,
+    branches: tuple[str, ...],
+    recipes: Sequence[Recipe],
+    mlps: tuple[list[MLP], list[MLP]] | None,
+    sample: int,
+    dtype: torch.dtype,
+    advance: Callable[[], None] = lambda: None,
+    keep: Callable[[int, BlockSums], None] | None = None,
+) -> Iterator[BlockSurvey]:
+    """March on, and yield what each block gave as soon as it is passed.
+
+    `recipes` are the adapters to fit; the sequential ones must be the march's steered streams, by
+    name. `mlps` are the base and tuned model's MLPs (None: the family has none that can be read).
+    `sample` tokens a block serve reachability. `keep` is handed each block's sums.
+    """
+    for layer in march.layers():
+        sums = BlockSums(branches, march.steered, sample)
+        first_order = FirstOrderSums(mlps[0][layer], mlps[1][layer]) if mlps else None
+        for step in march.steps(layer):
+            sums.update(step)
+            if first_order:
+                first_order.update(wide(step.base[MLP_INPUT][step.batch.counted]))
+            advance()
+        if keep:
+            keep(layer, sums)
+        found = analyse(layer, sums, recipes, dtype)
+        for recipe in recipes:
+            if recipe.fit == "sequential":
+                moments = sums.sequential[recipe.name].result()
+                fit = fit_linear(moments, "state", "delta")
+                found.adapters[recipe] = adapter_from(fit, recipe.rank, dtype)
+        if mlps and first_order:
+            found.rows["first_order"] = [{"layer": layer, **asdict(first_order.result())}]
+            found.rows["reachability"] = reachability_rows(
+                layer, mlps[0][layer], mlps[1][layer], sums.sample.result()
+            )
+        march.advance(layer, {recipe.name: found.adapters[recipe] for recipe in _steered(recipes)})
+        yield found
+
+
+def _steered(recipes: Sequence[Recipe]) -> list[Recipe]:
+    return [recipe for recipe in recipes if recipe.fit == "sequential"]
+
+
+def analyse(
+    layer: int,
+    sums: BlockSums,
+    recipes: Sequence[Recipe] = (),
+    dtype: torch.dtype = torch.float32,
+) -> BlockSurvey:
+    """Norms, spectra, linear fits and the free and forced adapters of `recipes`, of one block."""
+    statistics, branches = sums.statistics(), sums.branches
+    found = BlockSurvey(layer)
+    norms = branch_norms(sums.norms.result())
+    found.rows["norms"] = [{"layer": layer, **asdict(row)} for row in norms]
+    found.rows["spectrum"] = spectrum_rows(layer, statistics, branches)
+    found.rows["linear_fit"] = []
+    for mode, location, aims in _fits(branches):
+        x, t = source(location), target("post_block" if "block" in aims else location)
+        fit = fit_linear(statistics.fit[mode], x, t)
+        ranks = ranks_below(len(fit.t_mean))
+        on_fit, on_held_out = (
+            explained(fit, moments[mode], x, t, moments[mode].energy(t), ranks)
+            for moments in (statistics.fit, statistics.held_out)
+        )
+        found.rows["linear_fit"] += [
+            {
+                "layer": layer,
+                "source": location,
+                "target": aim,
+                "mode": mode,
+                "rank": rank,
+                "explained_fit": on_fit[rank],
+                "explained_heldout": on_held_out[rank],
+            }
+            for aim in aims
+            for rank in ranks
+        ]
+        for recipe in recipes:
+            wanted = "own" if mode == "free" or target_of(location) == location else "block"
+            if (recipe.fit, recipe.location) == (mode, location) and wanted in aims:
+                found.adapters[recipe] = adapter_from(fit, recipe.rank, dtype)
+    return found
+
+
+def _fits(branches: tuple[str, ...]) -> Iterator[tuple[Mode, str, tuple[str, ...]]]:
+    """(mode, source, names of the target) of every fit in the table."""
+    for location in branches:
+        yield "free", location, ("own",)
+        if location == "post_block":  # its own delta is the block's
+            yield "forced", location, ("own", "block")
+        else:
+            yield "forced", location, ("own",)
+            yield "forced", location, ("block",)
+
+
+def spectrum_rows(layer: int, statistics: BlockStatistics, branches: tuple[str, ...]) -> list[Row]:
+    rows = []
+    for location in branches:
+        for mode, moments in statistics.everything.items():
+            t = target(location)
+            result = spectrum(
+                moments.second_moment(t),
+                moments.mean[t],
+                moments.energy(source(location)),
+                moments.n,
+            )
+            rows.append({"layer": layer, "location": location, "mode": mode, **asdict(result)})
+    return rows
+
+
+def reachability_rows(layer: int, base: MLP, tuned: MLP, sample: Tensor) -> list[Row]:
+    """Of the sampled MLP inputs `[n, d]`, in float64; a target that is zero has no rows."""
+    base, h = base.to(torch.float64), sample.double()
+    exact, down = exact_change(base, tuned.to(torch.float64).minus(base), h)
+    targets = {name: v for name, v in (("down", down), ("exact", exact)) if bool(v.any(1).all())}
+    if not targets:
+        return []
+    reaches = [
+        reach_all(base.jacobian(token), [v[i] for v in targets.values()], token, base)
+        for i, token in enumerate(h)
+    ]
+    rows = []
+    for index, name in enumerate(targets):
+        for row in summarise(name, [reached[index] for reached in reaches]):
+            rows.append({"layer": layer, **asdict(row)})
+    return rows

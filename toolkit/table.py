@@ -1,0 +1,39 @@
+"""A result as a tidy table that can draw itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+COLUMNS = {
+    "norms": "layer of pre_mlp post_mlp post_block mlp_share",
+    "spectrum": "layer location mode n_tokens rms relative_rms mean_share participation_ratio "
+    "entropy_rank k50 k90 k95 k99",
+    "linear_fit": "layer source target mode rank explained_fit explained_heldout",
+    "sequential_kl": "location kind rank fit layers forcing token_index kl_mean kl_sem n_prompts",
+    "steerability": "location kind rank fit layers parameters parameters_percent kl kl_sem "
+    "recovered recovered_sem kl_own kl_own_sem",
+    "first_order": "layer down gate up remainder relative_change",
+    "reachability": "layer target budget residual_q25 residual_median residual_q75 "
+    "nonlinear_residual_median min_norm_median rank_median n_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the run's tables: its name and its `frame`, one row per observation."""
+
+    name: str
+    frame: pd.DataFrame
+
+    @classmethod
+    def of(cls, name: str, rows: Sequence[dict[str, Any]]) -> "Table":
+        """The table `name` with its columns in the contract's order."""
+        return cls(name, pd.DataFrame(rows, columns=COLUMNS[name].split()))
+
+    def plot(self) -> Any:
+        """A matplotlib figure of the table."""
+        from toolkit import plot
+
+        return plot.PLOTS[self.name](self.frame)

