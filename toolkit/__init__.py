@@ -1,0 +1,38 @@
+"""Where in a language model could activation steering have done what fine-tuning did?
+
+A run, from two models to an adapter that steers the base model::
+
+    from toolkit import ModelPair, diagnose, read_documents, steer
+
+    pair = ModelPair.load("SmolLM2-135M-Instruct", "data/smollm2-gsm8k-lora")
+    run = diagnose(pair, read_documents("data/gsm8k-demo.jsonl"))
+    run.spectrum.frame                  # tidy tables, one for each analysis
+    run.spectrum.plot()                 # and their figures
+    print(run.recommendation)           # where to steer, how, and what it recovers
+    with steer(pair.base, run.adapters):
+        pair.base.generate(**pair.tokenizer("What is 2 + 3?", return_tensors="pt"))
+"""
+
+from toolkit.checks import Check
+from toolkit.diagnose import Options, Run, diagnose
+from toolkit.documents import Document, read_documents
+from toolkit.errors import InputError
+from toolkit.pair import ModelPair
+from toolkit.steering import Adapters, load_adapters, save_adapters, steer
+from toolkit.table import Table
+
+__all__ = [
+    "Adapters",
+    "Check",
+    "Document",
+    "InputError",
+    "ModelPair",
+    "Options",
+    "Run",
+    "Table",
+    "diagnose",
+    "load_adapters",
+    "read_documents",
+    "save_adapters",
+    "steer",
+]

@@ -6,7 +6,7 @@ what stays are rows of tables and the adapters that were fitted.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -125,6 +125,28 @@ class BlockSums:
         if MLP_INPUT in step.base:
             self.sample.update(wide(step.base[MLP_INPUT][step.batch.counted]), step.batch.keys)
 
+    def state(self) -> dict[str, Tensor]:
+        """The sums that the tables need, as tensors by name, for `from_state`."""
+        tensors = {f"norms/{name}": value for name, value in self.norms.state().items()}
+        for (mode, held_out), sums in self.moments.items():
+            side = "heldout" if held_out else "fit"
+            tensors |= {f"{mode}/{side}/{name}": value for name, value in sums.state().items()}
+        return tensors
+
+    @classmethod
+    def from_state(cls, branches: tuple[str, ...], state: Mapping[str, Tensor]) -> Self:
+        """The sums that gave `state`, without sequential ones and sample."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        sums = cls(branches, {}, 0)
+        sums.norms = NormSums.from_state(part("norms/"))
+        for mode, held_out in sums.moments:
+            side = "heldout" if held_out else "fit"
+            sums.moments[mode, held_out] = MomentSums.from_state(part(f"{mode}/{side}/"))
+        return sums
+
     def statistics(self) -> BlockStatistics:
         everything = {}
         for mode in MODES:
@@ -173,7 +195,8 @@ def survey(
         for recipe in recipes:
             if recipe.fit == "sequential":
                 moments = sums.sequential[recipe.name].result()
-                fit = fit_linear(moments, "state", "delta")
+                rank = recipe.rank if recipe.rank != "full" else 0
+                fit = fit_linear(moments, "state", "delta", max_rank=rank)
                 found.adapters[recipe] = adapter_from(fit, recipe.rank, dtype)
         if mlps and first_order:
             found.rows["first_order"] = [{"layer": layer, **asdict(first_order.result())}]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -18,14 +19,15 @@ from toolkit.statistics import Moments
 Rank = int | Literal["full"]
 RANKS: tuple[Rank, ...] = (0, 1, 2, 4, 8, 16, 32, 64, "full")
 RELATIVE_RIDGE = 1e-4
+MAX_RANK = max(rank for rank in RANKS if rank != "full")
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A fitted map at every rank at once.
+    """A fitted map at every rank up to some k, and at full rank.
 
     `x_mean` `[d_x]`, `t_mean` `[d_t]`; `full` `[d_t, d_x]` the ridge solution B; `directions`
-    `[d_t, d_t]` whose columns are U, leading first.
+    `[d_t, k]` whose columns are U, leading first.
     """
 
     x_mean: Tensor
@@ -51,24 +53,40 @@ class LinearFit:
 
 
 def fit_linear(
-    moments: Moments, x: str, t: str, relative_ridge: float = RELATIVE_RIDGE
+    moments: Moments,
+    x: str,
+    t: str,
+    max_rank: int = MAX_RANK,
+    relative_ridge: float = RELATIVE_RIDGE,
 ) -> LinearFit:
     """Fit target `t` from source `x`, two variables of `moments`, which holds (x, x) and (t, x).
 
-    The ridge is `relative_ridge` times the mean variance of a dimension of `x`.
+    The ridge is `relative_ridge` times the mean variance of a dimension of `x`. Ranks up to
+    `max_rank`, and full rank, can be asked of the fit.
     """
     c_xx, c_tx = moments.covariance[x, x], moments.covariance[t, x]
     d = len(c_xx)
     ridge = relative_ridge * float(c_xx.trace()) / d
     if ridge == 0:  # x never varies: nothing but a fixed vector can be fitted
         full = torch.zeros_like(c_tx)
-        return LinearFit(moments.mean[x], moments.mean[t], full, torch.eye(len(c_tx)).to(full))
+        directions = torch.eye(len(c_tx), max_rank, dtype=full.dtype)
+        return LinearFit(moments.mean[x], moments.mean[t], full, directions)
     factor = torch.linalg.cholesky(c_xx + ridge * torch.eye(d, dtype=c_xx.dtype))
     half = torch.linalg.solve_triangular(factor, c_tx.T, upper=False)  # L⁻¹ C_xt
     full = torch.linalg.solve_triangular(factor.T, half, upper=True).T
     # B (C_xx + ridge·I) Bᵀ = C_tx (C_xx + ridge·I)⁻¹ C_xt, whose eigenvectors are U.
-    directions = torch.linalg.eigh(half.T @ half).eigenvectors.flip(1)
+    directions = _leading_eigenvectors(half.T @ half, max_rank)
     return LinearFit(moments.mean[x], moments.mean[t], full, directions)
+
+
+def _leading_eigenvectors(symmetric: Tensor, k: int) -> Tensor:
+    """The eigenvectors of the `k` largest eigenvalues, largest first, `[d, k]` (or `[d, d]`)."""
+    d = len(symmetric)
+    k = min(k, d)
+    if k == 0:
+        return symmetric.new_zeros(d, 0)
+    found = scipy.linalg.eigh(symmetric.numpy(), subset_by_index=[d - k, d - 1])[1]
+    return torch.from_numpy(found[:, ::-1].copy())
 
 
 def explained(
@@ -88,15 +106,13 @@ def explained(
     t_variance = t_energy - float(moments.mean[t].square().sum())
     rank_0 = max(t_variance, 0.0) + float(t_off.square().sum())
 
-    def gains(left: Tensor, down: Tensor) -> Tensor:
-        """How much each row of `down`, put behind the columns of `left`, takes off the residual."""
-        return 2 * (down * (left.T @ tx)).sum(1) - (down * (down @ xx)).sum(1)
-
-    full_gain = float(gains(torch.eye(len(tx), dtype=tx.dtype), fit.full).sum())
+    full_gain = float(2 * (fit.full * tx).sum() - (fit.full * (fit.full @ xx)).sum())
     widest = max((rank for rank in ranks if rank != "full"), default=0)
     by_rank = torch.zeros(widest + 1, dtype=tx.dtype)
-    if widest:
-        by_rank[1:] = gains(*fit.factors(widest)).cumsum(0)
+    if widest:  # what each direction takes off the residual
+        up, down = fit.factors(widest)
+        gains = 2 * (down * (up.T @ tx)).sum(1) - (down * (down @ xx)).sum(1)
+        by_rank[1:] = gains.cumsum(0)
     gain = {rank: full_gain if rank == "full" else float(by_rank[rank]) for rank in ranks}
     return {rank: 1 - (rank_0 - gain[rank]) / t_energy for rank in ranks}
 

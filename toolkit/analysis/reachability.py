@@ -2,13 +2,16 @@
 
 The post asks whether ``ΔW_d m ∈ col(A(h))`` with ``A(h) = W_d J(h)``. ``A(h)`` is square,
 generically of full rank and very ill conditioned, so membership is true and says nothing. Here is
-how much a steering vector of a given size leaves. The dense path: one float64 SVD a token.
+how much a steering vector of a given size leaves. The dense path: one float64 decomposition a
+token.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -51,73 +54,79 @@ def reach_all(
     budgets: tuple[float, ...] = BUDGETS,
 ) -> list[Reach]:
     """`reach` for several targets of one token, from one decomposition of A(h)."""
-    left, singular, right = torch.linalg.svd(jacobian.double())
+    # The eigenvectors of A Aᵀ are A's left singular vectors, ten times cheaper than its SVD. The
+    # squares of singular values below 1e-7 of the largest are rounding: those directions are left
+    # out, as an SVD's are that lie below its own rounding.
+    a = jacobian.double()
+    eigenvalues, left = torch.linalg.eigh(a @ a.T)
+    squares = eigenvalues.clamp_min(0).numpy()
+    usable = squares > 1e-14 * squares[-1]
     h = h.double()
     scale = float(h.norm())
-    rank = int((singular > RANK_TOLERANCE * singular[0]).sum())
+    rank = int((squares > RANK_TOLERANCE**2 * squares[-1]).sum())
     unsteered = mlp(h[None])
     results = []
     for target in targets:
         v = target.double()
-        coordinates = left.T @ v
-        steps = [_budgeted(singular, coordinates, budget * scale) for budget in budgets]
-        shifts = torch.stack([right.T @ step for step in steps])
-        reached = mlp(h + shifts) - unsteered
         size = float(v.norm())
+        curve = _Curve(squares, usable, (left.T @ v).numpy())
+        dampings = [curve.damping_for_norm(budget * scale) for budget in budgets]
+        # Δ = Aᵀ (A Aᵀ + λ)⁻¹ v, for all budgets at once.
+        duals = torch.from_numpy(np.stack([curve.dual(damping) for damping in dampings]))
+        reached = mlp(h + duals @ left.T @ a) - unsteered
         results.append(
             Reach(
                 rank=rank,
-                residual=tuple(_norm(coordinates - singular * s) / size for s in steps),
-                nonlinear_residual=tuple(_norm(r - v) / size for r in reached),
-                min_norm=_norm_for(singular, coordinates, SMALL_RESIDUAL * size) / scale,
+                residual=tuple(curve.residual(damping) / size for damping in dampings),
+                nonlinear_residual=tuple(float((r - v).norm()) / size for r in reached),
+                min_norm=curve.norm_for_residual(SMALL_RESIDUAL * size) / scale,
             )
         )
     return results
 
 
-def _budgeted(singular: Tensor, c: Tensor, radius: float) -> Tensor:
-    """Δ in right singular coordinates: ``s c / (s² + λ)`` with the least λ ≥ 0 of norm ≤ radius."""
-    free = _damped(singular, c, 0.0)
-    if _norm(free) <= radius:
-        return free
-    return _damped(
-        singular, c, _solve(lambda damping: _norm(_damped(singular, c, damping)), radius)
-    )
+@dataclass(frozen=True)
+class _Curve:
+    """The trade between ‖Δ‖ and the residual: ``Δ = Aᵀ (A Aᵀ + λ)⁻¹ v`` for every damping λ ≥ 0.
 
+    `squares` are A's squared singular values, `usable` those that are not rounding, `c` the
+    target's coordinates along the left singular vectors; each `[d]`.
+    """
 
-def _norm_for(singular: Tensor, c: Tensor, residual: float) -> float:
-    """The smallest ‖Δ‖ whose residual ``‖c − sΔ‖`` is `residual`."""
+    squares: np.ndarray
+    usable: np.ndarray
+    c: np.ndarray
 
-    def left(damping: float) -> float:
-        return _norm(c - singular * _damped(singular, c, damping))
+    def dual(self, damping: float) -> np.ndarray:
+        """``(A Aᵀ + λ)⁻¹ v`` along the left singular vectors."""
+        divisor = np.where(self.usable, self.squares + damping, 1.0)
+        return np.where(self.usable, self.c / divisor, 0.0)
 
-    if left(0.0) > residual:
-        return float("inf")
-    # The residual grows with the damping: its negative falls, as the norm does.
-    damping = _solve(lambda damping: -left(damping), -residual)
-    return _norm(_damped(singular, c, damping))
+    def norm(self, damping: float) -> float:
+        """‖Δ‖."""
+        return float(np.sqrt((self.squares * self.dual(damping) ** 2).sum()))
 
+    def residual(self, damping: float) -> float:
+        """‖v − AΔ‖."""
+        return float(np.linalg.norm(self.c - self.squares * self.dual(damping)))
 
-def _damped(singular: Tensor, c: Tensor, damping: float) -> Tensor:
-    # Directions below the numerical rank are left alone at zero damping.
-    usable = singular > 1e-14 * singular[0]
-    return torch.where(usable, singular * c / (singular.square() + damping), 0.0)
+    def damping_for_norm(self, radius: float) -> float:
+        """The least damping whose ‖Δ‖ is at most `radius`."""
+        if self.norm(0.0) <= radius:
+            return 0.0
+        return self._solve(lambda damping: self.norm(damping) - radius)
 
+    def norm_for_residual(self, residual: float) -> float:
+        """The smallest ‖Δ‖ whose residual is `residual`; inf if none reaches it."""
+        if self.residual(0.0) > residual:
+            return float("inf")
+        return self.norm(self._solve(lambda damping: residual - self.residual(damping)))
 
-def _solve(falling: Callable[[float], float], value: float) -> float:
-    """The damping at which the falling function takes `value`, by bisection of its logarithm."""
-    low, high = -80.0, 80.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        if falling(10**middle) > value:
-            low = middle
-        else:
-            high = middle
-    return 10**high
-
-
-def _norm(vector: Tensor) -> float:
-    return float(vector.norm())
+    def _solve(self, falling: Callable[[float], float]) -> float:
+        """The damping at which the falling function is 0."""
+        largest = float(self.squares[-1])
+        low, high = np.log(largest) - 80, np.log(largest) + 80
+        return float(np.exp(brentq(lambda log: falling(np.exp(log)), low, high, xtol=1e-12)))
 
 
 @dataclass(frozen=True)

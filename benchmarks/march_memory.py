@@ -1,0 +1,88 @@
+"""Whether the march's memory, beyond models and streams, grows with the number of documents.
+
+    python benchmarks/march_memory.py [--documents 50 500]
+
+Each count runs in a process of its own, on documents of 32 random tokens and the pair that ships.
+Reported is the peak of the march over what stood before it, less the streams.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from toolkit import ModelPair
+from toolkit.demo import ADAPTER, BASE, shipped
+from toolkit.documents import Encoded, make_batches
+from toolkit.lockstep import March
+from toolkit.survey import BlockSums
+
+LENGTH, BLOCKS, STREAMS = 32, 4, 2
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+@torch.no_grad()
+def measure(n_documents: int) -> dict:
+    pair = ModelPair.load(BASE, shipped(ADAPTER))
+    ids = torch.randint(100, 40000, (n_documents, LENGTH), generator=torch.manual_seed(0))
+    documents = [Encoded(tuple(row.tolist()), None, (1,), i % 5 == 0) for i, row in enumerate(ids)]
+    batches = make_batches(documents, batch_tokens=512)
+    peak, done = 0, False
+
+    def watch() -> None:
+        nonlocal peak
+        while not done:
+            peak = max(peak, resident())
+            time.sleep(0.002)
+
+    def run(n_blocks: int, some: list) -> None:
+        walk = March(pair.base_blocks, pair.tuned_blocks, some, pair.branches)
+        for layer in walk.layers():
+            if layer == n_blocks:
+                return
+            sums = BlockSums(pair.branches, {}, 8)
+            for step in walk.steps(layer):
+                sums.update(step)
+            walk.advance(layer, {})
+
+    run(1, batches[:2])  # buffers that torch keeps for itself
+    before = resident()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run(BLOCKS, batches)
+    done = True
+    watcher.join()
+    width = pair.base.config.hidden_size
+    streams = STREAMS * n_documents * LENGTH * width * 4
+    return {
+        "documents": n_documents,
+        "tokens": n_documents * LENGTH,
+        "streams_mb": round(streams / 2**20, 1),
+        "beyond_models_and_streams_mb": round((peak - before - streams) / 2**20, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, nargs="+", default=[50, 500])
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one)))
+        return
+    for count in args.documents:
+        subprocess.run([sys.executable, __file__, "--one", str(count)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""One thread, no network, quiet libraries, and every result that several tests look at, once."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+from tests import tiny
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer():
+    return tiny.make_tokenizer(chat=True)
+
+
+@pytest.fixture
+def llama_pair(tokenizer):
+    return tiny.make_pair("llama", torch.float64, tokenizer)

@@ -1,0 +1,5 @@
+"""``python -m toolkit`` is ``oracle``."""
+
+from toolkit.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""From a run to the files that the main command leaves, and back."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+
+from toolkit import plot, report
+from toolkit.checks import Check
+from toolkit.diagnose import Run
+from toolkit.errors import InputError
+from toolkit.steering import load_adapters, save_adapters
+from toolkit.store import REPORT, RUN, read_statistics, read_tables, write_json, write_tables
+from toolkit.survey import analyse
+from toolkit.table import Table
+
+
+def publish(run: Run, folder: Path) -> None:
+    """Write tables, figures, adapters, ``run.json``, ``report.json`` and ``report.html``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(run.tables, folder / "tables")
+    if run.adapters:
+        save_adapters(run.adapters, folder / "adapters")
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    for table in run.tables:
+        plot.save(table.plot(), figures / table.name)
+    drawn = {
+        table.name: (figures / f"{table.name}.svg").read_text("utf-8") for table in run.tables
+    }
+    (folder / "report.html").write_text(report.render(run, drawn), "utf-8")
+    write_json({**report.summary(run), "run": _kept(run)}, folder / REPORT)
+    write_json(run.info, folder / RUN)
+
+
+def read_run(folder: Path) -> Run:
+    """The run that `publish` wrote. Where its statistics were kept, they are analysed anew."""
+    if not (folder / RUN).is_file():
+        raise InputError(f"{folder} is not a finished run: it has no {RUN}")
+    kept = json.loads((folder / REPORT).read_text("utf-8"))["run"]
+    adapters = load_adapters(folder / "adapters") if (folder / "adapters").is_dir() else None
+    tables = read_tables(folder / "tables")
+    return Run(
+        **{**tables, **_redone(folder)},
+        recommendation=kept["recommendation"],
+        adapters=adapters,
+        samples=kept["samples"],
+        checks=[Check(**fields) for fields in kept["checks"]],
+        info=json.loads((folder / RUN).read_text("utf-8")),
+    )
+
+
+def _redone(folder: Path) -> dict[str, Table]:
+    """The tables that statistics alone give: norms, spectrum and linear fit."""
+    blocks = [analyse(layer, sums) for layer, sums in read_statistics(folder).items()]
+    names = blocks[0].rows if blocks else ()
+    return {name: Table.of(name, [row for b in blocks for row in b.rows[name]]) for name in names}
+
+
+def _kept(run: Run) -> dict:
+    """What a run holds beside its tables, adapters and ``run.json``."""
+    return {
+        "recommendation": run.recommendation,
+        "samples": run.samples,
+        "checks": [asdict(check) for check in run.checks],
+    }
+
+
