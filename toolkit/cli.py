@@ -108,7 +108,9 @@ def demo(
 
         errors.print(f"base: {BASE} (from the package index, converted once)")
         errors.print(f"tuned: its rank-8 LoRA fine-tune on GSM8K, {shipped(ADAPTER)}")
-        run_job(BASE, str(shipped(ADAPTER)), shipped(PROMPTS), out, {}, overwrite=True, show=not quiet)
+        run_job(
+            BASE, str(shipped(ADAPTER)), shipped(PROMPTS), out, {}, overwrite=True, show=not quiet
+        )
 
 
 def run_job(

@@ -28,7 +28,7 @@ from toolkit.documents import (
 from toolkit.errors import InputError
 from toolkit.locations import BRANCHES
 from toolkit.lockstep import March
-from toolkit.mlp import MLP, mlps
+from toolkit.mlp import MLP, MLPChange, mlps
 from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.recommend import Recommendation, recommend
@@ -220,11 +220,11 @@ def _march(
     return blocks, recipes
 
 
-def _mlps(pair: ModelPair) -> tuple[list[MLP], list[MLP]] | None:
-    """Both models' MLPs as matrices, or None, with the reason kept, where there are none to read."""
+def _mlps(pair: ModelPair) -> list[tuple[MLP, MLPChange]] | None:
+    """The MLPs as matrices, or None, with the reason kept, where there are none to read."""
     if MLP_INPUT not in pair.missing:
         try:
-            return mlps(pair.base), mlps(pair.tuned)
+            return mlps(pair.base, pair.tuned)
         except ValueError as error:
             pair.missing["mlp"] = " ".join(str(error).split())
     return None

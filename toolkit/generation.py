@@ -1,11 +1,12 @@
 """Greedy generation and the logits of generated tokens, batched and left-padded."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,92 @@ def make_prompts(
     return Prompts(ids.to(device), mask.to(device))
 
 
-@torch.no_grad()
-def generate(
-    model: nn.Module, prompts: Prompts, n_new: int, ends: Sequence[int], pad_id: int
-) -> tuple[Generated, Tensor]:
-    """Greedy continuations of `n_new` tokens, and the logits they were chosen by.
+@dataclass(frozen=True)
+class Prefilled:
+    """A model that has read its prompts: the logits behind the last token, and its cache."""
 
-    The logits are `[n_prompts, n_new, vocabulary]`. A row ends at a token of `ends`; what stands
-    behind it is padding that does not count.
-    """
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=n_new, pad_token_id=pad_id, eos_token_id=list(ends) or None
-    )
-    output = model.generate(
+    logits: Tensor
+    cache: Any
+
+
+@torch.no_grad()
+def prefill(model: nn.Module, prompts: Prompts) -> Prefilled:
+    """Let `model` read `prompts` once, for `greedy` and `continuation_logits` to go on from."""
+    output = model(
         input_ids=prompts.ids,
         attention_mask=prompts.mask.long(),
-        generation_config=config,
-        output_logits=True,
-        return_dict_in_generate=True,
+        position_ids=_positions(prompts.mask),
+        use_cache=True,
+        logits_to_keep=1,
     )
-    ids = output.sequences[:, prompts.ids.shape[1] :]
-    logits = torch.stack(output.logits, 1)
-    unused = n_new - ids.shape[1]  # every row ended early
-    counted = torch.nn.functional.pad(counted_tokens(ids, ends), (0, unused))
-    ids = torch.nn.functional.pad(ids, (0, unused), value=pad_id)
-    return Generated(ids, counted), torch.nn.functional.pad(logits, (0, 0, 0, unused))
+    return Prefilled(output.logits[:, -1], output.past_key_values)
+
+
+@torch.no_grad()
+def greedy(
+    model: nn.Module, prompts: Prompts, start: Prefilled, n_new: int, ends: Sequence[int]
+) -> tuple[Generated, Tensor]:
+    """The model's `n_new` most likely tokens, one by one, and the logits they were chosen by.
+
+    The logits are `[n_prompts, n_new, vocabulary]`. A row ends at a token of `ends`; what it says
+    behind it does not count.
+    """
+    cache, logits, mask = copy.deepcopy(start.cache), [start.logits], prompts.mask
+    ids = start.logits.argmax(-1, keepdim=True)
+    while ids.shape[1] < n_new:
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        output = model(
+            input_ids=ids[:, -1:],
+            attention_mask=mask.long(),
+            position_ids=_positions(mask)[:, -1:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits.append(output.logits[:, -1])
+        ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
+    return Generated(ids, counted_tokens(ids, ends)), torch.stack(logits, 1)
+
+
+@torch.no_grad()
+def continuation_logits(
+    model: nn.Module, prompts: Prompts, start: Prefilled, generated: Generated
+) -> Tensor:
+    """The logits by which `model` would choose each generated token, reading `generated` itself.
+
+    `[n_prompts, n_new, vocabulary]`.
+    """
+    n_read = generated.ids.shape[1] - 1
+    mask = torch.cat([prompts.mask, prompts.mask.new_ones(len(prompts.mask), n_read)], 1)
+    if n_read == 0:
+        return start.logits[:, None]
+    output = model(
+        input_ids=generated.ids[:, :-1],
+        attention_mask=mask.long(),
+        position_ids=_positions(mask)[:, -n_read:],
+        past_key_values=copy.deepcopy(start.cache),
+        use_cache=True,
+    )
+    return torch.cat([start.logits[:, None], output.logits], 1)
+
+
+@torch.no_grad()
+def whole_logits(model: nn.Module, prompts: Prompts, generated: Generated) -> Tensor:
+    """What `continuation_logits` gives, from one pass over prompts and continuations."""
+    ids = torch.cat([prompts.ids, generated.ids[:, :-1]], 1)
+    n_new = generated.ids.shape[1]
+    mask = torch.cat([prompts.mask, prompts.mask.new_ones(len(prompts.mask), n_new - 1)], 1)
+    return model(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        position_ids=_positions(mask),
+        use_cache=False,
+        logits_to_keep=n_new,
+    ).logits
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Each token's place in its own row, padding left out."""
+    return (mask.long().cumsum(1) - 1).clamp_min(0)
 
 
 def counted_tokens(ids: Tensor, ends: Sequence[int]) -> Tensor:
@@ -73,29 +135,7 @@ def counted_tokens(ids: Tensor, ends: Sequence[int]) -> Tensor:
     return ended.cumsum(1) - ended.long() == 0
 
 
-@torch.no_grad()
-def continuation_logits(model: nn.Module, prompts: Prompts, generated: Generated) -> Tensor:
-    """The logits by which `model` would choose each generated token, reading `generated` itself.
-
-    `[n_prompts, n_new, vocabulary]`.
-    """
-    n_new = generated.ids.shape[1]
-    return model(**continuation_inputs(prompts, generated), logits_to_keep=n_new).logits
-
-
-def continuation_inputs(prompts: Prompts, generated: Generated) -> dict:
-    """Prompt and generated tokens but the last, as a model's arguments."""
-    ids = torch.cat([prompts.ids, generated.ids[:, :-1]], 1)
-    mask = torch.cat([prompts.mask, torch.ones_like(generated.ids[:, :-1], dtype=torch.bool)], 1)
-    return {
-        "input_ids": ids,
-        "attention_mask": mask.long(),
-        "position_ids": (mask.long().cumsum(1) - 1).clamp_min(0),
-        "use_cache": False,
-    }
-
-
-def end_tokens(model: nn.Module, tokenizer) -> tuple[int, ...]:
+def end_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a response: the model's own and the tokenizer's."""
     own = getattr(model, "generation_config", None)
     ends = getattr(own, "eos_token_id", None)

@@ -27,7 +27,7 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-class _Stopped(Exception):
+class _Stopped(Exception):  # noqa: N818 - a signal, not an error
     """Raised inside a forward pass that has served its purpose."""
 
 
@@ -92,6 +92,22 @@ def call_of(module: nn.Module, run: Callable[[], Any]) -> Call:
         except _Stopped:
             return calls[0]
     raise RuntimeError(f"{type(module).__name__} was not called")
+
+
+def state_at(site: Site, run: Callable[[], Any]) -> Tensor:
+    """The tensor at `site` in ``run()``, which is ended at that point."""
+    states: list[Tensor] = []
+
+    def stop(tensor: Tensor) -> Tensor:
+        states.append(tensor)
+        raise _Stopped
+
+    with replace(site, stop):
+        try:
+            run()
+        except _Stopped:
+            return states[0]
+    raise RuntimeError(f"{type(site.module).__name__} was not reached")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from toolkit.hooks import (
     first,
     hidden_state,
     replace,
+    state_at,
     tuple_sizes,
     with_hidden_state,
 )
@@ -93,6 +94,13 @@ class Blocks:
         # Some families (OPT) hand their MLP all tokens of the batch in one row.
         return output, {k: v.reshape(*hidden.shape[:-1], -1) for k, v in states.items()}
 
+    def state(self, layer: int, call: Call, hidden: Tensor, location: str) -> Tensor:
+        """The state at `location` alone: block `layer` is run on `hidden` as far as there."""
+        block, block_call = self.sites.blocks[layer], with_hidden_state(call, hidden)
+        site = self.sites.at[location, layer]
+        state = state_at(site, lambda: block(*block_call.args, **block_call.kwargs))
+        return state.reshape(*hidden.shape[:-1], -1)
+
     @contextmanager
     def started_at(self, layer: int, hidden: Tensor) -> Iterator[None]:
         """Let the model's forward passes begin at block `layer` with the state `hidden`."""
@@ -122,20 +130,26 @@ class Blocks:
 
 
 class Stream:
-    """The residual states of all tokens of all batches, in memory or memory-mapped at `path`."""
+    """The residual states of all tokens of `batches`, in memory or memory-mapped at `path`.
+
+    `batches` maps indices to batches; `first_states` gives width, precision and device.
+    """
 
     def __init__(
-        self, batches: Sequence[Batch], first_states: Tensor, path: Path | None = None
+        self, batches: Mapping[int, Batch], first_states: Tensor, path: Path | None = None
     ) -> None:
         width, dtype = first_states.shape[-1], first_states.dtype
-        sizes = [batch.ids.numel() for batch in batches]
+        sizes = [batch.ids.numel() for batch in batches.values()]
         n = sum(sizes) * width
         if path is None:
             self.flat = torch.empty(n, dtype=dtype, device=first_states.device)
         else:
             self.flat = torch.from_file(str(path), shared=True, size=n, dtype=dtype)
         parts = self.flat.view(-1, width).split(sizes)
-        self._parts = [p.view(*b.ids.shape, width) for p, b in zip(parts, batches, strict=True)]
+        self._parts = {
+            index: part.view(*batch.ids.shape, width)
+            for part, (index, batch) in zip(parts, batches.items(), strict=True)
+        }
 
     def __getitem__(self, index: int) -> Tensor:
         return self._parts[index]
@@ -149,7 +163,7 @@ class Step:
     """One batch in one block: the states of each stream by location, `[batch, length, d_model]`.
 
     `forced` are the base block's states on the tuned stream, `steered` those on the stream of each
-    adapter family that is being fitted.
+    adapter family that is being fitted (fit documents only).
     """
 
     layer: int
@@ -184,7 +198,8 @@ class March:
 
     `locations` are captured in every block (`post_block` among them). `extra` locations are
     captured from the base model's own stream only. `steered` maps the name of each adapter family
-    to its location. Use::
+    to its location; its stream carries the fit documents. Streams are memory-mapped in `folder`,
+    if there is one. Use::
 
         for layer in march.layers():
             for step in march.steps(layer):
@@ -204,15 +219,18 @@ class March:
     def __post_init__(self) -> None:
         self._streams: dict[str, Stream] = {}
         self._scratch: dict[str, Stream] = {}
+        everything = dict(enumerate(self.batches))
+        self._fit = {index: b for index, b in everything.items() if not b.held_out}
         with torch.no_grad():
             for name in ("base", "tuned", *self.steered):
+                batches = self._fit if name in self.steered else everything
+                stream = self._streams[name] = self._new_stream(name, batches)
                 blocks = self.tuned if name == "tuned" else self.base
-                self._streams[name] = self._new_stream(name)
-                for index, batch in enumerate(self.batches):
-                    self._streams[name][index] = blocks.embed(batch)
+                for index, batch in batches.items():
+                    stream[index] = blocks.embed(batch)
         for name, location in self.steered.items():
             if location == "post_mlp":
-                self._scratch[name] = self._new_stream(f"{name}-scratch")
+                self._scratch[name] = self._new_stream(f"{name}-scratch", self._fit)
 
     def layers(self) -> Iterator[int]:
         """The blocks that are still to be passed."""
@@ -231,7 +249,8 @@ class March:
             )
             _, forced = self.base.run(layer, call, tuned_in, self.locations)
             tuned_out, tuned = self.tuned.run(layer, tuned_call, tuned_in, self.locations)
-            steered = {name: self._run_steered(name, layer, index, call) for name in self.steered}
+            names = self.steered if index in self._fit else ()
+            steered = {name: self._run_steered(name, layer, index, call) for name in names}
             yield Step(layer, batch, tuned, base, forced, steered)
             self._streams["base"][index] = base_out
             self._streams["tuned"][index] = tuned_out
@@ -241,9 +260,9 @@ class March:
         """Carry each steered stream past block `layer` with the adapter just fitted for it."""
         for name, location in self.steered.items():
             stream = self._streams[name]
-            for index, batch in enumerate(self.batches):
+            for index, batch in self._fit.items():
                 where = steerable(batch.mask)
-                if location == "pre_mlp":  # the MLP reads what is steered: the block runs again
+                if location == "pre_mlp":  # the MLP reads what is steered
                     edit = steered_by(adapters[name], where)
                     call = self.base.call(layer, batch)
                     stream[index], _ = self.base.run(
@@ -266,16 +285,18 @@ class March:
 
     def _run_steered(self, name: str, layer: int, index: int, call: Call) -> States:
         location, stream = self.steered[name], self._streams[name]
-        output, states = self.base.run(layer, call, stream[index], (location, target_of(location)))
+        if location == "pre_mlp":  # the rest of the block waits for the adapter
+            return {location: self.base.state(layer, call, stream[index], location)}
+        locations = (location, target_of(location))
+        output, states = self.base.run(layer, call, stream[index], locations)
         if location == "post_mlp":
             self._scratch[name][index] = states[location]
-        if location != "pre_mlp":
-            stream[index] = output
+        stream[index] = output
         return states
 
-    def _new_stream(self, name: str) -> Stream:
+    def _new_stream(self, name: str, batches: Mapping[int, Batch]) -> Stream:
         path = self.folder / f"{name.replace('/', '-')}.stream" if self.folder else None
-        return Stream(self.batches, self.base.embed(self.batches[0]), path)
+        return Stream(batches, self.base.embed(self.batches[0]), path)
 
 
 def target_of(location: str) -> str:

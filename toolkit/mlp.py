@@ -54,50 +54,126 @@ class MLP:
             inner = inner + value.T * self.up
         return self.down @ inner
 
-    def minus(self, other: "MLP") -> "MLP":
-        """The weight change ``self − other``, as weights."""
-        names = ["gate", "gate_bias", "down", "down_bias"]
-        names += ["up", "up_bias"] if self.up is not None else []
-        return replace(self, **{name: getattr(self, name) - getattr(other, name) for name in names})
-
     def to(self, dtype: torch.dtype) -> "MLP":
         """The same in another precision."""
         tensors = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
 
 
-def mlps(model: nn.Module) -> list[MLP]:
-    """The dense MLP of every block of `model`; ValueError, with the reason, if it has none."""
-    return [_mlp(causal_lm(model), projections) for projections in mlp_projections(model)]
+@dataclass(frozen=True)
+class Change:
+    """What fine-tuning changed of a linear module: ``x ↦ ΔW x + Δb``.
+
+    `factors` is ``(ΔW,)``, or ``(B, A)`` with ``ΔW = B A`` where the change is a LoRA: it is never
+    multiplied out.
+    """
+
+    factors: tuple[Tensor, ...]
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for factor in reversed(self.factors):
+            x = x @ factor.T
+        return x + self.bias
+
+    def halves(self) -> tuple["Change", "Change"]:
+        """Of a fused projection: the gate's rows, and the up's."""
+        first, second = self.factors[0].chunk(2)
+        biases = self.bias.chunk(2)
+        rest = self.factors[1:]
+        return Change((first, *rest), biases[0]), Change((second, *rest), biases[1])
+
+    def to(self, dtype: torch.dtype) -> "Change":
+        return Change(tuple(factor.to(dtype) for factor in self.factors), self.bias.to(dtype))
 
 
-def _mlp(model: nn.Module, projections: dict[str, nn.Module]) -> MLP:
+@dataclass(frozen=True)
+class MLPChange:
+    """The changes of an `MLP`'s matrices and biases."""
+
+    gate: Change
+    down: Change
+    up: Change | None = None
+
+    def to(self, dtype: torch.dtype) -> "MLPChange":
+        """The same in another precision."""
+        return MLPChange(**{name: part and part.to(dtype) for name, part in vars(self).items()})
+
+
+def mlps(base: nn.Module, tuned: nn.Module) -> list[tuple[MLP, MLPChange]]:
+    """The base model's dense MLP in every block, and what fine-tuning changed of it.
+
+    Raises ValueError, with the reason, where a block has no MLP that can be read.
+    """
+    activation = _activation(causal_lm(base).config)
+    pairs = zip(mlp_projections(base), mlp_projections(tuned), strict=True)
+    return [(_mlp(activation, ours), _mlp_change(ours, theirs)) for ours, theirs in pairs]
+
+
+def _mlp(activation: Activation, projections: dict[str, nn.Module]) -> MLP:
     gate, gate_bias = affine(projections["pre"])
     down, down_bias = affine(projections["down"])
-    activation = _activation(model.config)
     if "linear" not in projections:
         return MLP(activation, gate, gate_bias, down, down_bias)
-    if projections["linear"] is projections["pre"]:  # fused: the gate's rows, then the up's
+    if _is_fused(projections):
         (gate, up), (gate_bias, up_bias) = gate.chunk(2), gate_bias.chunk(2)
     else:
         up, up_bias = affine(projections["linear"])
     return MLP(activation, gate, gate_bias, down, down_bias, up, up_bias)
 
 
+def _mlp_change(base: dict[str, nn.Module], tuned: dict[str, nn.Module]) -> MLPChange:
+    gate, down = (_change(base[name], tuned[name]) for name in ("pre", "down"))
+    if "linear" not in base:
+        return MLPChange(gate, down)
+    if _is_fused(base):
+        gate, up = gate.halves()
+        return MLPChange(gate, down, up)
+    return MLPChange(gate, down, _change(base["linear"], tuned["linear"]))
+
+
+def _is_fused(projections: dict[str, nn.Module]) -> bool:
+    """Whether one projection computes both branches: the gate's rows, then the up's."""
+    return projections["linear"] is projections["pre"]
+
+
+def _change(base: nn.Module, tuned: nn.Module) -> Change:
+    if factors := _lora_factors(base, tuned):
+        return Change(factors, factors[0].new_zeros(len(factors[0])))
+    (weight, bias), (tuned_weight, tuned_bias) = affine(base), affine(tuned)
+    return Change((tuned_weight - weight,), tuned_bias - bias)
+
+
+def _lora_factors(base: nn.Module, tuned: nn.Module) -> tuple[Tensor, ...]:
+    """B and A of plain LoRAs on base's own weights; nothing where `tuned` is anything else."""
+    if not hasattr(tuned, "lora_A") or not hasattr(base, "weight"):
+        return ()
+    names = tuned.active_adapters
+    plain = all(name in tuned.lora_A and not tuned.use_dora.get(name) for name in names)
+    shared = tuned.get_base_layer().weight.data_ptr() == base.weight.data_ptr()
+    biased = any(tuned.lora_B[name].bias is not None for name in names if name in tuned.lora_B)
+    if not (plain and shared) or biased:
+        return ()
+    ups = [tuned.lora_B[name].weight.detach() * tuned.scaling[name] for name in names]
+    downs = [tuned.lora_A[name].weight.detach() for name in names]
+    return torch.cat(ups, 1), torch.cat(downs)
+
+
+@torch.no_grad()
 def affine(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight `[out, in]` and bias `[out]` of a linear module; a LoRA's update is added."""
-    if hasattr(module, "get_base_layer"):  # a PEFT layer: its base layer and active adapters
-        weight, bias = affine(module.get_base_layer())
-        for name in module.active_adapters:
-            weight = weight + module.get_delta_weight(name).to(weight.dtype)
-        return weight, bias
-    weight = module.weight.detach()
+    """Weight `[out, in]` and bias `[out]` of a linear module, wrapped by PEFT or not."""
+    if hasattr(module, "get_base_layer"):  # whatever the adapter does, it does it to the identity
+        weight, _ = affine(module.get_base_layer())
+        bias = module(weight.new_zeros(1, weight.shape[1]))[0]
+        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return (module(eye) - bias).T, bias
+    weight = module.weight
     if type(module).__name__ == "Conv1D":  # GPT-2 keeps its weights as [in, out]
         weight = weight.T
     elif not isinstance(module, nn.Linear):
         raise ValueError(f"a {type(module).__name__} is not a linear projection that can be read")
-    bias = module.bias.detach() if module.bias is not None else weight.new_zeros(len(weight))
-    return weight, bias
+    bias = module.bias if module.bias is not None else weight.new_zeros(len(weight))
+    return weight.detach(), bias.detach()
 
 
 def _activation(config: Any) -> Activation:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,13 +142,19 @@ def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.
         raise InputError(f"{folder} is a prompt-learning adapter: it changes no weight of a block")
     shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
     try:
-        tuned = PeftModel.from_pretrained(copy.deepcopy(base, shared), folder)
+        # PEFT looks on the hub for what the adapter calls its base, and warns that it is not there.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuned = PeftModel.from_pretrained(copy.deepcopy(base, shared), folder)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the adapter {folder} does not fit the base model {base_source}: {one_line(error)}"
         ) from error
     with safe_open(weights, "pt") as saved:
-        different = sorted(set(saved.keys()) ^ get_peft_model_state_dict(tuned).keys())
+        names = set(saved.keys())
+    embeds = any("lora_" not in name for name in names)
+    expected = get_peft_model_state_dict(tuned, save_embedding_layers=embeds).keys()
+    different = sorted(names ^ expected)
     if different:
         raise InputError(
             f"the adapter {folder} does not fit the base model {base_source}: "

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-
 from toolkit import plot, report
 from toolkit.checks import Check
 from toolkit.diagnose import Run
@@ -25,9 +24,7 @@ def publish(run: Run, folder: Path) -> None:
     figures.mkdir(exist_ok=True)
     for table in run.tables:
         plot.save(table.plot(), figures / table.name)
-    drawn = {
-        table.name: (figures / f"{table.name}.svg").read_text("utf-8") for table in run.tables
-    }
+    drawn = {table.name: (figures / f"{table.name}.svg").read_text("utf-8") for table in run.tables}
     (folder / "report.html").write_text(report.render(run, drawn), "utf-8")
     write_json({**report.summary(run), "run": _kept(run)}, folder / REPORT)
     write_json(run.info, folder / RUN)
@@ -64,5 +61,3 @@ def _kept(run: Run) -> dict:
         "samples": run.samples,
         "checks": [asdict(check) for check in run.checks],
     }
-
-

@@ -15,8 +15,10 @@ from toolkit.generation import (
     Prompts,
     continuation_logits,
     end_tokens,
-    generate,
+    greedy,
     make_prompts,
+    prefill,
+    whole_logits,
 )
 from toolkit.hooks import Site, capture, replace
 from toolkit.pair import ModelPair
@@ -62,12 +64,14 @@ class Evaluation:
     """Divergences from the tuned model, by candidate and forcing, and what each candidate said.
 
     Under forcing ``tuned`` all models read the tuned model's tokens; under ``own`` each reads its
-    own greedy tokens, so that after the first differing token contexts differ too. `texts` holds
+    own greedy tokens, so that after the first differing token contexts differ too. `tokens` holds
     each candidate's own greedy tokens by prompt; the tuned model's are under None.
+    `oracle_agrees`: the oracle chose every token that the tuned model chose.
     """
 
     divergences: dict[tuple[Candidate, Forcing], Divergences] = field(default_factory=dict)
     tokens: dict[Candidate | None, list[list[int]]] = field(default_factory=dict)
+    oracle_agrees: bool = True
 
     def add(self, candidate: Candidate, forcing: Forcing, part: Divergences) -> None:
         known = self.divergences.get((candidate, forcing))
@@ -98,7 +102,9 @@ def evaluate(
     evaluation = Evaluation()
     for start in range(0, len(prompts), batch_size):
         batch = make_prompts(prompts[start : start + batch_size], pad_id, pair.device)
-        _Round(pair, batch, n_new, ends, pad_id, evaluation).run(candidates, advance)
+        _Round(pair, batch, n_new, ends, evaluation).run(candidates, advance)
+    if evaluation.oracle_agrees:  # then it reads the same tokens under both forcings
+        evaluation.divergences[ORACLE, "own"] = evaluation.divergences[ORACLE, "tuned"]
     return evaluation
 
 
@@ -111,73 +117,73 @@ class _Round:
         prompts: Prompts,
         n_new: int,
         ends: Sequence[int],
-        pad_id: int,
         evaluation: Evaluation,
     ) -> None:
-        self.pair, self.prompts, self.evaluation = pair, prompts, evaluation
-        self.n_new, self.ends, self.pad_id = n_new, ends, pad_id
-        self.base, self.sites = pair.base_blocks.model, pair.base_blocks.sites
-        self.generated, self.own_logits = self._generate(pair.tuned)
+        self.prompts, self.n_new, self.ends, self.evaluation = prompts, n_new, ends, evaluation
+        self.blocks, self.base, self.tuned = pair.base_blocks, pair.base_blocks.model, pair.tuned
+        self.sites, self.tuned_sites = self.blocks.sites, pair.tuned_blocks.sites
+        start = prefill(pair.tuned, prompts)
+        self.generated, self.own_logits = greedy(pair.tuned, prompts, start, n_new, ends)
+        self.tuned_logits = continuation_logits(pair.tuned, prompts, start, self.generated)
         evaluation.said(None, self.generated)
-        with capture(_outputs(pair.tuned_blocks.sites.blocks)) as self.tuned_states:
-            self.tuned_logits = self._continue(pair.tuned)
 
     def run(self, candidates: Sequence[Candidate], advance: Callable[[], None]) -> None:
-        with capture(_inputs(self.sites.blocks)) as states:
-            self._compare(NONE, "tuned", self._continue(self.base))
-        self._own(NONE)
-        with self._oracle():
-            oracle_logits = self._continue(self.base)
-        self._compare(ORACLE, "tuned", oracle_logits)
-        self._own_oracle(oracle_logits)
+        # Steering one block starts from the base model's states and needs no cache: like is
+        # compared with like, so these and the oracle have the tuned model's own uncached pass.
+        with capture(_outputs(self.tuned_sites.blocks)) as tuned_states:
+            self.whole_tuned_logits = whole_logits(self.tuned, self.prompts, self.generated)
+        with capture(_inputs(self.sites.blocks)) as base_states:
+            whole_logits(self.base, self.prompts, self.generated)
+        self._everywhere(NONE)
+        self._oracle(tuned_states)
         advance()
         for candidate in candidates:
-            assert candidate.adapters is not None
-            with ExitStack() as stack:
-                if candidate.layers != "all":
-                    layer = candidate.layers
-                    started = self.pair.base_blocks.started_at(layer, states[str(layer)])
-                    stack.enter_context(started)
-                stack.enter_context(steer(self.base, candidate.adapters, self.sites))
-                self._compare(candidate, "tuned", self._continue(self.base))
             if candidate.layers == "all":
-                self._own(candidate)
+                self._everywhere(candidate)
+            else:
+                self._single(candidate, base_states[str(candidate.layers)])
             advance()
 
-    def _own(self, candidate: Candidate) -> None:
-        with ExitStack() as stack:
-            if candidate.adapters:
-                stack.enter_context(steer(self.base, candidate.adapters, self.sites))
-            generated, logits = self._generate(self.base)
-        self.evaluation.said(candidate, generated)
-        counted = generated.counted & self.generated.counted
-        divergences = Divergences(kl_divergence(self.own_logits, logits), counted)
-        self.evaluation.add(candidate, "own", divergences)
-
-    def _own_oracle(self, logits: Tensor) -> None:
-        """If the oracle chooses every token that the tuned model chose, both forcings are one."""
-        chosen = logits.argmax(-1) == self.generated.ids
-        if bool((chosen | ~self.generated.counted).all()):
-            self._compare(ORACLE, "own", logits)
-
-    def _compare(self, candidate: Candidate, forcing: Forcing, logits: Tensor) -> None:
+    def _everywhere(self, candidate: Candidate) -> None:
+        """Both forcings, from one reading of the prompts."""
+        with self._attached(candidate):
+            start = prefill(self.base, self.prompts)
+            logits = continuation_logits(self.base, self.prompts, start, self.generated)
+            said, own_logits = greedy(self.base, self.prompts, start, self.n_new, self.ends)
+        self.evaluation.said(candidate, said)
         nats = kl_divergence(self.tuned_logits, logits)
-        part = Divergences(nats, self.generated.counted)
-        self.evaluation.add(candidate, forcing, part)
+        self.evaluation.add(candidate, "tuned", Divergences(nats, self.generated.counted))
+        both = said.counted & self.generated.counted
+        own = Divergences(kl_divergence(self.own_logits, own_logits), both)
+        self.evaluation.add(candidate, "own", own)
 
-    def _generate(self, model: torch.nn.Module) -> tuple[Generated, Tensor]:
-        return generate(model, self.prompts, self.n_new, self.ends, self.pad_id)
+    def _single(self, candidate: Candidate, states: Tensor) -> None:
+        assert candidate.layers != "all"
+        with self.blocks.started_at(candidate.layers, states), self._attached(candidate):
+            self._add_whole(candidate)
 
-    def _continue(self, model: torch.nn.Module) -> Tensor:
-        return continuation_logits(model, self.prompts, self.generated)
-
-    @contextmanager
-    def _oracle(self) -> Iterator[None]:
+    def _oracle(self, states: dict[str, Tensor]) -> None:
         """Every block output of the base model overwritten with the tuned model's."""
         with ExitStack() as stack:
             for name, site in _outputs(self.sites.blocks).items():
-                stack.enter_context(replace(site, _constant(self.tuned_states[name])))
+                stack.enter_context(replace(site, _constant(states[name])))
+            logits = self._add_whole(ORACLE)
+        agrees = logits.argmax(-1) == self.generated.ids
+        self.evaluation.oracle_agrees &= bool((agrees | ~self.generated.counted).all())
+
+    def _add_whole(self, candidate: Candidate) -> Tensor:
+        logits = whole_logits(self.base, self.prompts, self.generated)
+        nats = kl_divergence(self.whole_tuned_logits, logits)
+        self.evaluation.add(candidate, "tuned", Divergences(nats, self.generated.counted))
+        return logits
+
+    @contextmanager
+    def _attached(self, candidate: Candidate) -> Iterator[None]:
+        if candidate.adapters is None:
             yield
+        else:
+            with steer(self.base, candidate.adapters, self.sites):
+                yield
 
 
 def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:

@@ -17,7 +17,7 @@ from toolkit.analysis.norms import branch_norms
 from toolkit.analysis.reachability import reach_all, summarise
 from toolkit.analysis.spectrum import spectrum
 from toolkit.lockstep import March, Mode, Step, target_of, wide
-from toolkit.mlp import MLP
+from toolkit.mlp import MLP, MLPChange
 from toolkit.statistics import Moments, MomentSums, NormSums, Reservoir
 from toolkit.steering import adapter_from
 from toolkit.steering.adapters import Adapter, Fit
@@ -114,8 +114,8 @@ class BlockSums:
                     norms["tuned", location] = wide(tuned)
             self.moments[mode, step.batch.held_out].update(values)
         self.norms.update({key: norms[key] for key in sorted(norms, key=_norm_order)})
-        if not step.batch.held_out:
-            for name, location in self.steered.items():
+        for name, location in self.steered.items():
+            if name in step.steered:
                 self.sequential[name].update(
                     {
                         "state": step.steered_source(name, location),
@@ -169,7 +169,7 @@ def survey(
     march: March,
     branches: tuple[str, ...],
     recipes: Sequence[Recipe],
-    mlps: tuple[list[MLP], list[MLP]] | None,
+    mlps: Sequence[tuple[MLP, MLPChange]] | None,
     sample: int,
     dtype: torch.dtype,
     advance: Callable[[], None] = lambda: None,
@@ -178,12 +178,12 @@ def survey(
     """March on, and yield what each block gave as soon as it is passed.
 
     `recipes` are the adapters to fit; the sequential ones must be the march's steered streams, by
-    name. `mlps` are the base and tuned model's MLPs (None: the family has none that can be read).
+    name. `mlps` are the base model's MLPs and their changes (None: the family has none to be read).
     `sample` tokens a block serve reachability. `keep` is handed each block's sums.
     """
     for layer in march.layers():
         sums = BlockSums(branches, march.steered, sample)
-        first_order = FirstOrderSums(mlps[0][layer], mlps[1][layer]) if mlps else None
+        first_order = FirstOrderSums(*mlps[layer]) if mlps else None
         for step in march.steps(layer):
             sums.update(step)
             if first_order:
@@ -201,7 +201,7 @@ def survey(
         if mlps and first_order:
             found.rows["first_order"] = [{"layer": layer, **asdict(first_order.result())}]
             found.rows["reachability"] = reachability_rows(
-                layer, mlps[0][layer], mlps[1][layer], sums.sample.result()
+                layer, *mlps[layer], sums.sample.result()
             )
         march.advance(layer, {recipe.name: found.adapters[recipe] for recipe in _steered(recipes)})
         yield found
@@ -278,10 +278,10 @@ def spectrum_rows(layer: int, statistics: BlockStatistics, branches: tuple[str, 
     return rows
 
 
-def reachability_rows(layer: int, base: MLP, tuned: MLP, sample: Tensor) -> list[Row]:
+def reachability_rows(layer: int, base: MLP, change: MLPChange, sample: Tensor) -> list[Row]:
     """Of the sampled MLP inputs `[n, d]`, in float64; a target that is zero has no rows."""
     base, h = base.to(torch.float64), sample.double()
-    exact, down = exact_change(base, tuned.to(torch.float64).minus(base), h)
+    exact, down = exact_change(base, change.to(torch.float64), h)
     targets = {name: v for name, v in (("down", down), ("exact", exact)) if bool(v.any(1).all())}
     if not targets:
         return []

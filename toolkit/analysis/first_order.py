@@ -9,9 +9,10 @@ changes of biases belong to their matrix's term. An MLP without a gate has no ga
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 
-from toolkit.mlp import MLP
+from toolkit.mlp import MLP, MLPChange
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,17 @@ class FirstOrderSums:
 
     NAMES = ("down", "gate", "up", "remainder", "exact", "base")
 
-    def __init__(self, base: MLP, tuned: MLP) -> None:
-        self.base, self.tuned = base, tuned
-        self._change = tuned.minus(base)
+    def __init__(self, base: MLP, change: MLPChange) -> None:
+        self.base, self.change = base, change
         self.sums = dict.fromkeys(self.NAMES, 0.0)
 
     def update(self, h: Tensor) -> None:
         """Add tokens: the base MLP's inputs, `[n, d]`."""
-        terms, exact, base = _terms(self.base, self.tuned, self._change, h)
+        terms, exact, y_base = _terms(self.base, self.change, h)
         rest = exact - sum(terms.values())
         for name, term in terms.items():
             self.sums[name] += _sum(term * exact)
-        for name, vector in (("remainder", rest), ("exact", exact), ("base", base)):
+        for name, vector in (("remainder", rest), ("exact", exact), ("base", y_base)):
             self.sums[name] += _sum(vector.square())
 
     def merge(self, other: Self) -> None:
@@ -62,44 +62,32 @@ class FirstOrderSums:
         return FirstOrder(**shares, relative_change=(exact / self.sums["base"]) ** 0.5)
 
 
-def exact_change(base: MLP, change: MLP, h: Tensor) -> tuple[Tensor, Tensor]:
-    """``y_tuned(h) − y_base(h)`` and the change of ``down`` alone, ``ΔW_d m``; each `[n, d]`.
+def exact_change(base: MLP, change: MLPChange, h: Tensor) -> tuple[Tensor, Tensor]:
+    """``y_tuned(h) − y_base(h)`` and the change of ``down`` alone, ``ΔW_d m``; each `[n, d]`."""
+    terms, exact, _ = _terms(base, change, h)
+    return exact, terms["down"]
 
-    Computed from the weights' changes, so that a small update is not lost in the rounding of y.
+
+def _terms(base: MLP, change: MLPChange, h: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The first-order terms, the exact change and ``y_base``; each `[n, d]`.
+
+    The exact change is ``W_d (m' − m) + ΔW_d m' + Δb_d``: from the weights' changes, so that a
+    small update is not lost in the rounding of y.
     """
-    a_g, a_u = base.inner(h)
-    m = base.activation(a_g) * a_u
-    d_g, d_u = _inner_change(change, h)
-    tuned_m = base.activation(a_g + d_g) * (a_u + d_u)
-    exact = (tuned_m - m) @ base.down.T + tuned_m @ change.down.T + change.down_bias
-    return exact, m @ change.down.T + change.down_bias
-
-
-def _terms(
-    base: MLP, tuned: MLP, change: MLP, h: Tensor
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     a_g, a_u = base.inner(h)
     value, slope = base.slopes(a_g)
     m = value * a_u
-    d_g, d_u = _inner_change(change, h)
+    d_g = change.gate(h)
+    d_u = change.up(h) if change.up else d_g.new_zeros(())
     tuned_m = base.activation(a_g + d_g) * (a_u + d_u)
-    exact = (tuned_m - m) @ base.down.T + tuned_m @ change.down.T + change.down_bias
-    gate = (slope * a_u * d_g) @ base.down.T
-    if base.up is None:  # the one inner projection is called up
-        up, gate = gate, gate.new_zeros(())
-    else:
-        up = (value * d_u) @ base.down.T
-    terms = {"down": m @ change.down.T + change.down_bias, "gate": gate, "up": up}
+    exact = (tuned_m - m) @ base.down.T + change.down(tuned_m)
+    inner = (slope * a_u * d_g) @ base.down.T
+    if change.up:
+        terms = {"down": change.down(m), "gate": inner, "up": (value * d_u) @ base.down.T}
+    else:  # the one inner projection is called up
+        terms = {"down": change.down(m), "gate": inner.new_zeros(()), "up": inner}
     return terms, exact, m @ base.down.T + base.down_bias
 
 
-def _inner_change(change: MLP, h: Tensor) -> tuple[Tensor, Tensor]:
-    """``ΔW_g h`` and ``ΔW_u h`` (0 without a gate), biases' changes included."""
-    d_g = h @ change.gate.T + change.gate_bias
-    if change.up is None:
-        return d_g, d_g.new_zeros(())
-    return d_g, h @ change.up.T + change.up_bias
-
-
 def _sum(products: Tensor) -> float:
-    return float(products.sum(dtype=products.double().dtype))
+    return float(products.sum(dtype=torch.float64))
