@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-N_EXAMPLES = 48
+N_EXAMPLES = 38
 OUT = Path(__file__).parent.parent / "data" / "gsm8k-demo.jsonl"
 
 

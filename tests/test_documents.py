@@ -24,9 +24,7 @@ def by_hand(content):
 def test_held_out_is_decided_by_the_contents_hash():
     """One in five, by content alone: order and company do not matter."""
     documents = tiny.make_documents(200)
-    split = dict(
-        (d.content, held_out) for d, held_out in split_documents(documents)
-    )
+    split = {d.content: held_out for d, held_out in split_documents(documents)}
     for fields in documents:
         content = fields.get("text", f"{fields.get('prompt')}\n{fields.get('response')}")
         assert split[content] == by_hand(content)
@@ -40,7 +38,12 @@ def test_content_is_utf_8():
 
 def test_duplicates_count_once():
     """By content: a text equal to prompt, newline, response is the same document."""
-    documents = [{"text": "a\nb"}, {"prompt": "a", "response": "b"}, {"text": "a\nb"}, {"text": "c"}]
+    documents = [
+        {"text": "a\nb"},
+        {"prompt": "a", "response": "b"},
+        {"text": "a\nb"},
+        {"text": "c"},
+    ]
     assert [d.content for d, _ in split_documents(documents)] == ["a\nb", "c"]
 
 
@@ -156,7 +159,10 @@ def test_unusual_line_separators_in_strings_do_not_cut_a_line(tmp_path, separato
         ("", "is empty: expected JSON lines or"),
         ("\n  \n", "is empty"),
         ('{"text": "a"}\n{"text": ', r"data.jsonl:2 is not JSON .*: expected one object a line"),
-        ('{"txt": "a"}', r"data.jsonl:1 has \['txt'\]: expected an object with the string \"text\""),
+        (
+            '{"txt": "a"}',
+            r"data.jsonl:1 has \['txt'\]: expected an object with the string \"text\"",
+        ),
         ('{"prompt": "a"}', 'or the strings "prompt" and "response"'),
         ('{"text": 3}', 'expected an object with the string "text"'),
         ("[1]", "data.jsonl:1 has list: expected an object"),
@@ -169,7 +175,7 @@ def test_bad_files_are_refused_with_what_to_do(tmp_path, content, message):
 
 
 def test_a_missing_file_and_bytes_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no such data file: .*nowhere"):
+    with pytest.raises(InputError, match=r"no such data file: .*nowhere"):
         read_documents(tmp_path / "nowhere.jsonl")
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
@@ -199,5 +205,3 @@ def test_mappings_strings_and_documents_are_documents():
 def test_documents_of_one_token_leave_nothing_to_fit(tokenizer):
     with pytest.raises(InputError, match="two tokens or more"):
         encode_all(["w5", "w6", "w7", "w8"], tokenizer)
-
-

@@ -38,7 +38,7 @@ def contexts(model):
 @pytest.mark.parametrize("name", ["capture", "replace output", "replace input", "before", "bypass",
                                   "steer"])  # fmt: skip
 def test_effect_inside_and_none_after(model, name):
-    """The logits change inside if they should; after it, and after an error in it, all is as was."""
+    """The logits change inside if they should; after it, error or not, all is as it was."""
     make, changes = contexts(model)[name]
     plain = logits(model)
     with restores(model):
@@ -141,7 +141,9 @@ def test_a_block_with_a_forward_of_its_own_is_refused(model):
     blocks = tiny.blocks_of(model)
     sizes = tuple_sizes(blocks, lambda: logits(model))
     blocks[1].forward = blocks[1].forward
-    with restores(model), pytest.raises(RuntimeError, match="forward of its own"), bypass(
-        blocks, sizes
+    with (
+        restores(model),
+        pytest.raises(RuntimeError, match="forward of its own"),
+        bypass(blocks, sizes),
     ):
         pass

@@ -1,5 +1,7 @@
 """A pair whose answer is known: tuned = base + a rank-2 edit of one down projection."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from toolkit.lockstep import March
 from toolkit.mlp import mlps
 from toolkit.replacement import NONE, ORACLE, Candidate, evaluate
 from toolkit.steering import Adapters
-from toolkit.survey import MLP_INPUT, Recipe, survey
+from toolkit.survey import MLP_INPUT, BlockSums, Recipe, analyse, survey
 
 EDITED = 1
 SEQUENTIAL = Recipe("post_mlp", 2, "sequential")
@@ -43,7 +45,7 @@ def make_march(pair, recipes=(), batch_tokens=300):
 
 def marched(pair, recipes, march=None):
     march = march or make_march(pair, recipes)
-    matrices = mlps(pair.base), mlps(pair.tuned)
+    matrices = mlps(pair.base, pair.tuned)
     return survey(march, pair.branches, recipes, matrices, 2, pair.dtype)
 
 
@@ -125,7 +127,7 @@ def test_explained_grows_to_one_with_rank_where_the_edit_is_linear(tokenizer):
             if (row["source"], row["target"], row["mode"]) == ("post_mlp", "own", mode)
         }
         ordered = [shares[rank] for rank in RANKS if rank in shares]
-        assert all(b >= a - 1e-12 for a, b in zip(ordered, ordered[1:], strict=False))
+        assert all(b >= a - 1e-12 for a, b in pairwise(ordered))
         assert shares[1] < 0.99 < 0.9999 < shares[2]
 
 
@@ -151,11 +153,9 @@ def test_an_interrupted_march_goes_on_to_identical_rows(llama_pair):
 
 def test_statistics_survive_being_written_down(llama_pair):
     """A block's sums, rebuilt from their state, give the same rows."""
-    from toolkit.survey import BlockSums, analyse
-
     kept = {}
     march = make_march(llama_pair)
-    matrices = mlps(llama_pair.base), mlps(llama_pair.tuned)
+    matrices = mlps(llama_pair.base, llama_pair.tuned)
     keep = lambda layer, sums: kept.update({layer: sums})  # noqa: E731
     found = list(survey(march, llama_pair.branches, [], matrices, 2, torch.float64, keep=keep))
     for block in found:

@@ -14,10 +14,11 @@ A run, from two models to an adapter that steers the base model::
 """
 
 from toolkit.checks import Check
-from toolkit.diagnose import Options, Run, diagnose
+from toolkit.diagnose import diagnose
 from toolkit.documents import Document, read_documents
 from toolkit.errors import InputError
 from toolkit.pair import ModelPair
+from toolkit.run import Options, Run
 from toolkit.steering import Adapters, load_adapters, save_adapters, steer
 from toolkit.table import Table
 

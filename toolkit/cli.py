@@ -126,11 +126,12 @@ def run_job(
     show: bool = True,
 ) -> None:
     """The main job, from names to files."""
-    from toolkit.diagnose import Hooks, Options
+    from toolkit.diagnose import Hooks
     from toolkit.diagnose import diagnose as run_diagnosis
     from toolkit.documents import read_documents
     from toolkit.pair import ModelPair
     from toolkit.publish import publish
+    from toolkit.run import Options
     from toolkit.store import Workspace, refuse_existing
     from toolkit.weights import fingerprint
 
@@ -154,6 +155,9 @@ def run_job(
     try:
         hooks = Hooks(workspace.finished, workspace.resume, workspace.keep)
         run = run_diagnosis(pair, documents, options, show_progress=show, hooks=hooks)
+    except InputError:
+        workspace.abandon()
+        raise
     except KeyboardInterrupt:
         errors.print(f"interrupted; the same command goes on from {workspace.folder}")
         raise typer.Exit(130) from None

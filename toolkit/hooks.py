@@ -121,7 +121,7 @@ def bypass(modules: Iterable[nn.Module], tuple_sizes: Iterable[int]) -> Iterator
         for module, size in zip(modules, tuple_sizes, strict=True):
             if "forward" in vars(module):
                 raise RuntimeError(f"{type(module).__name__} already has a forward of its own")
-            module.forward = _identity(size)  # type: ignore[method-assign]
+            module.forward = _identity(size)
             changed.append(module)
         yield
     finally:

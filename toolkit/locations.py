@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
 from toolkit.hooks import Site
@@ -49,13 +50,13 @@ class Sites:
         return {name: self.at[name, layer] for name in locations if name not in self.missing}
 
 
-def causal_lm(model: nn.Module) -> nn.Module:
+def causal_lm(model: nn.Module) -> Any:
     """The transformers model inside `model`: itself, or what a PEFT adapter was put into."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def resolve(model: nn.Module) -> Sites:
-    """Find every location of `model`, a transformers causal language model (PEFT-wrapped or not)."""
+    """Find every location of `model`, a causal language model (PEFT-wrapped or not)."""
     engine = _engine(causal_lm(model))
     blocks = tuple(engine.resolve_point("resid_post", layer)[0] for layer in range(engine.n_layers))
     at: dict[tuple[str, int], Site] = {}
@@ -67,7 +68,7 @@ def resolve(model: nn.Module) -> Sites:
             except Exception as error:  # interp-engine raises several kinds, each with its reason
                 missing[name] = re.sub(r"\s+", " ", str(error))
                 break
-            at[name, layer] = Site(module, side)  # type: ignore[arg-type]
+            at[name, layer] = Site(module, side)
     return Sites(blocks, at, missing)
 
 

@@ -26,7 +26,7 @@ class MLP:
     down: Tensor
     down_bias: Tensor
     up: Tensor | None = None
-    up_bias: Tensor | None = None
+    up_bias: Tensor | float = 0.0
 
     def inner(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """``a_g`` and ``a_u`` (ones without a gate) of `h` `[n, d]`, each `[n, d_ff]`."""
@@ -42,8 +42,7 @@ class MLP:
     def slopes(self, a_g: Tensor) -> tuple[Tensor, Tensor]:
         """``σ(a_g)`` and ``σ'(a_g)``, elementwise."""
         # An activation is elementwise, so its derivative is its Jacobian-vector product with ones.
-        value, slope = torch.func.jvp(self.activation, (a_g,), (torch.ones_like(a_g),))
-        return value, slope
+        return torch.func.jvp(self.activation, (a_g,), (torch.ones_like(a_g),))  # type: ignore[return-value]
 
     def jacobian(self, h: Tensor) -> Tensor:
         """``A(h) = W_d J(h)`` of one token `h` `[d]`: `[d, d]`."""
@@ -57,7 +56,7 @@ class MLP:
     def to(self, dtype: torch.dtype) -> "MLP":
         """The same in another precision."""
         tensors = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _change(base: nn.Module, tuned: nn.Module) -> Change:
     return Change((tuned_weight - weight,), tuned_bias - bias)
 
 
-def _lora_factors(base: nn.Module, tuned: nn.Module) -> tuple[Tensor, ...]:
+def _lora_factors(base: Any, tuned: Any) -> tuple[Tensor, ...]:
     """B and A of plain LoRAs on base's own weights; nothing where `tuned` is anything else."""
     if not hasattr(tuned, "lora_A") or not hasattr(base, "weight"):
         return ()
@@ -160,7 +159,7 @@ def _lora_factors(base: nn.Module, tuned: nn.Module) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def affine(module: nn.Module) -> tuple[Tensor, Tensor]:
+def affine(module: Any) -> tuple[Tensor, Tensor]:
     """Weight `[out, in]` and bias `[out]` of a linear module, wrapped by PEFT or not."""
     if hasattr(module, "get_base_layer"):  # whatever the adapter does, it does it to the identity
         weight, _ = affine(module.get_base_layer())

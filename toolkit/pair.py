@@ -138,7 +138,7 @@ def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.
             "(pickled adapters are not read)"
         )
     _check_adapter_base(json.loads((folder / ADAPTER_CONFIG).read_text()), base_source, folder)
-    if PeftConfig.from_pretrained(folder).is_prompt_learning:
+    if PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
         raise InputError(f"{folder} is a prompt-learning adapter: it changes no weight of a block")
     shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
     try:

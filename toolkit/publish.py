@@ -6,8 +6,8 @@ from pathlib import Path
 
 from toolkit import plot, report
 from toolkit.checks import Check
-from toolkit.diagnose import Run
 from toolkit.errors import InputError
+from toolkit.run import Run
 from toolkit.steering import load_adapters, save_adapters
 from toolkit.store import REPORT, RUN, read_statistics, read_tables, write_json, write_tables
 from toolkit.survey import analyse

@@ -1,4 +1,4 @@
-"""Fitted maps put in place of the oracle: how near the steered base model comes to the tuned one."""
+"""Fitted maps put in place of the oracle: how near the steered model comes to the tuned one."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

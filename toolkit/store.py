@@ -7,7 +7,7 @@ finished that is not. In ``DIR.partial/march`` stands what a second start goes o
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Workspace:
     def finished(self, survey: BlockSurvey, march: March) -> None:
         """Keep a block and the streams behind it: the run can go on from here."""
         stem = self._march / f"block-{survey.layer:04}"
-        adapters = [asdict_recipe(recipe) for recipe in survey.adapters]
+        adapters = [asdict(recipe) for recipe in survey.adapters]
         write_json({"rows": survey.rows, "adapters": adapters}, stem.with_suffix(".json"))
         tensors = {
             f"{recipe.name}|{name}": parameter.detach().contiguous()
@@ -92,6 +92,10 @@ class Workspace:
             shutil.rmtree(self.out)
         self.folder.rename(self.out)
 
+    def abandon(self) -> None:
+        """Remove the folder: the input was bad."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def _block(self, layer: int) -> BlockSurvey:
         stem = self._march / f"block-{layer:04}"
         kept = json.loads(stem.with_suffix(".json").read_text())
@@ -121,10 +125,6 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} exists and is not a run: give --out another name")
     if is_run and not overwrite:
         raise InputError(f"{out} holds a finished run: give another --out, or --overwrite")
-
-
-def asdict_recipe(recipe: Recipe) -> dict[str, Any]:
-    return {"location": recipe.location, "rank": recipe.rank, "fit": recipe.fit}
 
 
 def read_statistics(folder: Path) -> dict[int, BlockSums]:

@@ -51,7 +51,9 @@ class BlockSurvey:
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """One block's moments by mode, on fit and on held-out documents."""
+    """One block's moments by mode: on fit and on held-out documents, and (of each state and each
+    delta with itself) on both.
+    """
 
     fit: dict[Mode, Moments]
     held_out: dict[Mode, Moments]
@@ -148,17 +150,11 @@ class BlockSums:
         return sums
 
     def statistics(self) -> BlockStatistics:
-        everything = {}
-        for mode in MODES:
-            merged = MomentSums(self.moments[mode, False].pairs)
-            merged.merge(self.moments[mode, False])
-            merged.merge(self.moments[mode, True])
-            everything[mode] = merged.result()
-        return BlockStatistics(
-            fit={mode: self.moments[mode, False].result() for mode in MODES},
-            held_out={mode: self.moments[mode, True].result() for mode in MODES},
-            everything=everything,
-        )
+        fit = {mode: self.moments[mode, False].result() for mode in MODES}
+        held_out = {mode: self.moments[mode, True].result() for mode in MODES}
+        described = [(name(x), name(x)) for x in self.branches for name in (source, target)]
+        everything = {mode: fit[mode].pooled(held_out[mode], described) for mode in MODES}
+        return BlockStatistics(fit, held_out, everything)
 
 
 def _norm_order(key: tuple[str, str]) -> tuple[int, str]:

@@ -1,6 +1,7 @@
-"""Whether a run's numbers mean anything: noise of the precision, enough tokens, untouched blocks."""
+"""Whether a run's numbers mean anything: noise, enough tokens, blocks that nothing changed."""
 
 import copy
+from typing import Any
 
 import pandas as pd
 import torch
@@ -36,7 +37,8 @@ def noise_floor(blocks: Blocks, batch: Batch) -> list[float]:
         call = blocks.call(layer, batch)
         hidden, _ = blocks.run(layer, call, hidden, ())
         twin = with_hidden_state(_cast(call, higher), exact)
-        exact = first(copy.deepcopy(block).to(higher)(*twin.args, **twin.kwargs))
+        twin_block: Any = copy.deepcopy(block).to(higher)
+        exact = first(twin_block(*twin.args, **twin.kwargs))
         change = (hidden.to(higher) - exact)[counted].square().sum()
         floor.append(float((change / exact[counted].square().sum()).sqrt()))
     return floor

@@ -55,7 +55,7 @@ def cache_directory() -> Path:
 
 def load_model(
     source: str | Path, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu"
-) -> torch.nn.Module:
+) -> Any:
     """The causal language model at `source`, in evaluation mode, without gradients.
 
     `source` is a hub id, a folder, a ``.gguf`` file or a name in `PACKAGED`. Only safetensors and
@@ -65,7 +65,7 @@ def load_model(
     if Path(folder).is_dir():
         _refuse_pickles(Path(folder))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
@@ -128,7 +128,7 @@ def _refuse_pickles(folder: Path) -> None:
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
     if pickled:
         raise InputError(
-            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are read: "
+            f"{folder} holds pickled weights ({pickled[0]}), which can run code when read: "
             "convert them to safetensors (model.save_pretrained does)"
         )
 

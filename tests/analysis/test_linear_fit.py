@@ -1,5 +1,7 @@
 """Reduced-rank regression on matrices with known answers."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -36,9 +38,11 @@ def problem(seed, n=80, d=10, rank=None, noise=0.0, decades=0.0):
 def test_a_map_of_rank_r_is_recovered_at_rank_r_and_not_before(rank):
     x, t = problem(0, rank=rank)
     moments = moments_of(x, t)
-    share = shares(fit_linear(moments, "x", "t", 1e-12), moments, range(8))
+    fit = fit_linear(moments, "x", "t", relative_ridge=1e-12)
+    share = shares(fit, moments, range(8))
     assert all(share[r] > 1 - 1e-9 for r in range(rank, 8))
     assert all(share[r] < 0.999 for r in range(rank))
+    assert torch.linalg.matrix_rank(fit.matrix(rank), rtol=1e-9) == rank
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,7 +72,7 @@ def test_explained_is_monotone_in_rank_on_the_fit_set(seed, decades):
     moments = moments_of(x, t)
     share = shares(fit_linear(moments, "x", "t"), moments, [*range(10), "full"])
     values = list(share.values())
-    assert all(b >= a - 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(b >= a - 1e-12 for a, b in pairwise(values))
     assert values[-1] <= 1
 
 

@@ -27,6 +27,22 @@ class Moments:
         b = b or a
         return self.covariance[a, b] + torch.outer(self.mean[a], self.mean[b])
 
+    def pooled(self, other: Self, pairs: Sequence[Pair]) -> Self:
+        """The moments over the tokens of both, for `pairs` alone."""
+        n = self.n + other.n
+        mean, gap = {}, {}
+        for name in dict.fromkeys(name for pair in pairs for name in pair):
+            gap[name] = other.mean[name] - self.mean[name]
+            mean[name] = self.mean[name] + gap[name] * (other.n / n)
+        between = self.n * other.n / n**2
+        covariance = {
+            (a, b): self.covariance[a, b] * (self.n / n)
+            + other.covariance[a, b] * (other.n / n)
+            + torch.outer(gap[a], gap[b]) * between
+            for a, b in pairs
+        }
+        return type(self)(n, mean, covariance)
+
     def energy(self, a: str) -> float:
         """``E‖a‖²``."""
         return float(self.covariance[a, a].trace() + self.mean[a].square().sum())
@@ -94,10 +110,10 @@ class MomentSums:
             raise ValueError("no tokens were counted")
         offset = {name: total / self.n for name, total in self._sum.items()}
         mean = {name: self._centre[name] + offset[name] for name in self.names}
-        covariance = {
-            (a, b): _full(product, a == b) / self.n - torch.outer(offset[a], offset[b])
-            for (a, b), product in self._product.items()
-        }
+        covariance = {}
+        for (a, b), product in self._product.items():
+            covariance[a, b] = torch.outer(offset[a], offset[b]).neg_()
+            covariance[a, b].add_(_full(product, a == b), alpha=1 / self.n)
         return Moments(self.n, mean, covariance)
 
     def state(self) -> dict[str, Tensor]:
@@ -146,4 +162,4 @@ def _add_gram(total: Tensor, x: Tensor) -> None:
 def _full(product: Tensor, symmetric: bool) -> Tensor:
     if not symmetric:
         return product
-    return product.triu() + product.triu(1).T
+    return product.triu().add_(product.triu(1).T)

@@ -73,9 +73,3 @@ class Adapters:
     def parameters(self) -> int:
         """How many numbers the adapters hold."""
         return sum(p.numel() for adapter in self.by_layer.values() for p in adapter.parameters())
-
-    def to(self, *args: torch.device | torch.dtype | str) -> "Adapters":
-        """Move every adapter, in place."""
-        for adapter in self.by_layer.values():
-            adapter.to(*args)
-        return self

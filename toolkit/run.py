@@ -1,0 +1,64 @@
+"""What a run is asked for, and what it found."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.checks import Check
+from toolkit.documents import MAX_LENGTH, POSITIONS, Positions
+from toolkit.errors import InputError
+from toolkit.steering import Adapters
+from toolkit.table import Table
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run can be asked for.
+
+    positions: which tokens count: all, response or last. max_length: tokens a document is cut at.
+    new_tokens: tokens generated a prompt. max_prompts: at most so many held-out prompts (None:
+    all). sample: tokens a block for reachability (0: none). batch_tokens: tokens a batch. seed: of
+    the sample.
+    """
+
+    positions: Positions = "all"
+    max_length: int = MAX_LENGTH
+    new_tokens: int = 32
+    max_prompts: int | None = None
+    sample: int = 8
+    batch_tokens: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise InputError(f"positions is {self.positions!r}: expected {', '.join(POSITIONS)}")
+        for name in ("max_length", "new_tokens", "batch_tokens"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{name} is {getattr(self, name)}: expected 2 or more")
+        if self.sample < 0 or (self.max_prompts is not None and self.max_prompts < 1):
+            raise InputError("sample must be 0 or more, and max_prompts 1 or more")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a diagnosis found: seven tables, the recommendation and what stands behind it.
+
+    `adapters` are the recommended ones (None where steering recovers nothing). `samples` are
+    held-out prompts with the answers of base, steered and tuned model. `info` is ``run.json``.
+    """
+
+    norms: Table
+    spectrum: Table
+    linear_fit: Table
+    first_order: Table
+    reachability: Table
+    sequential_kl: Table
+    steerability: Table
+    recommendation: dict[str, Any] | None
+    adapters: Adapters | None
+    samples: list[dict[str, str]]
+    checks: list[Check]
+    info: dict[str, Any]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [value for value in vars(self).values() if isinstance(value, Table)]

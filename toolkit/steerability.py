@@ -1,0 +1,99 @@
+"""An evaluation as tables, a recommendation in words' raw material, and sample answers."""
+
+from typing import Any
+
+from toolkit.analysis.sequential_kl import Divergences, recovered
+from toolkit.pair import ModelPair
+from toolkit.recommend import Recommendation
+from toolkit.replacement import NONE, ORACLE, Candidate, Evaluation
+from toolkit.survey import BlockSurvey
+from toolkit.table import Table
+
+N_SAMPLES = 3
+
+
+def make_tables(
+    pair: ModelPair,
+    blocks: list[BlockSurvey],
+    candidates: list[Candidate],
+    evaluation: Evaluation,
+) -> dict[str, Table]:
+    """All of the run's tables, by name."""
+    names = ("norms", "spectrum", "linear_fit", "first_order", "reachability")
+    tables = {
+        name: Table.of(name, [row for block in blocks for row in block.rows.get(name, [])])
+        for name in names
+    }
+    shown = [NONE, ORACLE, *candidates]
+    curves = [
+        {**_labels(candidate), "forcing": forcing, "token_index": index, "kl_mean": mean,
+         "kl_sem": sem, "n_prompts": n}
+        for candidate in shown
+        for forcing in ("tuned", "own")
+        if (candidate, forcing) in evaluation.divergences
+        for index, mean, sem, n in evaluation.divergences[candidate, forcing].curve()
+    ]  # fmt: skip
+    tables["sequential_kl"] = Table.of("sequential_kl", curves)
+    rows = [_steerability(candidate, evaluation, pair.n_parameters) for candidate in shown]
+    tables["steerability"] = Table.of("steerability", rows)
+    return tables
+
+
+def _labels(candidate: Candidate) -> dict[str, Any]:
+    names = ("location", "kind", "rank", "fit", "layers")
+    return {name: getattr(candidate, name) for name in names}
+
+
+def _steerability(
+    candidate: Candidate, evaluation: Evaluation, n_parameters: int
+) -> dict[str, Any]:
+    tuned = evaluation.divergences[candidate, "tuned"]
+    own: Divergences | None = evaluation.divergences.get((candidate, "own"))
+    share, sem = recovered(tuned, evaluation.divergences[NONE, "tuned"])
+    return {
+        **_labels(candidate),
+        "parameters": candidate.parameters,
+        "parameters_percent": 100 * candidate.parameters / n_parameters,
+        "kl": tuned.mean,
+        "kl_sem": tuned.sem,
+        "recovered": share,
+        "recovered_sem": sem,
+        "kl_own": own.mean if own else None,
+        "kl_own_sem": own.sem if own else None,
+    }
+
+
+def describe_choice(
+    choice: Recommendation | None, pair: ModelPair, evaluation: Evaluation
+) -> dict[str, Any] | None:
+    """A recommendation as the report keeps it: the rows of the chosen, the best and the tied."""
+    if choice is None:
+        return None
+
+    def described(candidate: Candidate) -> dict[str, Any]:
+        row = _steerability(candidate, evaluation, pair.n_parameters)
+        return {k: v for k, v in row.items() if not k.startswith("kl_own")}
+
+    return {
+        **described(choice.chosen),
+        "best": described(choice.best),
+        "tied": [described(candidate) for candidate in choice.tied],
+    }
+
+
+def samples(
+    pair: ModelPair,
+    prompts: list[tuple[int, ...]],
+    choice: Recommendation | None,
+    evaluation: Evaluation,
+) -> list[dict[str, str]]:
+    """The first held-out prompts, with what base, steered and tuned model say to them."""
+    said: dict[str, list[list[int]]] = {"base": evaluation.tokens[NONE]}
+    if choice and choice.chosen in evaluation.tokens:
+        said["steered"] = evaluation.tokens[choice.chosen]
+    said["tuned"] = evaluation.tokens[None]
+    decode = lambda ids: pair.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
+    return [
+        {"prompt": decode(prompts[i]), **{who: decode(rows[i]) for who, rows in said.items()}}
+        for i in range(min(N_SAMPLES, len(prompts)))
+    ]
