@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
 from tests import tiny
@@ -14,6 +15,8 @@ from tests import tiny
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
+settings.register_profile("same every time", derandomize=True, database=None, deadline=None)
+settings.load_profile("same every time")
 
 
 @pytest.fixture(scope="session")

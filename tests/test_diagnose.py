@@ -250,6 +250,26 @@ def test_padding_and_batching_change_nothing(batch_tokens, tokenizer):
         )
 
 
+@pytest.mark.parametrize("positions", ["all", "response", "last"])
+def test_positions_choose_the_tokens_that_count(llama_pair, positions):
+    """Norms are over those tokens alone: by the textbook, masked by hand."""
+    documents = [d for d in tiny.make_documents(24) if "prompt" in d]
+    options = Options(positions=positions, new_tokens=2, sample=1)
+    run = diagnose(llama_pair, documents, options, show_progress=False)
+    lengths, n_tokens = [], 0
+    for document in documents:
+        n_prompt, n_response = (len(document[k].split()) for k in ("prompt", "response"))
+        n = n_prompt + n_response
+        first = {"all": 1, "response": n_prompt, "last": n - 1}[positions]
+        ids = [int(word[1:]) for k in ("prompt", "response") for word in document[k].split()]
+        states = textbook.run(llama_pair.base, ids).states["post_mlp", 1][first:]
+        lengths += [np.linalg.norm(state) for state in states]
+        n_tokens += n - first
+    assert set(run.spectrum.frame.n_tokens) == {n_tokens}
+    row = run.norms.frame.query("layer == 1 and of == 'base'")
+    assert row.post_mlp.iloc[0] == pytest.approx(np.mean(lengths), rel=1e-10)
+
+
 def test_sample_may_be_zero(llama_pair):
     """Without a sample there is no reachability, and all else is as before."""
     run = diagnose(llama_pair, FEW, Options(new_tokens=2, sample=0), show_progress=False)

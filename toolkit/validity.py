@@ -56,7 +56,7 @@ def first_changed_block(pair: ModelPair) -> int | None:
 
     An adapter's factors count as a change unless one of them is zero.
     """
-    base_in = pair.base.get_input_embeddings()
+    base_in = pair.base_blocks.model.get_input_embeddings()
     tuned_in = pair.tuned_blocks.model.get_input_embeddings()
     if _changed(base_in, tuned_in):
         return -1

@@ -45,7 +45,7 @@ def test_a_map_of_rank_r_is_recovered_at_rank_r_and_not_before(rank):
     assert torch.linalg.matrix_rank(fit.matrix(rank), rtol=1e-9) == rank
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0, 3), st.sampled_from([0.0, 0.1, 3.0]))
 def test_every_rank_is_the_textbooks(seed, decades, noise):
     """The map and what it explains, on the tokens it was fitted on and on others."""
@@ -65,7 +65,7 @@ def test_every_rank_is_the_textbooks(seed, decades, noise):
         assert on_others[rank] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0, 3))
 def test_explained_is_monotone_in_rank_on_the_fit_set(seed, decades):
     x, t = problem(seed, noise=0.5, decades=decades)

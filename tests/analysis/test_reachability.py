@@ -52,10 +52,14 @@ def test_rank_is_relative():
         assert of(A, [1.0, 1, 1], [1.0, 0, 0]).rank == rank
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0, 6))
 def test_any_matrix_is_the_textbooks(seed, decades):
-    """Condition numbers up to 10⁶, as measured on a 135M model."""
+    """Condition numbers up to 10⁶, as measured on a 135M model.
+
+    `min_norm` is the norm of a step along the smallest singular values: from their squares, it
+    keeps 16 − 2·6 digits.
+    """
     rng, d = np.random.default_rng(seed), 6
     left, right = (np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(2))
     A = left @ np.diag(10 ** np.linspace(0, -decades, d)) @ right
@@ -66,7 +70,7 @@ def test_any_matrix_is_the_textbooks(seed, decades):
         expected = np.linalg.norm(v - A @ step) / np.linalg.norm(v)
         assert residual == pytest.approx(expected, rel=1e-6, abs=1e-8)
     expected = textbook.min_norm(A, v) / np.linalg.norm(h)
-    assert result.min_norm == pytest.approx(expected, rel=1e-6)
+    assert result.min_norm == pytest.approx(expected, rel=1e-15 * 10 ** (2 * decades) + 1e-8)
     assert list(result.residual) == sorted(result.residual, reverse=True)
 
 

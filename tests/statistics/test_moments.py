@@ -74,6 +74,21 @@ def test_a_covariance_is_symmetric_and_of_any_width():
         assert_close(covariance, np.cov(x.numpy().T, bias=True).reshape(d, d))
 
 
+def test_pooled_moments_are_those_of_all_tokens():
+    """For the pairs that are asked for, whatever the means of the two sides."""
+    sides = [MomentSums(PAIRS) for _ in range(2)]
+    both = MomentSums(PAIRS)
+    for index, (side, mean) in enumerate(zip(sides, (1.0, -30.0), strict=True)):
+        shard = tokens(20 + index, seed=index, mean=mean)
+        side.update(shard)
+        both.update(shard)
+    pooled, whole = sides[0].result().pooled(sides[1].result(), [("x", "x")]), both.result()
+    assert pooled.n == whole.n
+    assert_close(pooled.mean["x"], whole.mean["x"])
+    assert_close(pooled.covariance["x", "x"], whole.covariance["x", "x"])
+    assert pooled.covariance.keys() == {("x", "x")}
+
+
 def test_nothing_counted_is_an_error():
     with pytest.raises(ValueError, match="no tokens"):
         MomentSums(PAIRS).result()

@@ -86,8 +86,9 @@ def test_the_first_token_and_padding_are_never_steered(side):
     """Their states are bitwise what they are without steering; every other token's are not."""
     model = tiny.make_model("llama")
     prompts = make_prompts(PROMPTS, tiny.PAD)
-    ids, mask = (prompts.ids, prompts.mask) if side == "left" else (prompts.ids.flip(1),
-                                                                   prompts.mask.flip(1))  # fmt: skip
+    ids, mask = prompts.ids, prompts.mask
+    if side == "right":
+        ids, mask = ids.flip(1), mask.flip(1)
     sites = {"out": resolve(model).at["post_block", 0]}
     arguments = {"input_ids": ids, "attention_mask": mask.long()}
     with capture(sites) as plain:
