@@ -1,0 +1,208 @@
+"""What each table says about this pair, in one plain sentence with its numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+NAMES = {"pre_mlp": "pre-MLP", "post_mlp": "post-MLP", "post_block": "post-block"}
+PLACES = {
+    "pre_mlp": "before the MLP (pre-MLP, the attention branch)",
+    "post_mlp": "after the MLP (post-MLP, before the skip)",
+    "post_block": "after the block (post-block)",
+}
+FITS = {"free": "freely", "forced": "block by block (forced)", "sequential": "sequentially"}
+NOTHING = "Nothing changed: every delta is zero."
+
+
+def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> str:
+    """The answer of the whole run."""
+    if nothing_changed:
+        return "The two models agree everywhere: nothing changed."
+    if recommendation is None:
+        return (
+            "Steering in closed form recovers nothing of this fine-tune: no map that was fitted "
+            "brings the base model nearer to the tuned one than no steering does."
+        )
+    r = recommendation
+    what = "a fixed vector" if r["kind"] == "vector" else f"a linear map of rank {r['rank']}"
+    where = "in every block" if r["layers"] == "all" else f"in block {r['layers']} alone"
+    return (
+        f"Steer {PLACES[r['location']]} with {what} {where}, fitted {FITS[r['fit']]}: it recovers "
+        f"{_pm(r['recovered'], r['recovered_sem'])} of the fine-tune with "
+        f"{_percent(r['parameters_percent'])} % of the parameters."
+    )
+
+
+def ties(recommendation: dict[str, Any] | None) -> str:
+    """Whether the choice was clear, and what recovers most."""
+    if recommendation is None:
+        return ""
+    best, tied = recommendation["best"], recommendation["tied"]
+    if not tied:
+        return (
+            "No smaller choice comes within one standard error of it on the same held-out prompts."
+        )
+    names = "; ".join(_candidate(row) for row in tied)
+    return (
+        f"Within one standard error of the difference on the same held-out prompts it cannot be "
+        f"told from {names}. The smallest is recommended; the most is recovered by "
+        f"{_candidate(best)}."
+    )
+
+
+def _candidate(row: dict[str, Any]) -> str:
+    kind = "vector" if row["kind"] == "vector" else f"rank {row['rank']}"
+    layers = "" if row["layers"] == "all" else f" in block {row['layers']}"
+    return f"{NAMES[row['location']]} {kind} {row['fit']}{layers} ({row['recovered']:.3f})"
+
+
+def _norms(frame: pd.DataFrame) -> str:
+    share = frame.dropna(subset=["mlp_share"]).groupby("of").mlp_share
+    if not share.ngroups:
+        return "Not applicable: this family's branches cannot be told apart."
+    if not frame.query("of == 'delta_free'").post_block.any():
+        return NOTHING
+    low, high, median = share.min(), share.max(), share.median()
+    return (
+        f"In the base model the MLP supplies {low['base']:.0%} to {high['base']:.0%} of the two "
+        f"branches' norms, depending on the block; of what fine-tuning changed in a block by "
+        f"itself (the forced delta) {low['delta_forced']:.0%} to {high['delta_forced']:.0%} "
+        f"(median {median['delta_forced']:.0%}), and that is what steering after the MLP covers."
+    )
+
+
+def _spectrum(frame: pd.DataFrame) -> str:
+    rows = frame.query("location == 'post_block' and mode == 'free'")
+    if not rows.rms.any():
+        return NOTHING
+    return (
+        f"After the block the delta is {rows.relative_rms.min():.3g} to "
+        f"{rows.relative_rms.max():.3g} of the state's size; 90 % of its energy lies in "
+        f"{rows.k90.min():.0f} to {rows.k90.max():.0f} dimensions (median {rows.k90.median():.0f}),"
+        f" and a fixed vector could explain {rows.mean_share.median():.0%} (median)."
+    )
+
+
+def _linear_fit(frame: pd.DataFrame) -> str:
+    rows = frame[(frame["mode"] == "forced") & (frame.target == "block")]
+    if not rows.explained_fit.any():
+        return NOTHING
+    parts = []
+    for source in ("pre_mlp", "post_mlp", "post_block"):
+        by_rank = rows[rows.source == source].groupby("rank").explained_heldout.median()
+        shown = [f"{by_rank[r]:.0%} at rank {r}" for r in (0, 8, 32) if r in by_rank]
+        if shown:
+            full = f", {by_rank['full']:.0%} at full rank" if "full" in by_rank else ""
+            parts.append(f"{NAMES[source]} {', '.join(shown)}{full}")
+    return (
+        "Of what a block must add to the stream, a linear map explains on held-out documents "
+        f"(median over blocks) from {'; from '.join(parts)}."
+    )
+
+
+def _first_order(frame: pd.DataFrame) -> str:
+    if frame.empty:
+        return "Not applicable: this family's MLP cannot be read as matrices."
+    if not frame.relative_change.any():
+        return "Nothing changed in any MLP."
+    rows = frame[frame.relative_change > 0]
+    median = rows[["down", "gate", "up"]].median()
+    return (
+        f"Of the MLP's own change the down projection makes {median['down']:.0%}, the gate "
+        f"{median['gate']:.0%} and the up projection {median['up']:.0%} (medians over blocks); "
+        f"what the three first-order terms leave is at most {rows.remainder.max():.1e} of its "
+        "energy."
+    )
+
+
+def _reachability(frame: pd.DataFrame) -> str:
+    rows = frame.query("target == 'down'")
+    if rows.empty:
+        return "Not applicable: no tokens were sampled, or no down projection changed."
+    median = rows.groupby("budget").residual_median.median()
+    real = rows.groupby("budget").nonlinear_residual_median.median()
+    return (
+        "Steering the MLP's input by 3 % of its norm leaves "
+        f"{median[0.03]:.0%} of the down projection's change, by 30 % {median[0.3]:.0%} (medians "
+        f"over blocks, one free vector a token, to first order; through the real MLP "
+        f"{real[0.03]:.0%} and {real[0.3]:.0%})."
+    )
+
+
+def _sequential_kl(frame: pd.DataFrame) -> str:
+    tuned = frame[frame.forcing == "tuned"]
+    base = tuned[tuned.kind == "none"]
+    if not base.kl_mean.any():
+        return "Nothing changed: every model says the same with the same certainty."
+
+    def mean(fit: str, rank: Any) -> float | None:
+        rows = tuned[
+            (tuned.location == "post_block")
+            & (tuned.fit == fit)
+            & (tuned["rank"] == rank)
+            & (tuned.layers == "all")
+        ]
+        return _weighted(rows) if len(rows) else None
+
+    parts = [
+        f"{value:.3g} with the {fit} fit of rank {rank}"
+        for fit, rank in (("free", 8), ("free", "full"), ("forced", 8), ("sequential", 8))
+        if (value := mean(fit, rank)) is not None
+    ]
+    oracle = _weighted(tuned[tuned.kind == "oracle"])
+    return (
+        f"The base model is {_weighted(base):.3g} nats per generated token from the tuned one; "
+        f"post-block in all blocks it is {', '.join(parts)}, and {oracle:.1e} with the oracle. The "
+        "free fit adds at every block what earlier blocks were already steered to supply."
+    )
+
+
+def _weighted(rows: pd.DataFrame) -> float:
+    """The mean over all tokens: every prompt that reaches an index counts once there."""
+    return float((rows.kl_mean * rows.n_prompts).sum() / rows.n_prompts.sum())
+
+
+def _steerability(frame: pd.DataFrame) -> str:
+    rows = frame[frame.kind.isin(["vector", "linear"])]
+    if not frame[frame.kind == "none"].kl.any():
+        return NOTHING
+    everywhere, single = rows[rows.layers == "all"], rows[rows.layers != "all"]
+    parts = []
+    for location in ("pre_mlp", "post_mlp", "post_block"):
+        for fit in ("forced", "sequential", "free"):
+            match = everywhere[
+                (everywhere.location == location)
+                & (everywhere.fit == fit)
+                & (everywhere["rank"] == 8)
+            ]
+            for row in match.itertuples():
+                share = _pm(row.recovered, row.recovered_sem)
+                parts.append(f"{NAMES[location]} {fit} {share}")
+    text = f"Recovered at rank 8 in all blocks: {'; '.join(parts)}."
+    if len(single):
+        best = single.loc[single.recovered.idxmax()]
+        share = _pm(best.recovered, best.recovered_sem)
+        text += f" The best single block is {best.layers}, with {share}."
+    return text
+
+
+def _pm(value: float, sem: float) -> str:
+    """A share with its standard error, to the error's digits."""
+    digits = 2 if sem != sem or sem >= 0.005 else 3
+    return f"{value:.{digits}f} ± {sem:.{digits}f}" if sem == sem else f"{value:.{digits}f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2g}" if value < 1 else f"{value:.3g}"
+
+
+FINDINGS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "norms": _norms,
+    "spectrum": _spectrum,
+    "linear_fit": _linear_fit,
+    "first_order": _first_order,
+    "reachability": _reachability,
+    "sequential_kl": _sequential_kl,
+    "steerability": _steerability,
+}

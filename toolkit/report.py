@@ -1,0 +1,121 @@
+"""The report: one self-contained HTML file, and the same for programs."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from toolkit.findings import FINDINGS, NAMES, headline, ties
+from toolkit.run import Run
+
+# Title and how to read it, in the order of the report.
+SECTIONS = {
+    "steerability": (
+        "What steering recovers",
+        "recovered = 1 − KL(tuned ‖ steered) / KL(tuned ‖ base) over the tokens that the tuned "
+        "model generates on held-out prompts; ± is one standard error over prompts. 1 reproduces "
+        "the tuned model, 0 is no better than no steering, below 0 is worse.",
+    ),
+    "sequential_kl": (
+        "Divergence along the generation",
+        "KL(tuned ‖ x) in nats at each generated token, mean over held-out prompts. Under tuned "
+        "forcing all models read the tuned model's tokens; under own forcing each reads its own, "
+        "so that after the first differing token they are asked about different texts.",
+    ),
+    "linear_fit": (
+        "How much a linear map explains",
+        "1 − E‖δ − f(x)‖² / E‖δ‖² on held-out documents, f fitted on the others. Uncentred: rank 0 "
+        "is the fixed vector. All three locations are asked for the same: the forced delta of the "
+        "block's output.",
+    ),
+    "spectrum": (
+        "How concentrated the delta is",
+        "k90: the fewest directions that hold 90 % of E‖δ‖². Few directions do not make δ a linear "
+        "function of the state. The free delta contains every change upstream, the forced one what "
+        "the block alone contributes.",
+    ),
+    "norms": (
+        "Which branch carries the change",
+        "MLP/(MLP+Attn): the MLP's mean norm over the sum of both branches' mean norms.",
+    ),
+    "first_order": (
+        "What changed inside the MLP",
+        "E⟨term, exact⟩ / E‖exact‖² of the first-order terms of ΔW_d, ΔW_g and ΔW_u at the base "
+        "model's own MLP input; the remainder says whether first order may be trusted.",
+    ),
+    "reachability": (
+        "What steering before the MLP could reach",
+        "The least ‖v − A(h)Δ‖ / ‖v‖ over steering vectors Δ with ‖Δ‖ ≤ ρ‖h‖, a free vector for "
+        "every token: a lower bound for what any map can leave. A(h) is the MLP's Jacobian.",
+    ),
+}
+STATUS_ORDER = ("failed", "passed", "not applicable")
+
+
+def render(run: Run, figures: Mapping[str, str]) -> str:
+    """The report of `run` as HTML; `figures` maps table names to SVG text, which is set inline."""
+    environment = Environment(
+        loader=PackageLoader("toolkit", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["megabytes"] = lambda size: f"{size / 1e6:,.0f} MB"
+    template = environment.get_template("report.html")
+    return template.render(
+        run=run,
+        info=run.info,
+        headline=_headline(run),
+        ties=ties(run.recommendation),
+        recommendation=run.recommendation,
+        names=NAMES,
+        sections=[_section(run, name, figures) for name in SECTIONS],
+        candidates=_candidates(run),
+        checks=sorted(run.checks, key=lambda c: STATUS_ORDER.index(c.status)),
+    )
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What the report says, for programs."""
+    frames = {table.name: table.frame for table in run.tables}
+    return {
+        "headline": _headline(run),
+        "ties": ties(run.recommendation),
+        "findings": {name: FINDINGS[name](frames[name]) for name in SECTIONS},
+        "tables": {name: f"tables/{name}.csv" for name in SECTIONS},
+        "figures": {name: f"figures/{name}.svg" for name in SECTIONS},
+        "adapters": "adapters" if run.adapters else None,
+    }
+
+
+def _headline(run: Run) -> str:
+    changed = bool(run.spectrum.frame.rms.any())
+    return headline(run.recommendation, nothing_changed=not changed and run.recommendation is None)
+
+
+def _section(run: Run, name: str, figures: Mapping[str, str]) -> dict[str, Any]:
+    title, reading = SECTIONS[name]
+    return {
+        "name": name,
+        "title": title,
+        "reading": reading,
+        "finding": FINDINGS[name](getattr(run, name).frame),
+        "figure": Markup(inline_svg(figures[name], name)),
+    }
+
+
+def inline_svg(text: str, name: str) -> str:
+    """An SVG file's element, its ids made unique to `name`, sized by its page."""
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-labelledby="{name}-title"', 1)
+
+
+def _candidates(run: Run) -> list[dict[str, Any]]:
+    """The rows of the steerability table that steer every block, best first."""
+    frame = run.steerability.frame
+    rows = frame[frame.kind.isin(["vector", "linear"]) & (frame.layers == "all")]
+    return rows.sort_values("recovered", ascending=False).to_dict("records")  # type: ignore[return-value]
