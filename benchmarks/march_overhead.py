@@ -24,9 +24,7 @@ from toolkit.survey import MLP_INPUT, BlockSums
 
 
 def march(pair, batches):
-    walk = March(
-        pair.base_blocks, pair.tuned_blocks, batches, pair.branches, extra=(MLP_INPUT,)
-    )
+    walk = March(pair.base_blocks, pair.tuned_blocks, batches, pair.branches, extra=(MLP_INPUT,))
     for layer in walk.layers():
         sums = BlockSums(pair.branches, {}, 8)
         for step in walk.steps(layer):

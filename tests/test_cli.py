@@ -75,7 +75,9 @@ def test_from_redoes_a_run_without_models(finished, tmp_path):
     result = oracle("diagnose", "--from", finished, "--out", tmp_path / "again")
     assert result.exit_code == 0, result.output
     for name in COLUMNS:
-        ours, theirs = (pd.read_csv(d / "tables" / f"{name}.csv") for d in (finished, tmp_path / "again"))
+        ours, theirs = (
+            pd.read_csv(d / "tables" / f"{name}.csv") for d in (finished, tmp_path / "again")
+        )
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-9, atol=1e-12)
 
 

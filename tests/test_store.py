@@ -14,7 +14,7 @@ DOCUMENTS = tiny.make_documents(14)
 OPTIONS = Options(new_tokens=4, sample=2)
 
 
-class Interrupted(Exception):
+class KilledError(Exception):
     """Stands for a killed process."""
 
 
@@ -22,7 +22,7 @@ def run(pair, workspace, stop_after=None):
     def finished(survey, march):
         workspace.finished(survey, march)
         if survey.layer == stop_after:
-            raise Interrupted
+            raise KilledError
 
     workspace.open()
     hooks = Hooks(finished, workspace.resume, workspace.keep)
@@ -33,12 +33,15 @@ def run(pair, workspace, stop_after=None):
 def test_resumed_run_equals_an_uninterrupted_one(llama_pair, tmp_path, stop_after):
     plain = diagnose(llama_pair, DOCUMENTS, OPTIONS, show_progress=False)
     workspace = Workspace(tmp_path / "run", {"options": 1})
-    with pytest.raises(Interrupted):
+    with pytest.raises(KilledError):
         run(llama_pair, workspace, stop_after)
     assert not workspace.out.exists()
     marched = []
     original = workspace.finished
-    workspace.finished = lambda survey, march: (marched.append(survey.layer), original(survey, march))
+    workspace.finished = lambda survey, march: (
+        marched.append(survey.layer),
+        original(survey, march),
+    )
     resumed = run(llama_pair, workspace)
     assert marched == list(range(stop_after + 1, tiny.N_LAYERS))
     for a, b in zip(plain.tables, resumed.tables, strict=True):

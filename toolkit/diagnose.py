@@ -75,7 +75,8 @@ def diagnose(
         with stages.stage("march"):
             blocks, recipes = _march(pair, batches, options, hooks, show_progress)
         candidates = _candidates(blocks, recipes)
-        prompts = [d.prompt_ids for d in encoded if d.held_out][: options.max_prompts]
+        asked = [d for d in encoded if d.held_out][: options.max_prompts]
+        prompts = [document.prompt_ids for document in asked]
         with stages.stage("replacement"):
             evaluation = _evaluate(pair, prompts, candidates, options, show_progress)
         with stages.stage("checks"):
@@ -87,7 +88,7 @@ def diagnose(
         **tables,
         recommendation=describe_choice(choice, pair, evaluation),
         adapters=choice.chosen.adapters if choice else None,
-        samples=samples(pair, prompts, choice, evaluation),
+        samples=samples(pair, asked, choice, evaluation),
         checks=checks,
         info=describe_run(pair, options, encoded, batches, prompts, stages, floor),
     )
@@ -183,7 +184,7 @@ def _checks(
     tables: dict[str, Table],
     batches: list[Batch],
     evaluation: Evaluation,
-    floor: list[float],
+    floor: list[float] | str,
 ) -> list[Check]:
     n_fit = sum(int(b.counted.sum()) for b in batches if not b.held_out)
     d_model = pair.base_blocks.embed(batches[0]).shape[-1]

@@ -45,13 +45,15 @@ class Encoded:
     """One document as tokens.
 
     `ids` are its tokens, `response_start` the index of the response's first token (None for a
-    text), `prompt_ids` the tokens that a model is given to generate from.
+    text), `prompt_ids` the tokens that a model is given to generate from, `prompt` the document's
+    own prompt, without the chat template.
     """
 
     ids: tuple[int, ...]
     response_start: int | None
     prompt_ids: tuple[int, ...]
     held_out: bool
+    prompt: str = ""
 
     def counted(self, positions: Positions) -> list[bool]:
         """Which tokens count. The first never does; a text is counted whole under `response`."""
@@ -115,11 +117,11 @@ def as_document(fields: Any, where: str = "document") -> Document:
     if isinstance(fields, Document):
         return fields
     if isinstance(fields, str):
-        return Document(text=fields)
+        return _checked(Document(text=fields), where)
     if isinstance(fields, dict):
         for names in (("text",), ("prompt", "response")):
             if all(isinstance(fields.get(name), str) for name in names):
-                return Document(**{name: fields[name] for name in names})
+                return _checked(Document(**{name: fields[name] for name in names}), where)
     found = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
     raise InputError(
         f'{where} has {found}: expected an object with the string "text", '
@@ -127,8 +129,17 @@ def as_document(fields: Any, where: str = "document") -> Document:
     )
 
 
+def _checked(document: Document, where: str) -> Document:
+    """Half of a surrogate pair passes as JSON but is no text."""
+    try:
+        document.content.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} is not text that UTF-8 can hold: {error}") from error
+    return document
+
+
 def split_documents(documents: Iterable[Any]) -> list[tuple[Document, bool]]:
-    """Unique documents, each with whether it is held out; the last moves to a side that is empty."""
+    """Unique documents, each with whether it is held out; the last moves to an empty side."""
     unique: dict[str, Document] = {}
     for fields in documents:
         document = as_document(fields)
@@ -136,7 +147,7 @@ def split_documents(documents: Iterable[Any]) -> list[tuple[Document, bool]]:
     split = [(document, document.held_out) for document in unique.values()]
     if len(split) < 2:
         raise InputError(
-            f"{len(split)} different document(s): at least 2 are needed, one to fit and one held out"
+            f"{len(split)} different document(s): at least 2 are needed, one fit and one held out"
         )
     if len({held_out for _, held_out in split}) == 1:
         document, held_out = split[-1]
@@ -164,7 +175,9 @@ def encode(document: Document, tokenizer: Any, max_length: int = MAX_LENGTH) -> 
         prompt_ids = tokenizer(f"{document.prompt}\n")["input_ids"]
         ids = tokenizer(document.content)["input_ids"]
     start = _shared_prefix(prompt_ids, ids)
-    return Encoded(tuple(ids[:max_length]), start, tuple(prompt_ids), document.held_out)
+    return Encoded(
+        tuple(ids[:max_length]), start, tuple(prompt_ids), document.held_out, document.prompt or ""
+    )
 
 
 def _chat(tokenizer: Any, messages: list[dict], add_generation_prompt: bool) -> list[int]:
@@ -184,11 +197,12 @@ def _shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def encode_all(
     documents: Iterable[Any], tokenizer: Any, max_length: int = MAX_LENGTH
 ) -> list[Encoded]:
-    """Split and tokenise; documents that leave no countable token are refused by name."""
+    """Split and tokenise; documents without a token are left out."""
     encoded = [
         replace(encode(document, tokenizer, max_length), held_out=held_out)
         for document, held_out in split_documents(documents)
     ]
+    encoded = [e for e in encoded if e.prompt_ids and e.ids]
     if not any(len(e.ids) > 1 and not e.held_out for e in encoded):
         raise InputError("no fit document has two tokens or more: the first token never counts")
     return encoded

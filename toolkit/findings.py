@@ -30,7 +30,7 @@ def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> st
     return (
         f"Steer {PLACES[r['location']]} with {what} {where}, fitted {FITS[r['fit']]}: it recovers "
         f"{_pm(r['recovered'], r['recovered_sem'])} of the fine-tune with "
-        f"{_percent(r['parameters_percent'])} % of the parameters."
+        f"{_percent(r['parameters_percent'])}% of the parameters."
     )
 
 
@@ -78,7 +78,7 @@ def _spectrum(frame: pd.DataFrame) -> str:
         return NOTHING
     return (
         f"After the block the delta is {rows.relative_rms.min():.3g} to "
-        f"{rows.relative_rms.max():.3g} of the state's size; 90 % of its energy lies in "
+        f"{rows.relative_rms.max():.3g} of the state's size; 90% of its energy lies in "
         f"{rows.k90.min():.0f} to {rows.k90.max():.0f} dimensions (median {rows.k90.median():.0f}),"
         f" and a fixed vector could explain {rows.mean_share.median():.0%} (median)."
     )
@@ -123,9 +123,10 @@ def _reachability(frame: pd.DataFrame) -> str:
     median = rows.groupby("budget").residual_median.median()
     real = rows.groupby("budget").nonlinear_residual_median.median()
     return (
-        "Steering the MLP's input by 3 % of its norm leaves "
-        f"{median[0.03]:.0%} of the down projection's change, by 30 % {median[0.3]:.0%} (medians "
-        f"over blocks, one free vector a token, to first order; through the real MLP "
+        "A steering vector of 3% of the MLP input's norm leaves "
+        f"{median[0.03]:.0%} of the down projection's change, one of 30% leaves "
+        f"{median[0.3]:.0%} (medians over blocks, one free vector a token, to first order; "
+        "through the real MLP "
         f"{real[0.03]:.0%} and {real[0.3]:.0%})."
     )
 
@@ -146,7 +147,7 @@ def _sequential_kl(frame: pd.DataFrame) -> str:
         return _weighted(rows) if len(rows) else None
 
     parts = [
-        f"{value:.3g} with the {fit} fit of rank {rank}"
+        f"{value:.3g} with the {fit} {'full-rank fit' if rank == 'full' else f'fit of rank {rank}'}"
         for fit, rank in (("free", 8), ("free", "full"), ("forced", 8), ("sequential", 8))
         if (value := mean(fit, rank)) is not None
     ]

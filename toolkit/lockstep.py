@@ -274,7 +274,7 @@ class March:
         self._next = layer + 1
 
     def state(self) -> dict[str, Tensor]:
-        """All that the march needs to go on after the last finished block."""
+        """All that the march needs to go on after the last finished block: the live streams."""
         return {name: stream.flat for name, stream in self._streams.items()}
 
     def restore(self, next_layer: int, state: Mapping[str, Tensor]) -> None:

@@ -53,9 +53,11 @@ class MLP:
             inner = inner + value.T * self.up
         return self.down @ inner
 
-    def to(self, dtype: torch.dtype) -> "MLP":
-        """The same in another precision."""
-        tensors = {k: v.to(dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
+    def exact(self) -> "MLP":
+        """The same in float64, on the CPU."""
+        tensors = {
+            k: v.to("cpu", torch.float64) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
@@ -82,8 +84,10 @@ class Change:
         rest = self.factors[1:]
         return Change((first, *rest), biases[0]), Change((second, *rest), biases[1])
 
-    def to(self, dtype: torch.dtype) -> "Change":
-        return Change(tuple(factor.to(dtype) for factor in self.factors), self.bias.to(dtype))
+    def exact(self) -> "Change":
+        """The same in float64, on the CPU."""
+        factors = tuple(factor.to("cpu", torch.float64) for factor in self.factors)
+        return Change(factors, self.bias.to("cpu", torch.float64))
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ class MLPChange:
     down: Change
     up: Change | None = None
 
-    def to(self, dtype: torch.dtype) -> "MLPChange":
-        """The same in another precision."""
-        return MLPChange(**{name: part and part.to(dtype) for name, part in vars(self).items()})
+    def exact(self) -> "MLPChange":
+        """The same in float64, on the CPU."""
+        return MLPChange(**{name: part and part.exact() for name, part in vars(self).items()})
 
 
 def mlps(base: nn.Module, tuned: nn.Module) -> list[tuple[MLP, MLPChange]]:
@@ -178,7 +182,7 @@ def affine(module: Any) -> tuple[Tensor, Tensor]:
 def _activation(config: Any) -> Activation:
     from transformers.activations import ACT2FN
 
-    for name in ("hidden_act", "hidden_activation", "activation_function"):
+    for name in ("hidden_act", "hidden_activation", "activation_function", "activation"):
         if getattr(config, name, None):
             return ACT2FN[getattr(config, name)]
     raise ValueError(f"{type(config).__name__} does not name its MLP's activation")

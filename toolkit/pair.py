@@ -138,9 +138,14 @@ def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.
             "(pickled adapters are not read)"
         )
     _check_adapter_base(json.loads((folder / ADAPTER_CONFIG).read_text()), base_source, folder)
-    if PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
+    config = PeftConfig.from_pretrained(str(folder))
+    if config.is_prompt_learning:
         raise InputError(f"{folder} is a prompt-learning adapter: it changes no weight of a block")
-    shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
+    with safe_open(weights, "pt") as saved:
+        names = set(saved.keys())
+    shared: dict[int, Any] = {}
+    if _leaves_base_alone(config, names):
+        shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
     try:
         # PEFT looks on the hub for what the adapter calls its base, and warns that it is not there.
         with warnings.catch_warnings():
@@ -150,17 +155,26 @@ def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.
         raise InputError(
             f"the adapter {folder} does not fit the base model {base_source}: {one_line(error)}"
         ) from error
-    with safe_open(weights, "pt") as saved:
-        names = set(saved.keys())
-    embeds = any("lora_" not in name for name in names)
-    expected = get_peft_model_state_dict(tuned, save_embedding_layers=embeds).keys()
-    different = sorted(names ^ expected)
+    expected = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
+    # Tensors of the model itself, such as embeddings, may be saved along with an adapter.
+    different = sorted((names ^ expected) - (tuned.state_dict().keys() & names))
     if different:
         raise InputError(
             f"the adapter {folder} does not fit the base model {base_source}: "
             f"tensor {different[0]!r} is on one side only"
         )
     return tuned.to(next(base.parameters()).device).eval().requires_grad_(False)
+
+
+def _leaves_base_alone(config: Any, names: set[str]) -> bool:
+    """Whether PEFT writes to no tensor of the base model when it loads this adapter.
+
+    It does where biases or whole modules were trained, and where the adapter's start was cut out
+    of the weights (PiSSA and its like): the base model's tensors are then not shared.
+    """
+    starts = (True, False, "gaussian", "orthogonal")
+    plain_start = getattr(config, "init_lora_weights", True) in starts
+    return plain_start and all("lora_" in name for name in names)
 
 
 def _check_adapter_base(config: dict, base: str | Path, folder: Path) -> None:

@@ -28,7 +28,7 @@ EDGE = -1.12  # where they are drawn
 BLACK, GREY, BLUE, ORANGE = "#000000", "#767676", "#0072B2", "#E69F00"
 GREEN, VERMILLION, SKY, PURPLE = "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 11.5,
     "axes.titlesize": 12,
@@ -52,7 +52,7 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 4.5,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",
     "svg.hashsalt": "oracle-toolkit",
 }
 
@@ -137,7 +137,8 @@ def _plot(title: str) -> Callable[[Callable[[pd.DataFrame], Figure]], Any]:
 
 def _panels(n: int, height: float = PANEL_HEIGHT) -> tuple[Plot, list[Axes]]:
     figure = Plot(figsize=(WIDTH, n * height), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1, hspace=0.04)  # type: ignore[union-attr]
+    layout: Any = figure.get_layout_engine()
+    layout.set(h_pad=0.1, hspace=0.04)
     return figure, list(figure.subplots(n, 1, squeeze=False)[:, 0])
 
 
@@ -153,23 +154,25 @@ def _heights(axes: Axes) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _finish(axes: Axes, x: str, y: str, columns: int = 3, layers: bool = False) -> None:
-    """Labels and a legend below the axes; words where nothing was drawn."""
+def _finish(
+    axes: Axes, x: str, y: str, columns: int = 3, layers: bool = False, drop: int = 42
+) -> None:
+    """Labels and a legend `drop` points below the axes; words where nothing was drawn."""
     if not len(_heights(axes)):
         _say_empty(axes)
         return
     axes.set(xlabel=x, ylabel=y)
     if layers:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _legend(axes, axes.get_legend_handles_labels()[0], columns)
+    _legend(axes, axes.get_legend_handles_labels()[0], columns, drop)
 
 
-def _legend(axes: Axes, handles: Sequence[Any], columns: int) -> None:
+def _legend(axes: Axes, handles: Sequence[Any], columns: int, drop: int = 42) -> None:
     if not handles:
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
-    below = axes.transAxes + ScaledTranslation(0, -42 / 72, figure.dpi_scale_trans)
+    below = axes.transAxes + ScaledTranslation(0, -drop / 72, figure.dpi_scale_trans)
     axes.legend(
         handles=handles, ncols=columns, loc="upper center", borderpad=0, bbox_to_anchor=(0.5, 0),
         bbox_transform=below,
@@ -255,7 +258,7 @@ def norms(frame: pd.DataFrame) -> Figure:
         for of, dashes, what in (("base", "-", "base"), ("delta_free", ":", "free delta")):
             style = LOCATION_STYLE[location] | {"linestyle": dashes, "label": f"{name}, {what}"}
             _line(size, frame[frame.of == of], "layer", location, **style)
-    size.set_title("Size of the states, and of what fine-tuning changed in them")
+    size.set_title("Size of the states, and of what changed in them")
     _log_scale(size)
     _finish(size, LAYER_LABEL, "mean L2 norm per token", 3, layers=True)
     return figure
@@ -357,7 +360,7 @@ def first_order(frame: pd.DataFrame) -> Figure:
           label="remainder (share of energy)")  # fmt: skip
     _line(rest, frame, "layer", "relative_change", color=GREY, marker="D", linestyle="--",
           label="change / output (rms)")  # fmt: skip
-    rest.set_title("What the first order leaves out, and how large the change is")
+    rest.set_title("What first order leaves out; how large the change is")
     _log_scale(rest)
     _finish(rest, LAYER_LABEL, "share (no unit)", 2, layers=True)
     return figure
@@ -388,8 +391,8 @@ def reachability(frame: pd.DataFrame) -> Figure:
         axes.set_title(title + ",\nsteered before the MLP with a vector of limited size")
         axes.set_ylim(0, 1.05)
         _finish(axes, LAYER_LABEL, "left over (0: reached)", 3, layers=True)
-        if axes.get_legend():
-            axes.get_legend().set_title("size of the vector, of the MLP input's norm")
+        if legend := axes.get_legend():
+            legend.set_title("size of the vector, of the MLP input's norm")
     return figure
 
 
@@ -434,7 +437,7 @@ def _curves(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, 
     for fit, rank in [*wanted, ("free", "full")]:
         rows = linear[(linear.fit == fit) & (linear["rank"] == rank)].sort_values("token_index")
         if len(rows):
-            style = dict(FIT_STYLE[fit])
+            style: dict[str, Any] = dict(FIT_STYLE[fit])
             if rank == "full":
                 style |= {"linestyle": (0, (5, 1, 1, 1)), "color": ORANGE}
             yield f"{fit}, {_rank_words(rank)}", rows, style
@@ -460,7 +463,7 @@ def steerability(frame: pd.DataFrame) -> Figure:
     in_all = fitted[(fitted.layers == "all") & (fitted.parameters > 0)]
     everywhere.set_title("Recovered by a fit in all blocks, by its size")
     _everywhere(everywhere, in_all)
-    _finish(everywhere, "parameters", "recovered (1: the tuned model)", 2)
+    _finish(everywhere, "parameters of the adapters", "recovered (1: the tuned model)", 2, drop=84)
     alone = fitted[fitted.layers != "all"]
     alone = alone.assign(layer=pd.to_numeric(alone.layers, errors="coerce"))
     ranks = [_rank_words(rank) for rank in _ranks(alone["rank"])]

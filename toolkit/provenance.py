@@ -41,7 +41,7 @@ def describe_run(
     batches: list[Batch],
     prompts: Sequence[Any],
     stages: Stages,
-    floor: list[float],
+    floor: list[float] | str,
 ) -> dict[str, Any]:
     """The content of ``run.json``: what ran, on what, with what, and what it cost."""
 

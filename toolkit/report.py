@@ -32,7 +32,7 @@ SECTIONS = {
     ),
     "spectrum": (
         "How concentrated the delta is",
-        "k90: the fewest directions that hold 90 % of E‖δ‖². Few directions do not make δ a linear "
+        "k90: the fewest directions that hold 90% of E‖δ‖². Few directions do not make δ a linear "
         "function of the state. The free delta contains every change upstream, the forced one what "
         "the block alone contributes.",
     ),
@@ -118,4 +118,4 @@ def _candidates(run: Run) -> list[dict[str, Any]]:
     """The rows of the steerability table that steer every block, best first."""
     frame = run.steerability.frame
     rows = frame[frame.kind.isin(["vector", "linear"]) & (frame.layers == "all")]
-    return rows.sort_values("recovered", ascending=False).to_dict("records")  # type: ignore[return-value]
+    return rows.sort_values("recovered", ascending=False).to_dict("records")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from toolkit.analysis.sequential_kl import Divergences, recovered
+from toolkit.documents import Encoded
 from toolkit.pair import ModelPair
 from toolkit.recommend import Recommendation
 from toolkit.replacement import NONE, ORACLE, Candidate, Evaluation
@@ -83,7 +84,7 @@ def describe_choice(
 
 def samples(
     pair: ModelPair,
-    prompts: list[tuple[int, ...]],
+    asked: list[Encoded],
     choice: Recommendation | None,
     evaluation: Evaluation,
 ) -> list[dict[str, str]]:
@@ -94,6 +95,9 @@ def samples(
     said["tuned"] = evaluation.tokens[None]
     decode = lambda ids: pair.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
     return [
-        {"prompt": decode(prompts[i]), **{who: decode(rows[i]) for who, rows in said.items()}}
-        for i in range(min(N_SAMPLES, len(prompts)))
+        {
+            "prompt": document.prompt or decode(document.prompt_ids),
+            **{who: decode(rows[i]) for who, rows in said.items()},
+        }
+        for i, document in enumerate(asked[:N_SAMPLES])
     ]

@@ -115,7 +115,7 @@ class BlockSums:
                     tuned = step.tuned[location][step.batch.counted]
                     norms["tuned", location] = wide(tuned)
             self.moments[mode, step.batch.held_out].update(values)
-        self.norms.update({key: norms[key] for key in sorted(norms, key=_norm_order)})
+        self.norms.update(norms)
         for name, location in self.steered.items():
             if name in step.steered:
                 self.sequential[name].update(
@@ -155,10 +155,6 @@ class BlockSums:
         described = [(name(x), name(x)) for x in self.branches for name in (source, target)]
         everything = {mode: fit[mode].pooled(held_out[mode], described) for mode in MODES}
         return BlockStatistics(fit, held_out, everything)
-
-
-def _norm_order(key: tuple[str, str]) -> tuple[int, str]:
-    return ("base", "tuned", "delta_free", "delta_forced").index(key[0]), key[1]
 
 
 def survey(
@@ -276,8 +272,10 @@ def spectrum_rows(layer: int, statistics: BlockStatistics, branches: tuple[str, 
 
 def reachability_rows(layer: int, base: MLP, change: MLPChange, sample: Tensor) -> list[Row]:
     """Of the sampled MLP inputs `[n, d]`, in float64; a target that is zero has no rows."""
-    base, h = base.to(torch.float64), sample.double()
-    exact, down = exact_change(base, change.to(torch.float64), h)
+    if not len(sample):
+        return []
+    base, h = base.exact(), sample.double().cpu()
+    exact, down = exact_change(base, change.exact(), h)
     targets = {name: v for name, v in (("down", down), ("exact", exact)) if bool(v.any(1).all())}
     if not targets:
         return []

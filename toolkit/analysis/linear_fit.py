@@ -37,6 +37,8 @@ class LinearFit:
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """``A_r = up @ down``: `up` `[d_t, r]` with orthonormal columns, `down` `[r, d_x]`."""
+        if rank > self.directions.shape[1]:
+            raise ValueError(f"rank {rank} asked of a fit made up to {self.directions.shape[1]}")
         up = self.directions[:, :rank]
         return up, up.T @ self.full
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from toolkit.statistics import MeanNorms
 
+OF = ("base", "tuned", "delta_free", "delta_forced")
+
 
 @dataclass(frozen=True)
 class BranchNorms:
@@ -24,7 +26,7 @@ class BranchNorms:
 
 def branch_norms(norms: MeanNorms) -> list[BranchNorms]:
     """One row for each `of` in `norms`."""
-    return [_row(norms, of) for of in dict.fromkeys(of for of, _ in norms.mean)]
+    return [_row(norms, of) for of in OF if any(key[0] == of for key in norms.mean)]
 
 
 def _row(norms: MeanNorms, of: str) -> BranchNorms:

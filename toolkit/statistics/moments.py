@@ -114,14 +114,15 @@ class MomentSums:
         for (a, b), product in self._product.items():
             covariance[a, b] = torch.outer(offset[a], offset[b]).neg_()
             covariance[a, b].add_(_full(product, a == b), alpha=1 / self.n)
-        return Moments(self.n, mean, covariance)
+        on_cpu = {pair: value.cpu() for pair, value in covariance.items()}
+        return Moments(self.n, {name: value.cpu() for name, value in mean.items()}, on_cpu)
 
     def state(self) -> dict[str, Tensor]:
         """The sums as tensors by name, for `from_state`."""
         tensors = {"n": torch.tensor(self.n)}
-        tensors |= {f"centre:{name}": value for name, value in self._centre.items()}
-        tensors |= {f"sum:{name}": value for name, value in self._sum.items()}
-        tensors |= {f"product:{a}:{b}": value for (a, b), value in self._product.items()}
+        tensors |= {f"centre:{name}": value.clone() for name, value in self._centre.items()}
+        tensors |= {f"sum:{name}": value.clone() for name, value in self._sum.items()}
+        tensors |= {f"product:{a}:{b}": value.clone() for (a, b), value in self._product.items()}
         return tensors
 
     @classmethod
@@ -132,11 +133,11 @@ class MomentSums:
         sums.n = int(state["n"])
         for name, key in split.items():
             if key[0] == "centre":
-                sums._centre[key[1]] = state[name]
+                sums._centre[key[1]] = state[name].clone()
             elif key[0] == "sum":
-                sums._sum[key[1]] = state[name]
+                sums._sum[key[1]] = state[name].clone()
             elif key[0] == "product":
-                sums._product[key[1], key[2]] = state[name]
+                sums._product[key[1], key[2]] = state[name].clone()
         return sums
 
     def _start(self, values: Mapping[str, Tensor]) -> None:

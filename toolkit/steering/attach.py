@@ -27,10 +27,13 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
     def look(call: Call) -> None:
         where[:] = [_steerable_inputs(call)]
 
+    language_model = causal_lm(model)
     with ExitStack() as stack:
-        stack.enter_context(before(causal_lm(model).base_model, look))
+        # Either may be what is called: OPT's language model goes round its base model.
+        for module in (language_model, language_model.base_model):
+            stack.enter_context(before(module, look))
         for layer, adapter in adapters.by_layer.items():
-            edit = _edit(adapter, where)
+            edit = _edit(adapter.to(language_model.device), where)
             stack.enter_context(replace(sites.at[adapters.location, layer], edit))
         yield
 
