@@ -437,10 +437,8 @@ def _curves(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, 
     for fit, rank in [*wanted, ("free", "full")]:
         rows = linear[(linear.fit == fit) & (linear["rank"] == rank)].sort_values("token_index")
         if len(rows):
-            style: dict[str, Any] = dict(FIT_STYLE[fit])
-            if rank == "full":
-                style |= {"linestyle": (0, (5, 1, 1, 1)), "color": ORANGE}
-            yield f"{fit}, {_rank_words(rank)}", rows, style
+            apart = {"linestyle": (0, (5, 1, 1, 1)), "color": ORANGE} if rank == "full" else {}
+            yield f"{fit}, {_rank_words(rank)}", rows, FIT_STYLE[fit] | apart
 
 
 def _nats_scale(axes: Axes) -> None:
