@@ -4,7 +4,7 @@ Every function is a context manager. When it exits, by error or not, the modules
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -80,34 +80,28 @@ def before(module: nn.Module, listen: Callable[[Call], None]) -> Iterator[None]:
 
 def call_of(module: nn.Module, run: Callable[[], Any]) -> Call:
     """The arguments of the first call of `module` in ``run()``, which is ended at that point."""
-    calls: list[Call] = []
-
-    def stop(call: Call) -> None:
-        calls.append(call)
-        raise _Stopped
-
-    with before(module, stop):
-        try:
-            run()
-        except _Stopped:
-            return calls[0]
-    raise RuntimeError(f"{type(module).__name__} was not called")
+    return _ended(lambda stop: before(module, stop), run)
 
 
 def state_at(site: Site, run: Callable[[], Any]) -> Tensor:
     """The tensor at `site` in ``run()``, which is ended at that point."""
-    states: list[Tensor] = []
+    return _ended(lambda stop: replace(site, stop), run)
 
-    def stop(tensor: Tensor) -> Tensor:
-        states.append(tensor)
+
+def _ended(attach: Callable[[Callable[[Any], Any]], AbstractContextManager], run: Callable) -> Any:
+    """What the function given to `attach` is first called with in ``run()``, which then ends."""
+    reached: list[Any] = []
+
+    def stop(value: Any) -> None:
+        reached.append(value)
         raise _Stopped
 
-    with replace(site, stop):
+    with attach(stop):
         try:
             run()
         except _Stopped:
-            return states[0]
-    raise RuntimeError(f"{type(site.module).__name__} was not reached")
+            return reached[0]
+    raise RuntimeError("the module that was waited for was not called")
 
 
 @contextmanager
