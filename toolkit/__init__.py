@@ -10,7 +10,8 @@ A run, from two models to an adapter that steers the base model::
     run.spectrum.plot()                 # and their figures
     print(run.recommendation)           # where to steer, how, and what it recovers
     with steer(pair.base, run.adapters):
-        pair.base.generate(**pair.tokenizer("What is 2 + 3?", return_tensors="pt"))
+        inputs = pair.tokenizer("What is 2 + 3?", return_tensors="pt")
+        pair.base.generate(**inputs, max_new_tokens=32)
 """
 
 from toolkit.checks import Check
