@@ -1,5 +1,7 @@
 """Plots: every one on full, empty and partial frames, in memory and read back from CSV."""
 
+import re
+
 import pytest
 
 from tests.plausible import frames, reread
@@ -9,13 +11,20 @@ from toolkit.table import COLUMNS, Table
 FULL = frames()
 
 
+def blanked(frame, value):
+    """`frame` with `value` in place of every number that was measured."""
+    named = {"layer", "layers", "token_index", "rank", "budget", "n_prompts", "parameters"}
+    measured = [column for column in frame.select_dtypes("number") if column not in named]
+    return frame.assign(**dict.fromkeys(measured, value))
+
+
 def words(figure):
     return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
 
 
 def n_marks(figure):
     """Lines that show data: reference lines are named as such."""
-    return sum(line.get_gid() != "ref" for axes in figure.axes for line in axes.lines)
+    return sum(line.get_label() != plot.REFERENCE for axes in figure.axes for line in axes.lines)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -40,6 +49,30 @@ def test_a_family_without_branches_is_drawn_with_what_it_has(name):
         column = "source" if name == "linear_fit" else "location"
         frame = frame[~frame[column].isin(["pre_mlp", "post_mlp"])]
     assert n_marks(plot.PLOTS[name](frame)) > 0
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_zeros_and_gaps_are_drawn_without_a_warning(name, value, tmp_path):
+    plot.save(plot.PLOTS[name](blanked(FULL[name], value)), tmp_path / name)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_nothing_is_cut_off(name):
+    """Every title, label and legend lies within the figure."""
+    figure = plot.PLOTS[name](FULL[name])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert box.x0 >= 2
+        assert box.x1 <= figure.bbox.width - 2
+
+
+@pytest.mark.parametrize("name", ["steerability", "linear_fit"])
+def test_no_two_elements_of_a_figure_share_an_id(name, tmp_path):
+    svg, _ = plot.save(plot.PLOTS[name](FULL[name]), tmp_path / name)
+    ids = re.findall(r'\bid="([^"]+)"', svg.read_text("utf-8"))
+    assert len(ids) == len(set(ids))
 
 
 def test_values_off_the_axis_are_written_at_its_edge():

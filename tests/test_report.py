@@ -6,10 +6,11 @@ import re
 import pytest
 
 from tests.plausible import candidates, frames
+from tests.test_plot import blanked
 from toolkit import Check, Run, Table
 from toolkit.findings import FINDINGS, headline, ties
 from toolkit.publish import publish, read_run
-from toolkit.report import SECTIONS
+from toolkit.report import SECTIONS, render
 from toolkit.table import COLUMNS
 
 EVIL = "<script>alert(1)</script>"
@@ -79,24 +80,46 @@ def test_a_run_survives_its_files(folder, tmp_path):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
+def test_one_prompt_has_no_standard_error():
+    none = float("nan")
+    frame = FULL["steerability"].assign(recovered_sem=none, kl_sem=none)
+    run = make_run({**FULL, "steerability": frame}, chosen(recovered_sem=none, kl_sem=none))
+    html = render(run, dict.fromkeys(COLUMNS, "<svg></svg>"))
+    assert "one held-out prompt" in html
+    assert not re.search(r"\bnan\b", html)
+    assert "recovers 0.98 of" in headline(chosen(recovered_sem=None), False)
+
+
+def test_a_failed_check_is_named_beside_the_answer():
+    html = render(make_run(recommendation=chosen()), dict.fromkeys(COLUMNS, "<svg></svg>"))
+    assert html.index("Failed: a.") < html.index("Evidence")
+
+
+def test_a_free_fit_is_said_to_overshoot_only_where_it_does():
+    frame = FULL["sequential_kl"]
+    assert "adds at every block" in FINDINGS["sequential_kl"](frame)
+    better = frame.assign(kl_mean=frame.kl_mean.where(frame.fit != "free", 0.0))
+    assert "adds at every block" not in FINDINGS["sequential_kl"](better)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_nothing_measured_is_not_said_to_be_nothing_changed(name):
+    assert FINDINGS[name](blanked(FULL[name], float("nan"))).startswith("Not applicable")
+    assert FINDINGS[name](FULL[name].iloc[:0]).startswith("Not applicable")
+
+
 @pytest.mark.parametrize("name", COLUMNS)
 def test_findings_of_nothing(name):
-    """An empty table is not applicable, and a table of zeros says that nothing changed."""
-    zeros = FULL[name].copy()
-    for column in zeros.select_dtypes("number"):
-        if column not in ("layer", "layers", "token_index", "rank", "budget", "n_prompts"):
-            zeros[column] = 0.0
+    """A table of zeros says that nothing changed."""
     if name != "reachability":  # which has no rows then
-        assert "othing changed" in FINDINGS[name](zeros)
-    if name in ("first_order", "reachability"):
-        assert FINDINGS[name](zeros.iloc[:0]).startswith("Not applicable")
+        assert "othing changed" in FINDINGS[name](blanked(FULL[name], 0.0))
 
 
 def test_findings_say_what_the_table_says():
     frame = FULL["steerability"]
     words = FINDINGS["steerability"](frame)
     for row in frame[(frame["rank"] == 8) & (frame.layers == "all")].itertuples():
-        assert f"{row.fit} {row.recovered:.2f} ±" in words
+        assert f"{row.fit} {row.recovered:.2f} ±".replace("-", "−") in words
     rows = FULL["spectrum"].query("location == 'post_block' and mode == 'free'")
     assert f"in {rows.k90.min()} to {rows.k90.max()} dimensions" in FINDINGS["spectrum"](
         FULL["spectrum"]

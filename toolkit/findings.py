@@ -1,5 +1,6 @@
 """What each table says about this pair, in one plain sentence with its numbers."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ PLACES = {
     "post_block": "after the block (post-block)",
 }
 FITS = {"free": "freely", "forced": "block by block (forced)", "sequential": "sequentially"}
+UNMEASURED = "Not applicable: nothing was measured here."
 NOTHING = "Nothing changed: every delta is zero."
 
 
@@ -73,7 +75,9 @@ def _norms(frame: pd.DataFrame) -> str:
 
 
 def _spectrum(frame: pd.DataFrame) -> str:
-    rows = frame.query("location == 'post_block' and mode == 'free'")
+    rows = frame.query("location == 'post_block' and mode == 'free'").dropna(subset=["rms"])
+    if rows.empty:
+        return UNMEASURED
     if not rows.rms.any():
         return NOTHING
     return (
@@ -86,6 +90,8 @@ def _spectrum(frame: pd.DataFrame) -> str:
 
 def _linear_fit(frame: pd.DataFrame) -> str:
     rows = frame[(frame["mode"] == "forced") & (frame.target == "block")]
+    if not rows.explained_fit.notna().any():
+        return UNMEASURED
     if not rows.explained_fit.any():
         return NOTHING
     parts = []
@@ -104,6 +110,8 @@ def _linear_fit(frame: pd.DataFrame) -> str:
 def _first_order(frame: pd.DataFrame) -> str:
     if frame.empty:
         return "Not applicable: this family's MLP cannot be read as matrices."
+    if not frame.relative_change.notna().any():
+        return UNMEASURED
     if not frame.relative_change.any():
         return "Nothing changed in any MLP."
     rows = frame[frame.relative_change > 0]
@@ -117,23 +125,25 @@ def _first_order(frame: pd.DataFrame) -> str:
 
 
 def _reachability(frame: pd.DataFrame) -> str:
-    rows = frame.query("target == 'down'")
+    rows = frame.query("target == 'down'").dropna(subset=["residual_median"])
     if rows.empty:
         return "Not applicable: no tokens were sampled, or no down projection changed."
     median = rows.groupby("budget").residual_median.median()
     real = rows.groupby("budget").nonlinear_residual_median.median()
     return (
         "A steering vector of 3% of the MLP input's norm leaves "
-        f"{median[0.03]:.0%} of the down projection's change, one of 30% leaves "
-        f"{median[0.3]:.0%} (medians over blocks, one free vector a token, to first order; "
+        f"{_share(median[0.03])} of the down projection's change, one of 30% leaves "
+        f"{_share(median[0.3])} (medians over blocks, one free vector a token, to first order; "
         "through the real MLP "
-        f"{real[0.03]:.0%} and {real[0.3]:.0%})."
+        f"{_share(real[0.03])} and {_share(real[0.3])})."
     )
 
 
 def _sequential_kl(frame: pd.DataFrame) -> str:
     tuned = frame[frame.forcing == "tuned"]
     base = tuned[tuned.kind == "none"]
+    if not base.kl_mean.notna().any():
+        return UNMEASURED
     if not base.kl_mean.any():
         return "Nothing changed: every model says the same with the same certainty."
 
@@ -146,16 +156,21 @@ def _sequential_kl(frame: pd.DataFrame) -> str:
         ]
         return _weighted(rows) if len(rows) else None
 
+    shown = [("free", 8), ("free", "full"), ("forced", 8), ("sequential", 8)]
+    nats = {(fit, rank): mean(fit, rank) for fit, rank in shown}
     parts = [
         f"{value:.3g} with the {fit} {'full-rank fit' if rank == 'full' else f'fit of rank {rank}'}"
-        for fit, rank in (("free", 8), ("free", "full"), ("forced", 8), ("sequential", 8))
-        if (value := mean(fit, rank)) is not None
+        for (fit, rank), value in nats.items()
+        if value is not None
     ]
     oracle = _weighted(tuned[tuned.kind == "oracle"])
+    free, forced = nats["free", 8], nats["forced", 8]
+    overshoots = free is not None and forced is not None and free > forced
+    why = " The free fit adds at every block what earlier blocks were already steered to supply."
     return (
         f"The base model is {_weighted(base):.3g} nats per generated token from the tuned one; "
-        f"post-block in all blocks it is {', '.join(parts)}, and {oracle:.1e} with the oracle. The "
-        "free fit adds at every block what earlier blocks were already steered to supply."
+        f"post-block in all blocks it is {', '.join(parts)}, and {oracle:.1e} with the "
+        f"oracle.{why if overshoots else ''}"
     )
 
 
@@ -166,6 +181,8 @@ def _weighted(rows: pd.DataFrame) -> float:
 
 def _steerability(frame: pd.DataFrame) -> str:
     rows = frame[frame.kind.isin(["vector", "linear"])]
+    if not rows.kl.notna().any():
+        return UNMEASURED
     if not frame[frame.kind == "none"].kl.any():
         return NOTHING
     everywhere, single = rows[rows.layers == "all"], rows[rows.layers != "all"]
@@ -188,10 +205,16 @@ def _steerability(frame: pd.DataFrame) -> str:
     return text
 
 
-def _pm(value: float, sem: float) -> str:
-    """A share with its standard error, to the error's digits."""
-    digits = 2 if sem != sem or sem >= 0.005 else 3
-    return f"{value:.{digits}f} ± {sem:.{digits}f}" if sem == sem else f"{value:.{digits}f}"
+def _pm(value: float, sem: float | None) -> str:
+    """A share with its standard error, to the error's digits; one prompt alone has none."""
+    if sem is None or math.isnan(sem):
+        return f"{value:.2f}".replace("-", "−")
+    digits = 2 if sem >= 0.005 else 3
+    return f"{value:.{digits}f} ± {sem:.{digits}f}".replace("-", "−")
+
+
+def _share(value: float) -> str:
+    return "less than 1%" if 0 < value < 0.005 else f"{value:.0%}"
 
 
 def _percent(value: float) -> str:

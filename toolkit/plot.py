@@ -7,6 +7,7 @@ to close. What a family lacks is left out; a frame without rows says so in words
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 NOT_APPLICABLE = "not applicable to this pair"
@@ -67,6 +69,7 @@ FIT_STYLE: dict[str, dict[str, Any]] = {
     "forced": {"color": BLUE, "linestyle": "--"},
     "sequential": {"color": GREEN, "linestyle": "-"},
 }
+REFERENCE = "_reference"  # the label of lines that are no data; no legend shows it
 LAYER_LABEL = "layer (block number, from 0)"
 
 
@@ -147,24 +150,47 @@ def _say_empty(axes: Axes) -> None:
     axes.text(0.5, 0.5, NOT_APPLICABLE, ha="center", va="center", transform=axes.transAxes)
 
 
+def _data_lines(axes: Axes) -> list[Line2D]:
+    """All lines but the references."""
+    return [line for line in axes.lines if line.get_label() != REFERENCE]
+
+
 def _heights(axes: Axes) -> np.ndarray:
-    """The y of all lines with more than a reference's two points or with a marker."""
-    drawn = [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_gid() != "ref"]
+    """The finite y of all data."""
+    drawn = [np.asarray(line.get_ydata(), float) for line in _data_lines(axes)]
     values = np.concatenate([*drawn, np.empty(0)])
     return values[np.isfinite(values)]
 
 
 def _finish(
-    axes: Axes, x: str, y: str, columns: int = 3, layers: bool = False, drop: int = 42
+    axes: Axes,
+    x: str,
+    y: str,
+    columns: int = 3,
+    layers: bool = False,
+    drop: int = 42,
+    modes: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Labels and a legend `drop` points below the axes; words where nothing was drawn."""
+    """Labels and a legend `drop` points below the axes; words where nothing was drawn.
+
+    `modes` are line styles that all colours share, by what they mean: each gets an entry.
+    """
     if not len(_heights(axes)):
         _say_empty(axes)
         return
     axes.set(xlabel=x, ylabel=y)
     if layers:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _legend(axes, axes.get_legend_handles_labels()[0], columns, drop)
+    handles: dict[str, Any] = {}
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        handles.setdefault(label, handle)  # a colour's first line stands for all its modes
+    shared = [
+        Line2D([], [], label=label, color=GREY, marker="o", **style)
+        for label, style in (modes or {}).items()
+    ]
+    # A legend fills its columns first: colours in its first row, modes in its second.
+    pairs = zip_longest(handles.values(), shared)
+    _legend(axes, [h for pair in pairs for h in pair if h is not None], columns, drop)
 
 
 def _legend(axes: Axes, handles: Sequence[Any], columns: int, drop: int = 42) -> None:
@@ -182,10 +208,13 @@ def _legend(axes: Axes, handles: Sequence[Any], columns: int, drop: int = 42) ->
 def _log_scale(axes: Axes) -> None:
     """A logarithmic y; zeros are left out, and words say so where there is nothing else."""
     heights = _heights(axes)
-    if (heights > 0).any():
+    positive = heights[heights > 0]
+    if len(positive):
         axes.set_yscale("log", nonpositive="mask")
-        if heights[heights > 0].min() * 10 > heights.max():  # within a decade: more figures
-            axes.yaxis.set_minor_formatter(NullFormatter())
+        if positive.max() < 50 * positive.min():  # few powers of ten: figures between them
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     elif len(heights):
         axes.text(0.5, 0.6, "zero everywhere", ha="center", transform=axes.transAxes)
 
@@ -208,7 +237,7 @@ def _band(axes: Axes, x: Any, low: Any, high: Any, color: str) -> None:
 
 def _reference(axes: Axes, y: float, words: str) -> None:
     """A thin level line with its meaning."""
-    axes.axhline(y, color=GREY, linewidth=1, gid="ref")
+    axes.axhline(y, color=GREY, linewidth=1, label=REFERENCE)
     axes.annotate(
         words, (1, y), xycoords=("axes fraction", "data"), xytext=(0, 3), ha="right",
         textcoords="offset points", color="#555555", fontsize=10.5,
@@ -254,13 +283,17 @@ def norms(frame: pd.DataFrame) -> Figure:
     share.set_title("How much of the two branches' norm the MLP supplies")
     share.set_ylim(0, 100)
     _finish(share, LAYER_LABEL, "MLP / (MLP + attention)  (%)", 2, layers=True)
+    modes: dict[str, dict[str, Any]] = {
+        "base state": {"linestyle": "-"},
+        "free delta": {"linestyle": ":", "fillstyle": "none"},
+    }
     for location, name in LOCATIONS.items():
-        for of, dashes, what in (("base", "-", "base"), ("delta_free", ":", "free delta")):
-            style = LOCATION_STYLE[location] | {"linestyle": dashes, "label": f"{name}, {what}"}
+        for of, mode in zip(("base", "delta_free"), modes.values(), strict=True):
+            style = LOCATION_STYLE[location] | mode | {"label": name}
             _line(size, frame[frame.of == of], "layer", location, **style)
     size.set_title("Size of the states, and of what changed in them")
     _log_scale(size)
-    _finish(size, LAYER_LABEL, "mean L2 norm per token", 3, layers=True)
+    _finish(size, LAYER_LABEL, "mean L2 norm per token", 3, layers=True, modes=modes)
     return figure
 
 
@@ -268,22 +301,21 @@ def norms(frame: pd.DataFrame) -> Figure:
 def spectrum(frame: pd.DataFrame) -> Figure:
     """How many directions hold 90 % of the delta, and how large it is beside the state."""
     figure, (directions, size) = _panels(2)
+    modes: dict[str, dict[str, Any]] = {
+        "forced delta": {"linestyle": "-"},
+        "free delta": {"linestyle": ":", "fillstyle": "none"},
+    }
     for location, rows in _by_location(frame, "location"):
-        for mode, dashes in (("free", ":"), ("forced", "-")):
-            of_mode = rows[rows["mode"] == mode]
-            style = LOCATION_STYLE[location] | {
-                "linestyle": dashes,
-                "label": f"{LOCATIONS[location]}, {mode}",
-                "fillstyle": "none" if mode == "free" else "full",
-            }
-            _line(directions, of_mode, "layer", "k90", **style)
-            _line(size, of_mode, "layer", "relative_rms", **style)
+        for mode, dashes in zip(("forced", "free"), modes.values(), strict=True):
+            style = LOCATION_STYLE[location] | dashes | {"label": LOCATIONS[location]}
+            _line(directions, rows[rows["mode"] == mode], "layer", "k90", **style)
+            _line(size, rows[rows["mode"] == mode], "layer", "relative_rms", **style)
     directions.set_title("Directions that hold 90 % of the delta's energy")
     directions.set_ylim(bottom=0)
-    _finish(directions, LAYER_LABEL, "directions (k90)", layers=True)
+    _finish(directions, LAYER_LABEL, "directions (k90)", layers=True, modes=modes)
     size.set_title("Size of the delta beside the base model's state")
     _log_scale(size)
-    _finish(size, LAYER_LABEL, "rms of delta / rms of state", layers=True)
+    _finish(size, LAYER_LABEL, "rms of delta / rms of state", layers=True, modes=modes)
     return figure
 
 
@@ -293,15 +325,17 @@ def linear_fit(frame: pd.DataFrame) -> Figure:
     figure, (by_rank, by_layer) = _panels(2)
     frame = frame[(frame["mode"] == "forced") & (frame.target == "block")]
     places = {rank: place for place, rank in enumerate(_ranks(frame["rank"]))}
+    modes: dict[str, dict[str, Any]] = {
+        "rank 8": {"linestyle": "-"},
+        "full rank": {"linestyle": ":", "fillstyle": "none"},
+    }
     for location, rows in _by_location(frame, "source"):
-        style = LOCATION_STYLE[location]
-        _quartiles(by_rank, rows, places, label=f"from {LOCATIONS[location]}", **style)
-        for rank, dashes in ((8, "-"), ("full", ":")):
-            label = f"{LOCATIONS[location]}, {_rank_words(rank)}"
+        style = LOCATION_STYLE[location] | {"label": f"from {LOCATIONS[location]}"}
+        _quartiles(by_rank, rows, places, **style)
+        for rank, mode in zip((8, "full"), modes.values(), strict=True):
             chosen = rows[rows["rank"] == rank]
-            _line(by_layer, chosen, "layer", "explained_heldout", **style, linestyle=dashes,
-                  fillstyle="full" if rank == 8 else "none", label=label)  # fmt: skip
-    by_rank.set_title("Share of the block's own change that a linear map explains")
+            _line(by_layer, chosen, "layer", "explained_heldout", **style, **mode)
+    by_rank.set_title("What a linear map explains of a block's own change")
     by_rank.set_xticks(list(places.values()), [str(rank) for rank in places])
     for axes in (by_rank, by_layer):
         _clip_lines(axes)
@@ -309,7 +343,7 @@ def linear_fit(frame: pd.DataFrame) -> Figure:
         _reference(axes, 1, "all of it")
     _finish(by_rank, "rank of the map (0: a fixed vector)", "explained, held out")
     by_layer.set_title("The same by layer, for a small and for a full map")
-    _finish(by_layer, LAYER_LABEL, "explained, held out", layers=True)
+    _finish(by_layer, LAYER_LABEL, "explained, held out", layers=True, modes=modes)
     return figure
 
 
@@ -335,7 +369,7 @@ def _clip_lines(axes: Axes) -> None:
     """Draw what lies below LOWEST at the edge, and say that it is so."""
     if not (_heights(axes) < LOWEST).any():
         return
-    for line in axes.lines:
+    for line in _data_lines(axes):
         heights = np.asarray(line.get_ydata(), float)
         line.set_ydata(np.where(heights < LOWEST, EDGE, heights))
     _reference(axes, LOWEST, "below −1: drawn at the edge")
@@ -354,7 +388,7 @@ def first_order(frame: pd.DataFrame) -> Figure:
         percent = frame.assign(percent=100 * frame[term])
         _line(shares, percent, "layer", "percent", label=f"{term} projection", **style)
     shares.set_title("Which matrix's change makes the MLP's change")
-    shares.axhline(0, color=GREY, linewidth=1, gid="ref")
+    shares.axhline(0, color=GREY, linewidth=1, label=REFERENCE)
     _finish(shares, LAYER_LABEL, "share of the exact change (%)", layers=True)
     _line(rest, frame, "layer", "remainder", color=VERMILLION, marker="v",
           label="remainder (share of energy)")  # fmt: skip
@@ -385,12 +419,12 @@ def reachability(frame: pd.DataFrame) -> Figure:
     }
     for axes, (target, title) in zip(panels, titles.items(), strict=True):
         rows = frame[frame.target == target]
-        budgets = sorted(rows.budget.dropna().unique(), reverse=False)
+        budgets = sorted(rows.budget.dropna().unique())
         for budget, style in zip(budgets, BUDGET_STYLE, strict=False):
             _budget(axes, rows[rows.budget == budget], budget, style)
         axes.set_title(title + ",\nsteered before the MLP with a vector of limited size")
         axes.set_ylim(0, 1.05)
-        _finish(axes, LAYER_LABEL, "left over (0: reached)", 3, layers=True)
+        _finish(axes, LAYER_LABEL, "left over (0: reached)", 5, layers=True)
         if legend := axes.get_legend():
             legend.set_title("size of the vector, of the MLP input's norm")
     return figure
@@ -407,8 +441,8 @@ def sequential_kl(frame: pd.DataFrame) -> Figure:
     """KL from the tuned model by generated token, for none, oracle and fits in all blocks."""
     figure, panels = _panels(2, 3.3)
     titles = {
-        "tuned": "KL from the tuned model; all read the tuned model's tokens",
-        "own": "The same; each model reads its own tokens",
+        "tuned": "KL from the tuned model, on the tuned model's tokens",
+        "own": "The same, on each model's own tokens",
     }
     frame = frame[(frame.layers == "all") & frame.location.isin(["", "post_block"])]
     for axes, (forcing, title) in zip(panels, titles.items(), strict=True):
@@ -442,15 +476,18 @@ def _curves(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, 
 
 
 def _nats_scale(axes: Axes) -> None:
-    """Logarithmic, with zero at the foot: huge and tiny values both read."""
+    """Logarithmic down to zero, so that huge and tiny values read; linear within a decade."""
     heights = _heights(axes)
-    if not (heights > 0).any():
+    top = heights.max(initial=0.0)
+    if top <= 0:
         return
-    floor = 10 ** np.floor(np.log10(max(heights.max() * 1e-5, np.quantile(heights, 0.2), 1e-12)))
-    floor = max(floor, 10 ** np.floor(np.log10(heights.max())) * 1e-5)
-    axes.set_yscale("symlog", linthresh=floor, linscale=0.5)
-    axes.set_ylim(bottom=-0.1 * floor)
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(bottom=0)
+    shown = heights[heights > 1e-5 * top]  # the oracle's curve is 0 but for rounding
+    if np.quantile(shown, 0.05) < 0.1 * top:
+        floor = 10 ** np.floor(np.log10(np.quantile(shown, 0.02)))
+        axes.set_yscale("symlog", linthresh=floor, linscale=0.5)
+        axes.set_ylim(bottom=-0.1 * floor)
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 @_plot("What each fit recovers, and at what cost")
@@ -500,11 +537,9 @@ def _parameter_axis(axes: Axes, frame: pd.DataFrame) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     labels = [
-        f"{name.replace(' ', chr(10)) if 'fixed' in name else name}\n{_short(row.parameters)}\n"
-        f"{row.parameters_percent:.2g} %"
+        f"{name.removeprefix('fixed ')}\n{_short(row.parameters)}\n{row.parameters_percent:.2g} %"
         for name, row in zip(sizes.index, sizes.itertuples(), strict=True)
     ]
-    labels = [label.replace("fixed\nvector", "vector") for label in labels]
     axes.set_xticks(list(sizes.parameters), labels)
     axes.set_xlim(sizes.parameters.min() / 1.9, sizes.parameters.max() * 1.9)
 
@@ -526,17 +561,21 @@ def _points(axes: Axes, rows: pd.DataFrame, x: str, style: dict[str, Any]) -> No
     axes.plot(rows[x], heights, **style)
     error = rows.recovered_sem.where(~low & np.isfinite(rows.recovered_sem), 0)
     axes.errorbar(rows[x], heights, error, fmt="none", ecolor=style["color"], elinewidth=1.2)
-    crowded = low.sum() > 6
-    for place, value in zip(rows[x][low], rows.recovered[low], strict=True):
-        axes.plot([place], [EDGE], marker="v", markersize=8, color=style["color"], linestyle="")
-        if crowded:
-            continue
-        taken = sum(text.get_gid() == f"at{round(np.log10(place + 1), 0)}" for text in axes.texts)
-        axes.annotate(
-            f"{value:.1f}".replace("-", "−"), (place, EDGE), xytext=(0, 7 + 13 * taken),
-            textcoords="offset points", ha="center", fontsize=10.5, color=style["color"],
-            gid=f"at{round(np.log10(place + 1), 0)}",
-        )  # fmt: skip
+    arrow = {"marker": "v", "markersize": 8, "linestyle": "", "color": style["color"]}
+    axes.plot(rows[x][low], heights[low], **arrow)
+    if low.sum() <= 6:
+        for place, value in zip(rows[x][low], rows.recovered[low], strict=True):
+            _number_at_edge(axes, place, value, style["color"])
+
+
+def _number_at_edge(axes: Axes, place: float, value: float, color: str) -> None:
+    """The value above its arrow, and above the numbers that stand there already."""
+    notes = [note for note in axes.texts if isinstance(note, Annotation) and note.xy[1] == EDGE]
+    taken = sum(0.7 < (note.xy[0] + 1) / (place + 1) < 1.4 for note in notes)
+    axes.annotate(
+        f"{value:.1f}".replace("-", "−"), (place, EDGE), xytext=(0, 7 + 13 * taken),
+        textcoords="offset points", ha="center", fontsize=10.5, color=color,
+    )  # fmt: skip
 
 
 def _share_frame(axes: Axes) -> None:
@@ -555,4 +594,3 @@ PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "sequential_kl": sequential_kl,
     "steerability": steerability,
 }
-__all__ = ["LOCATIONS", "PLOTS", "Line2D", "Plot", "save", "tidied"]

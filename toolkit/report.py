@@ -59,6 +59,7 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
     environment = Environment(
         loader=PackageLoader("toolkit", "templates"), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["error"] = _error
     environment.filters["megabytes"] = lambda size: f"{size / 1e6:,.0f} MB"
     template = environment.get_template("report.html")
     return template.render(
@@ -72,6 +73,11 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
         candidates=_candidates(run),
         checks=sorted(run.checks, key=lambda c: STATUS_ORDER.index(c.status)),
     )
+
+
+def _error(sem: float | None, form: str) -> str:
+    """A standard error; empty where one prompt alone gives none."""
+    return "" if sem is None or sem != sem else f"± {sem:{form}}"
 
 
 def summary(run: Run) -> dict[str, Any]:
