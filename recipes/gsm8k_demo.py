@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-N_EXAMPLES = 38
+N_EXAMPLES = 36
 OUT = Path(__file__).parent.parent / "data" / "gsm8k-demo.jsonl"
 
 

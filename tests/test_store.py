@@ -8,7 +8,7 @@ import torch
 from tests import tiny
 from toolkit import InputError, Options, diagnose
 from toolkit.diagnose import Hooks
-from toolkit.store import Workspace, read_tables, refuse_existing, write_tables
+from toolkit.store import Workspace, read_tables, refuse_existing, write_json, write_tables
 
 DOCUMENTS = tiny.make_documents(14)
 OPTIONS = Options(new_tokens=4, sample=2)
@@ -88,3 +88,8 @@ def test_a_folder_that_is_not_a_run_is_never_replaced(tmp_path):
     with pytest.raises(InputError, match="--overwrite"):
         refuse_existing(finished, overwrite=False)
     refuse_existing(finished, overwrite=True)
+
+
+def test_json_holds_no_number_that_json_lacks(tmp_path):
+    write_json({"a": [float("nan"), float("inf"), 1.5], "b": 2}, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, None, 1.5], "b": 2}
