@@ -7,7 +7,7 @@ import torch
 
 from tests import tiny
 from toolkit import InputError, Options, diagnose
-from toolkit.diagnose import Hooks
+from toolkit.diagnose import Listeners
 from toolkit.store import Workspace, read_tables, refuse_existing, write_json, write_tables
 
 DOCUMENTS = tiny.make_documents(14)
@@ -25,8 +25,8 @@ def run(pair, workspace, stop_after=None):
             raise KilledError
 
     workspace.open()
-    hooks = Hooks(finished, workspace.resume, workspace.keep)
-    return diagnose(pair, DOCUMENTS, OPTIONS, show_progress=False, hooks=hooks)
+    listeners = Listeners(finished, workspace.resume, workspace.keep)
+    return diagnose(pair, DOCUMENTS, OPTIONS, show_progress=False, listeners=listeners)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, tiny.N_LAYERS - 1])

@@ -126,7 +126,7 @@ def run_job(
     show: bool = True,
 ) -> None:
     """The main job, from names to files."""
-    from toolkit.diagnose import Hooks
+    from toolkit.diagnose import Listeners
     from toolkit.diagnose import diagnose as run_diagnosis
     from toolkit.documents import read_documents
     from toolkit.pair import ModelPair
@@ -153,8 +153,8 @@ def run_job(
     if workspace.open():
         errors.print(f"going on from the interrupted run in {workspace.folder}")
     try:
-        hooks = Hooks(workspace.finished, workspace.resume, workspace.keep)
-        run = run_diagnosis(pair, documents, options, show_progress=show, hooks=hooks)
+        listeners = Listeners(workspace.finished, workspace.resume, workspace.keep)
+        run = run_diagnosis(pair, documents, options, show_progress=show, listeners=listeners)
     except InputError:
         workspace.abandon()
         raise

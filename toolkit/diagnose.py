@@ -41,7 +41,7 @@ SINGLE = Recipe("post_block", 8, "free")  # also tried in each block alone
 
 
 @dataclass
-class Hooks:
+class Listeners:
     """Where a caller may listen in: each is called as the run goes on.
 
     finished(survey, march): a block is passed. resume(march): surveys of blocks passed in an
@@ -60,7 +60,7 @@ def diagnose(
     options: Options | None = None,
     *,
     show_progress: bool = True,
-    hooks: Hooks | None = None,
+    listeners: Listeners | None = None,
 ) -> Run:
     """Find where, and with how small an adapter, steering does what fine-tuning did to `pair`.
 
@@ -68,12 +68,12 @@ def diagnose(
     Maps are fitted on four documents in five and judged on the others. Raises InputError where the
     documents do not suffice.
     """
-    options, hooks, stages = options or Options(), hooks or Hooks(), Stages()
+    options, listeners, stages = options or Options(), listeners or Listeners(), Stages()
     with torch.no_grad():
         encoded = encode_all(documents, pair.tokenizer, options.max_length)
         batches = _batches(pair, encoded, options)
         with stages.stage("march"):
-            blocks, recipes = _march(pair, batches, options, hooks, show_progress)
+            blocks, recipes = _march(pair, batches, options, listeners, show_progress)
         candidates = _candidates(blocks, recipes)
         asked = [d for d in encoded if d.held_out][: options.max_prompts]
         prompts = [document.prompt_ids for document in asked]
@@ -109,7 +109,11 @@ def _batches(pair: ModelPair, encoded: Sequence[Encoded], options: Options) -> l
 
 
 def _march(
-    pair: ModelPair, batches: list[Batch], options: Options, hooks: Hooks, show_progress: bool
+    pair: ModelPair,
+    batches: list[Batch],
+    options: Options,
+    listeners: Listeners,
+    show_progress: bool,
 ) -> tuple[list[BlockSurvey], list[Recipe]]:
     d_model = pair.base_blocks.embed(batches[0]).shape[-1]
     recipes = [
@@ -126,14 +130,21 @@ def _march(
         extra=(MLP_INPUT,) if matrices else (),
         steered={r.name: r.location for r in recipes if r.fit == "sequential"},
     )
-    blocks = hooks.resume(march)
+    blocks = listeners.resume(march)
     left = (pair.n_layers - len(blocks)) * len(batches)
     with progress(f"marching through {pair.n_layers} blocks", left, show_progress) as advance:
         for found in survey(
-            march, pair.branches, recipes, matrices, options.sample, pair.dtype, advance, hooks.keep
+            march,
+            pair.branches,
+            recipes,
+            matrices,
+            options.sample,
+            pair.dtype,
+            advance,
+            listeners.keep,
         ):
             blocks.append(found)
-            hooks.finished(found, march)
+            listeners.finished(found, march)
     return blocks, recipes
 
 
