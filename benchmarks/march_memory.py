@@ -1,12 +1,13 @@
 """Whether the march's memory, beyond models and streams, grows with the number of documents.
 
-    python benchmarks/march_memory.py [--documents 50 500]
+    python benchmarks/march_memory.py [--documents 50 500 1000]
 
 Each count runs in a process of its own, on documents of 32 random tokens and the pair that ships.
 Reported is the peak of the march over what stood before it, less the streams.
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def measure(n_documents: int) -> dict:
                 sums.update(step)
             walk.advance(layer, {})
 
-    run(1, batches[:2])  # buffers that torch keeps for itself
+    run(2, batches)  # buffers that torch and the allocator keep for themselves
+    gc.collect()
     before = resident()
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -74,7 +76,7 @@ def measure(n_documents: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--documents", type=int, nargs="+", default=[50, 500])
+    parser.add_argument("--documents", type=int, nargs="+", default=[50, 500, 1000])
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -100,6 +100,8 @@ def plain_folder(source: str | Path) -> str:
         if not path.is_file():
             raise InputError(f"no such GGUF file: {path}")
         return str(_converted(path, _sha256(path)))
+    if not path.exists() and str(source).startswith((".", "/", "~")):
+        raise InputError(f"no such model folder: {source}")
     if path.exists() and not path.is_dir():
         raise InputError(
             f"{path} is neither a model folder nor a .gguf file: "
