@@ -7,7 +7,7 @@ Reads data/demo-run, which `oracle demo` made; no model is opened.
 
 from pathlib import Path
 
-from toolkit import plot
+from toolkit import draw
 from toolkit.store import read_tables
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     tables = read_tables(ROOT / "data" / "demo-run" / "tables")
-    plot.save(tables["steerability"].plot(), ROOT / "figures" / "demo_steerability")
+    draw.save(tables["steerability"].plot(), ROOT / "figures" / "demo_steerability")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.plausible import frames, reread
-from toolkit import plot
+from toolkit import draw, plot
 from toolkit.table import COLUMNS, Table
 
 FULL = frames()
@@ -24,7 +24,7 @@ def words(figure):
 
 def n_marks(figure):
     """Lines that show data: reference lines are named as such."""
-    return sum(line.get_label() != plot.REFERENCE for axes in figure.axes for line in axes.lines)
+    return sum(line.get_label() != draw.REFERENCE for axes in figure.axes for line in axes.lines)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -37,7 +37,7 @@ def test_a_full_frame_is_drawn_alike_in_memory_and_from_its_file(name):
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_an_empty_frame_says_so(name):
-    assert plot.NOT_APPLICABLE in words(Table.of(name, []).plot())
+    assert draw.NOT_APPLICABLE in words(Table.of(name, []).plot())
 
 
 @pytest.mark.parametrize("name", ["norms", "spectrum", "linear_fit", "steerability"])
@@ -54,7 +54,7 @@ def test_a_family_without_branches_is_drawn_with_what_it_has(name):
 @pytest.mark.parametrize("name", COLUMNS)
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_zeros_and_gaps_are_drawn_without_a_warning(name, value, tmp_path):
-    plot.save(plot.PLOTS[name](blanked(FULL[name], value)), tmp_path / name)
+    draw.save(plot.PLOTS[name](blanked(FULL[name], value)), tmp_path / name)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -70,7 +70,7 @@ def test_nothing_is_cut_off(name):
 
 @pytest.mark.parametrize("name", ["steerability", "linear_fit"])
 def test_no_two_elements_of_a_figure_share_an_id(name, tmp_path):
-    svg, _ = plot.save(plot.PLOTS[name](FULL[name]), tmp_path / name)
+    svg, _ = draw.save(plot.PLOTS[name](FULL[name]), tmp_path / name)
     ids = re.findall(r'\bid="([^"]+)"', svg.read_text("utf-8"))
     assert len(ids) == len(set(ids))
 
@@ -81,7 +81,7 @@ def test_values_off_the_axis_are_written_at_its_edge():
 
 def test_files_are_the_same_bytes_every_time(tmp_path):
     for place in ("a", "b"):
-        plot.save(plot.norms(FULL["norms"]), tmp_path / place)
+        draw.save(plot.norms(FULL["norms"]), tmp_path / place)
     for suffix in (".svg", ".png"):
         ours, theirs = ((tmp_path / f"{place}{suffix}").read_bytes() for place in ("a", "b"))
         assert ours == theirs

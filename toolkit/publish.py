@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from toolkit import plot, report
+from toolkit import draw, report
 from toolkit.checks import Check
 from toolkit.errors import InputError
 from toolkit.run import Run
@@ -23,7 +23,7 @@ def publish(run: Run, folder: Path) -> None:
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for table in run.tables:
-        plot.save(table.plot(), figures / table.name)
+        draw.save(table.plot(), figures / table.name)
     drawn = {table.name: (figures / f"{table.name}.svg").read_text("utf-8") for table in run.tables}
     (folder / "report.html").write_text(report.render(run, drawn), "utf-8")
     write_json({**report.summary(run), "run": _kept(run)}, folder / REPORT)
