@@ -133,7 +133,6 @@ def run_job(
     from toolkit.publish import publish
     from toolkit.run import Options
     from toolkit.store import Workspace, refuse_existing
-    from toolkit.weights import fingerprint
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -143,8 +142,8 @@ def run_job(
     pair = ModelPair.load(base, tuned, dtype, device)
     source = {"file": str(data), "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
     request = {
-        "base": fingerprint(pair.base),
-        "tuned": fingerprint(pair.tuned),
+        "base": pair.hashes[0],
+        "tuned": pair.hashes[1],
         "data": source["sha256"],
         "options": vars(options),
         "keep_statistics": keep_statistics,

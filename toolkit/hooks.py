@@ -66,6 +66,11 @@ def replace(site: Site, edit: Edit) -> Iterator[None]:
         handle.remove()
 
 
+def constant(value: Tensor) -> Edit:
+    """The edit that puts `value` in place of whatever is there."""
+    return lambda _: value
+
+
 @contextmanager
 def before(module: nn.Module, listen: Callable[[Call], None]) -> Iterator[None]:
     """Call `listen` with the arguments of every call of `module`, before it runs."""

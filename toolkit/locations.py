@@ -45,6 +45,16 @@ class Sites:
     def n_layers(self) -> int:
         return len(self.blocks)
 
+    @property
+    def inputs(self) -> dict[str, Site]:
+        """What enters each block, by its number as a word."""
+        return {str(layer): Site(block, "input") for layer, block in enumerate(self.blocks)}
+
+    @property
+    def outputs(self) -> dict[str, Site]:
+        """What leaves each block, by its number as a word."""
+        return {str(layer): Site(block, "output") for layer, block in enumerate(self.blocks)}
+
     def of_layer(self, layer: int, locations: tuple[str, ...]) -> dict[str, Site]:
         """The sites of `locations` in block `layer`; those that the family lacks are left out."""
         return {name: self.at[name, layer] for name in locations if name not in self.missing}

@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from toolkit.locations import BRANCHES, causal_lm, resolve
 from toolkit.lockstep import Blocks
 from toolkit.proofs import prove
 from toolkit.weights import (
+    fingerprint,
     load_config,
     load_model,
     load_tokenizer,
@@ -114,6 +116,11 @@ class ModelPair:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.base.parameters()).dtype
+
+    @cached_property
+    def hashes(self) -> tuple[str, str]:
+        """The fingerprints of the base and the tuned model, taken once."""
+        return fingerprint(self.base), fingerprint(self.tuned)
 
     @property
     def n_parameters(self) -> int:

@@ -3,11 +3,10 @@
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
 
 from toolkit.checks import Check, check
 from toolkit.documents import Batch
-from toolkit.hooks import Site, capture, replace
+from toolkit.hooks import capture, constant, replace
 from toolkit.locations import BRANCHES
 from toolkit.lockstep import Blocks, wide
 
@@ -48,12 +47,8 @@ def _forward(blocks: Blocks, batch: Batch, **kwargs):
     return blocks.model(input_ids=batch.ids, attention_mask=mask, use_cache=False, **kwargs)
 
 
-def _outputs(blocks: Blocks) -> dict[str, Site]:
-    return {str(layer): Site(block, "output") for layer, block in enumerate(blocks.sites.blocks)}
-
-
 def _hidden_states(name: str, blocks: Blocks, batch: Batch) -> Check:
-    with capture(_outputs(blocks)) as states:
+    with capture(blocks.sites.outputs) as states:
         own = _forward(blocks, batch, output_hidden_states=True).hidden_states
     # The last of the model's own states is normed already; every other must be a block's output.
     same = all(torch.equal(states[str(i)], own[i + 1]) for i in range(blocks.sites.n_layers - 1))
@@ -72,7 +67,7 @@ def _write_back(name: str, blocks: Blocks, batch: Batch) -> Check:
         plain = _forward(blocks, batch).logits
     with ExitStack() as stack:
         for key, site in sites.items():
-            stack.enter_context(replace(site, _constant(states[key])))
+            stack.enter_context(replace(site, constant(states[key])))
         written = _forward(blocks, batch).logits
     return check(
         f"write-back ({name})",
@@ -81,12 +76,8 @@ def _write_back(name: str, blocks: Blocks, batch: Batch) -> Check:
     )
 
 
-def _constant(value: Tensor):
-    return lambda _: value
-
-
 def _march(name: str, blocks: Blocks, batch: Batch) -> Check:
-    with capture(_outputs(blocks)) as own:
+    with capture(blocks.sites.outputs) as own:
         own_logits = _forward(blocks, batch).logits
     hidden = blocks.embed(batch)
     same = True

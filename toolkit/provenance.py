@@ -16,7 +16,6 @@ import torch
 from toolkit.documents import Batch, Encoded
 from toolkit.pair import ModelPair
 from toolkit.run import Options
-from toolkit.weights import fingerprint
 
 
 @dataclass
@@ -50,15 +49,15 @@ def describe_run(
         n = sum(document.held_out == held_out for document in encoded)
         return {"documents": n, "tokens": counted}
 
-    def model(name: str, live: torch.nn.Module) -> dict[str, str]:
+    def model(name: str, live: torch.nn.Module, sha256: str) -> dict[str, str]:
         dtype = str(next(live.parameters()).dtype).removeprefix("torch.")
-        return {"name": name, "sha256": fingerprint(live), "dtype": dtype}
+        return {"name": name, "sha256": sha256, "dtype": dtype}
 
     return {
         "versions": versions(),
         "commit": commit(),
-        "base": model(pair.base_name, pair.base),
-        "tuned": model(pair.tuned_name, pair.tuned),
+        "base": model(pair.base_name, pair.base, pair.hashes[0]),
+        "tuned": model(pair.tuned_name, pair.tuned, pair.hashes[1]),
         "family": type(pair.base).__name__,
         "parameters": pair.n_parameters,
         "layers": pair.n_layers,

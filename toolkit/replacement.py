@@ -20,7 +20,7 @@ from toolkit.generation import (
     prefill,
     whole_logits,
 )
-from toolkit.hooks import Site, capture, replace
+from toolkit.hooks import capture, constant, replace
 from toolkit.pair import ModelPair
 from toolkit.steering import Adapters, steer
 
@@ -130,9 +130,9 @@ class _Round:
     def run(self, candidates: Sequence[Candidate], advance: Callable[[], None]) -> None:
         # Steering one block starts from the base model's states and needs no cache: like is
         # compared with like, so these and the oracle have the tuned model's own uncached pass.
-        with capture(_outputs(self.tuned_sites.blocks)) as tuned_states:
+        with capture(self.tuned_sites.outputs) as tuned_states:
             self.whole_tuned_logits = whole_logits(self.tuned, self.prompts, self.generated)
-        with capture(_inputs(self.sites.blocks)) as base_states:
+        with capture(self.sites.inputs) as base_states:
             whole_logits(self.base, self.prompts, self.generated)
         self._everywhere(NONE)
         self._oracle(tuned_states)
@@ -165,8 +165,8 @@ class _Round:
     def _oracle(self, states: dict[str, Tensor]) -> None:
         """Every block output of the base model overwritten with the tuned model's."""
         with ExitStack() as stack:
-            for name, site in _outputs(self.sites.blocks).items():
-                stack.enter_context(replace(site, _constant(states[name])))
+            for name, site in self.sites.outputs.items():
+                stack.enter_context(replace(site, constant(states[name])))
             logits = self._add_whole(ORACLE)
         agrees = logits.argmax(-1) == self.generated.ids
         self.evaluation.oracle_agrees &= bool((agrees | ~self.generated.counted).all())
@@ -184,15 +184,3 @@ class _Round:
         else:
             with steer(self.base, candidate.adapters, self.sites):
                 yield
-
-
-def _constant(value: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda _: value
-
-
-def _outputs(blocks: Sequence[torch.nn.Module]) -> dict[str, Site]:
-    return {str(layer): Site(block, "output") for layer, block in enumerate(blocks)}
-
-
-def _inputs(blocks: Sequence[torch.nn.Module]) -> dict[str, Site]:
-    return {str(layer): Site(block, "input") for layer, block in enumerate(blocks)}
