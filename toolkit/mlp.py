@@ -44,20 +44,9 @@ class MLP:
         # An activation is elementwise, so its derivative is its Jacobian-vector product with ones.
         return torch.func.jvp(self.activation, (a_g,), (torch.ones_like(a_g),))  # type: ignore[return-value]
 
-    def jacobian(self, h: Tensor) -> Tensor:
-        """``A(h) = W_d J(h)`` of one token `h` `[d]`: `[d, d]`."""
-        a_g, a_u = self.inner(h[None])
-        value, slope = self.slopes(a_g)
-        inner = (slope * a_u).T * self.gate
-        if self.up is not None:
-            inner = inner + value.T * self.up
-        return self.down @ inner
-
-    def exact(self) -> "MLP":
-        """The same in float64, on the CPU."""
-        tensors = {
-            k: v.to("cpu", torch.float64) for k, v in vars(self).items() if isinstance(v, Tensor)
-        }
+    def to(self, dtype: torch.dtype) -> "MLP":
+        """The same in another precision, on the CPU."""
+        tensors = {k: v.to("cpu", dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
@@ -84,10 +73,13 @@ class Change:
         rest = self.factors[1:]
         return Change((first, *rest), biases[0]), Change((second, *rest), biases[1])
 
-    def exact(self) -> "Change":
-        """The same in float64, on the CPU."""
-        factors = tuple(factor.to("cpu", torch.float64) for factor in self.factors)
-        return Change(factors, self.bias.to("cpu", torch.float64))
+    def scaled(self, by: float) -> "Change":
+        """`by` times the change."""
+        return Change((self.factors[0] * by, *self.factors[1:]), self.bias * by)
+
+    def to(self, dtype: torch.dtype) -> "Change":
+        """The same in another precision, on the CPU."""
+        return Change(tuple(f.to("cpu", dtype) for f in self.factors), self.bias.to("cpu", dtype))
 
 
 @dataclass(frozen=True)
@@ -98,9 +90,13 @@ class MLPChange:
     down: Change
     up: Change | None = None
 
-    def exact(self) -> "MLPChange":
-        """The same in float64, on the CPU."""
-        return MLPChange(**{name: part and part.exact() for name, part in vars(self).items()})
+    def scaled(self, by: float) -> "MLPChange":
+        """`by` times every change."""
+        return MLPChange(**{name: part and part.scaled(by) for name, part in vars(self).items()})
+
+    def to(self, dtype: torch.dtype) -> "MLPChange":
+        """The same in another precision, on the CPU."""
+        return MLPChange(**{name: part and part.to(dtype) for name, part in vars(self).items()})
 
 
 def mlps(base: nn.Module, tuned: nn.Module) -> list[tuple[MLP, MLPChange]]:

@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from toolkit.analysis.first_order import FirstOrderSums, exact_change
+from toolkit.analysis.first_order import FirstOrderSums
 from toolkit.analysis.linear_fit import Rank, explained, fit_linear, ranks_below
 from toolkit.analysis.norms import branch_norms
-from toolkit.analysis.reachability import reach_all, summarise
 from toolkit.analysis.spectrum import spectrum
+from toolkit.inside import reachability_rows
 from toolkit.lockstep import March, Mode, Step, target_of, wide
 from toolkit.mlp import MLP, MLPChange
 from toolkit.statistics import Moments, MomentSums, NormSums, Reservoir
@@ -267,24 +267,4 @@ def spectrum_rows(layer: int, statistics: BlockStatistics, branches: tuple[str, 
                 moments.n,
             )
             rows.append({"layer": layer, "location": location, "mode": mode, **asdict(result)})
-    return rows
-
-
-def reachability_rows(layer: int, base: MLP, change: MLPChange, sample: Tensor) -> list[Row]:
-    """Of the sampled MLP inputs `[n, d]`, in float64; a target that is zero has no rows."""
-    if not len(sample):
-        return []
-    base, h = base.exact(), sample.double().cpu()
-    exact, down = exact_change(base, change.exact(), h)
-    targets = {name: v for name, v in (("down", down), ("exact", exact)) if bool(v.any(1).all())}
-    if not targets:
-        return []
-    reaches = [
-        reach_all(base.jacobian(token), [v[i] for v in targets.values()], token, base)
-        for i, token in enumerate(h)
-    ]
-    rows = []
-    for index, name in enumerate(targets):
-        for row in summarise(name, [reached[index] for reached in reaches]):
-            rows.append({"layer": layer, **asdict(row)})
     return rows

@@ -1,177 +1,213 @@
-"""Can steering before the MLP reach what fine-tuning did to it?
+"""How much of a wanted change can a steering vector of a given size bring about?
 
-The post asks whether ``ΔW_d m ∈ col(A(h))`` with ``A(h) = W_d J(h)``. ``A(h)`` is square,
+The post asks whether ``ΔW_d m ∈ col(A(h))`` with ``A(h)`` the MLP's Jacobian. ``A(h)`` is square,
 generically of full rank and very ill conditioned, so membership is true and says nothing. Here is
-how much a steering vector of a given size leaves. The dense path: one float64 decomposition a
-token.
+the *budgeted residual*, ``min ‖v − M Δ‖ / ‖v‖`` subject to ``‖Δ‖ ≤ r``, for any map M of a token.
+
+Its solutions are ``Δ = Mᵀ (M Mᵀ + λ)⁻¹ v``, one for every damping λ ≥ 0 (Moré and Sorensen 1983).
+``M Mᵀ = Q T Qᵀ`` with T tridiagonal, once a token; from there every λ of every target costs a
+tridiagonal solve, O(d). M may be float32; the product and all that follows are float64, since
+squaring M squares its condition number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 from scipy.optimize import brentq
 from torch import Tensor
 
 BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
 RANK_TOLERANCE = 1e-6
 SMALL_RESIDUAL = 0.01
+_EPSILON = float(np.finfo(float).eps)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """One token's answer.
+    """The answers for n tokens, m targets and b radii, float64.
 
-    rank: numerical rank of A(h) at relative tolerance 1e-6.
-    residual: for each budget ρ, ``min ‖v − AΔ‖ / ‖v‖`` subject to ``‖Δ‖ ≤ ρ‖h‖``.
-    nonlinear_residual: that Δ put through the real MLP, ``‖y(h+Δ) − y(h) − v‖ / ‖v‖``.
-    min_norm: the smallest ρ whose residual is 0.01 (inf if none is).
+    rank: numerical rank of each token's M at relative tolerance 1e-6, `[n]`.
+    residual: ``min ‖v − M Δ‖ / ‖v‖`` subject to ``‖Δ‖ ≤ r``, `[n, m, b]`.
+    steering: the Δ that attain it, `[n, m, b, d_in]`.
+    min_norm: the least ‖Δ‖ whose residual is 0.01 (inf if none is), `[n, m]`.
     """
 
-    rank: int
-    residual: tuple[float, ...]
-    nonlinear_residual: tuple[float, ...]
-    min_norm: float
+    rank: Tensor
+    residual: Tensor
+    steering: Tensor
+    min_norm: Tensor
 
 
-def reach(
-    jacobian: Tensor,
-    target: Tensor,
-    h: Tensor,
-    mlp: Callable[[Tensor], Tensor],
-    budgets: tuple[float, ...] = BUDGETS,
-) -> Reach:
-    """How closely ``A(h) Δ`` reaches `target` `[d]`, with `mlp` mapping `[n, d]` to `[n, d]`."""
-    return reach_all(jacobian, [target], h, mlp, budgets)[0]
+def reach(maps: Tensor, targets: Tensor, radii: Tensor) -> Reach:
+    """How closely ``M Δ`` reaches each target, token by token.
+
+    `maps` `[n, d_out, d_in]` with d_out ≥ d_in, `targets` `[n, m, d_out]`, none of them zero,
+    `radii` `[n, b]`. Accurate to 1e-6 of ‖v‖ with float32 maps, to rounding with float64 ones.
+    """
+    found = [
+        _reach_one(m, v, r)
+        for m, v, r in zip(maps, targets.double(), radii.double().numpy(), strict=True)
+    ]
+    ranks, residuals, steerings, min_norms = zip(*found, strict=True)
+    return Reach(
+        rank=torch.tensor(ranks),
+        residual=torch.from_numpy(np.stack(residuals)),
+        steering=torch.stack(steerings),
+        min_norm=torch.from_numpy(np.stack(min_norms)),
+    )
 
 
-def reach_all(
-    jacobian: Tensor,
-    targets: list[Tensor],
-    h: Tensor,
-    mlp: Callable[[Tensor], Tensor],
-    budgets: tuple[float, ...] = BUDGETS,
-) -> list[Reach]:
-    """`reach` for several targets of one token, from one decomposition of A(h)."""
-    # The eigenvectors of A Aᵀ are A's left singular vectors, ten times cheaper than its SVD. The
-    # squares of singular values below 1e-7 of the largest are rounding: those directions are left
-    # out, as an SVD's are that lie below its own rounding.
-    a = jacobian.double()
-    eigenvalues, left = torch.linalg.eigh(a @ a.T)
-    squares = eigenvalues.clamp_min(0).numpy()
-    usable = squares > 1e-14 * squares[-1]
-    h = h.double()
-    scale = float(h.norm())
-    rank = int((squares > RANK_TOLERANCE**2 * squares[-1]).sum())
-    unsteered = mlp(h[None])
-    results = []
-    for target in targets:
-        v = target.double()
-        size = float(v.norm())
-        curve = _Curve(squares, usable, (left.T @ v).numpy())
-        dampings = [curve.damping_for_norm(budget * scale) for budget in budgets]
-        # Δ = Aᵀ (A Aᵀ + λ)⁻¹ v, for all budgets at once.
-        duals = torch.from_numpy(np.stack([curve.dual(damping) for damping in dampings]))
-        reached = mlp(h + duals @ left.T @ a) - unsteered
-        results.append(
-            Reach(
-                rank=rank,
-                residual=tuple(curve.residual(damping) / size for damping in dampings),
-                nonlinear_residual=tuple(float((r - v).norm()) / size for r in reached),
-                min_norm=curve.norm_for_residual(SMALL_RESIDUAL * size) / scale,
-            )
-        )
-    return results
+def _reach_one(
+    matrix: Tensor, targets: Tensor, radii: np.ndarray
+) -> tuple[int, np.ndarray, Tensor, np.ndarray]:
+    sizes = targets.norm(dim=1).numpy()
+    beyond = np.zeros(len(targets))  # of each target, what no Δ reaches: it is not in col(M)
+    matrix, inside = matrix.double(), targets
+    if matrix.shape[0] > matrix.shape[1]:
+        basis, matrix = torch.linalg.qr(matrix)
+        inside = targets @ basis
+        beyond = (targets - inside @ basis.T).norm(dim=1).numpy()
+    gram = _Tridiagonal.of(gram_matrix(matrix).numpy())
+    along = gram.rotate(inside.T.numpy()).T
+    duals = np.zeros((len(targets), len(radii), len(matrix)))
+    residual = np.zeros((len(targets), len(radii)))
+    min_norm = np.zeros(len(targets))
+    for i, c in enumerate(along):
+        curve = _Curve(gram, np.ascontiguousarray(c))
+        for j, radius in enumerate(radii):
+            damping = curve.damping_for_norm(radius)
+            duals[i, j] = curve.dual(damping)
+            residual[i, j] = np.hypot(curve.residual(damping), beyond[i]) / sizes[i]
+        small = (SMALL_RESIDUAL * sizes[i]) ** 2 - beyond[i] ** 2
+        min_norm[i] = curve.norm_for_residual(np.sqrt(small)) if small > 0 else np.inf
+    turned_back = gram.rotate(duals.reshape(-1, len(matrix)).T, back=True).T
+    steering = torch.from_numpy(turned_back.reshape(duals.shape)) @ matrix
+    return gram.rank(), residual, steering, min_norm
+
+
+_STRIPES = 4
+
+
+def gram_matrix(matrix: Tensor) -> Tensor:
+    """``M Mᵀ`` `[d, d]`; its lower triangle, in stripes of rows (the rest is not set)."""
+    product = matrix.new_empty(len(matrix), len(matrix))
+    for rows in torch.arange(len(matrix)).tensor_split(_STRIPES):
+        if len(rows):
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            torch.mm(matrix[start:stop], matrix[:stop].T, out=product[start:stop, :stop])
+    return product
 
 
 @dataclass(frozen=True)
-class _Curve:
-    """The trade between ‖Δ‖ and the residual: ``Δ = Aᵀ (A Aᵀ + λ)⁻¹ v`` for every damping λ ≥ 0.
+class _Tridiagonal:
+    """A symmetric matrix as ``Q T Qᵀ``: `diagonal` and `off` of T, Q as Householder reflectors."""
 
-    `squares` are A's squared singular values, `usable` those that are not rounding, `c` the
-    target's coordinates along the left singular vectors; each `[d]`.
+    diagonal: np.ndarray
+    off: np.ndarray
+    reflectors: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def of(cls, symmetric: np.ndarray) -> "_Tridiagonal":
+        """From the lower triangle of `symmetric`, which is overwritten."""
+        size = len(symmetric)
+        work = int(lapack.dsytrd_lwork(size, lower=1)[0]) if size > 1 else 1
+        reflectors, diagonal, off, scales, _ = lapack.dsytrd(symmetric, lower=1, lwork=work)
+        return cls(diagonal, off, np.asfortranarray(reflectors[1:, :-1]), scales)
+
+    def rotate(self, columns: np.ndarray, back: bool = False) -> np.ndarray:
+        """``Qᵀ columns``, or ``Q columns`` to turn `back`."""
+        turned = np.array(columns, order="F")
+        if len(turned) > 1:
+            way, work = "N" if back else "T", 64 * turned.shape[1]
+            part = lapack.dormqr("L", way, self.reflectors, self.scales, turned[1:], work)[0]
+            turned[1:] = part
+        return turned
+
+    def solve(self, damping: float, c: np.ndarray) -> np.ndarray:
+        """``(T + damping)⁻¹ c``; `damping` must make it positive definite."""
+        return lapack.dptsv(self.diagonal + damping, self.off, c)[2]
+
+    def times(self, x: np.ndarray) -> np.ndarray:
+        """``T x``."""
+        product = self.diagonal * x
+        product[1:] += self.off * x[:-1]
+        product[:-1] += self.off * x[1:]
+        return product
+
+    def largest(self) -> float:
+        """An upper bound of the largest eigenvalue, within a factor of two (Gershgorin)."""
+        rows = np.abs(self.diagonal)
+        rows[1:] += np.abs(self.off)
+        rows[:-1] += np.abs(self.off)
+        return float(rows.max())
+
+    def rank(self) -> int:
+        """How many eigenvalues exceed `RANK_TOLERANCE` squared of the largest one."""
+        n = len(self.diagonal)
+        found = lapack.dstebz(self.diagonal, self.off, 2, 0.0, 0.0, n, n, 0.0, "E")
+        top = float(found[1][0])
+        if top <= 0:
+            return 0
+        below, edge = -top, RANK_TOLERANCE**2 * top
+        return n - int(lapack.dstebz(self.diagonal, self.off, 1, below, edge, 1, n, edge, "E")[0])
+
+
+class _Curve:
+    """The trade between ‖Δ‖ and the residual, by the damping λ, for one target.
+
+    `c` is the target along Q's columns. With ``x = (T + λ)⁻¹ c``: ``‖Δ‖² = xᵀ T x`` and the
+    residual is ``λ ‖x‖``.
     """
 
-    squares: np.ndarray
-    usable: np.ndarray
-    c: np.ndarray
+    def __init__(self, gram: _Tridiagonal, c: np.ndarray) -> None:
+        self.gram, self.c = gram, c
+        largest = gram.largest() or 1.0
+        self.least = _EPSILON * len(c) * largest  # smaller dampings are lost in T's rounding
+        self.ends = (float(np.log(self.least)), float(np.log(largest)) + 60.0)
 
     def dual(self, damping: float) -> np.ndarray:
-        """``(A Aᵀ + λ)⁻¹ v`` along the left singular vectors."""
-        divisor = np.where(self.usable, self.squares + damping, 1.0)
-        return np.where(self.usable, self.c / divisor, 0.0)
+        """x."""
+        return self.gram.solve(max(damping, self.least), self.c)
 
     def norm(self, damping: float) -> float:
-        """‖Δ‖."""
-        return float(np.sqrt((self.squares * self.dual(damping) ** 2).sum()))
+        x = self.dual(damping)
+        return float(np.sqrt(max(x @ self.gram.times(x), 0.0)))
 
     def residual(self, damping: float) -> float:
-        """‖v − AΔ‖."""
-        return float(np.linalg.norm(self.c - self.squares * self.dual(damping)))
+        return max(damping, self.least) * float(np.linalg.norm(self.dual(damping)))
 
     def damping_for_norm(self, radius: float) -> float:
         """The least damping whose ‖Δ‖ is at most `radius`."""
-        if self.norm(0.0) <= radius:
-            return 0.0
-        return self._solve(lambda damping: self.norm(damping) - radius)
+        if self.norm(self.least) <= radius:
+            return self.least
+        return self._solve(lambda damping: np.log(self.norm(damping) / radius))
 
     def norm_for_residual(self, residual: float) -> float:
-        """The smallest ‖Δ‖ whose residual is `residual`; inf if none reaches it."""
-        if self.residual(0.0) > residual:
+        """The least ‖Δ‖ whose residual is `residual`; inf if none reaches it."""
+        if self.residual(self.least) > residual:
             return float("inf")
-        return self.norm(self._solve(lambda damping: residual - self.residual(damping)))
+        return self.norm(self._solve(lambda damping: np.log(residual / self.residual(damping))))
 
     def _solve(self, falling: Callable[[float], float]) -> float:
         """The damping at which the falling function is 0."""
-        largest = float(self.squares[-1])
-        low, high = np.log(largest) - 80, np.log(largest) + 80
-        return float(np.exp(brentq(lambda log: falling(np.exp(log)), low, high, xtol=1e-12)))
+        return float(np.exp(brentq(lambda log: falling(np.exp(log)), *self.ends, xtol=1e-9)))
 
 
-@dataclass(frozen=True)
-class ReachabilityRow:
-    """Over the sampled tokens of one block, for one target and budget: quartiles and medians."""
-
-    target: str
-    budget: float
-    residual_q25: float
-    residual_median: float
-    residual_q75: float
-    nonlinear_residual_median: float
-    min_norm_median: float
-    rank_median: float
-    n_tokens: int
+def residual_quartiles(residual: Sequence[float] | Tensor) -> dict[str, float]:
+    """The columns ``residual_q25, residual_median, residual_q75`` of a table."""
+    values = torch.as_tensor(residual, dtype=torch.float64)
+    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    names = ("residual_q25", "residual_median", "residual_q75")
+    return dict(zip(names, values.quantile(points).tolist(), strict=True))
 
 
-def summarise(
-    target: str, reaches: list[Reach], budgets: tuple[float, ...] = BUDGETS
-) -> list[ReachabilityRow]:
-    """One row per budget."""
-    residual = torch.tensor([r.residual for r in reaches], dtype=torch.float64)
-    nonlinear = torch.tensor([r.nonlinear_residual for r in reaches], dtype=torch.float64)
-    quartiles = residual.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=0)
-    min_norm = _median(torch.tensor([r.min_norm for r in reaches], dtype=torch.float64))
-    rank = _median(torch.tensor([r.rank for r in reaches], dtype=torch.float64))
-    return [
-        ReachabilityRow(
-            target=target,
-            budget=budget,
-            residual_q25=float(quartiles[0, i]),
-            residual_median=float(quartiles[1, i]),
-            residual_q75=float(quartiles[2, i]),
-            nonlinear_residual_median=_median(nonlinear[:, i]),
-            min_norm_median=min_norm,
-            rank_median=rank,
-            n_tokens=len(reaches),
-        )
-        for i, budget in enumerate(budgets)
-    ]
-
-
-def _median(values: Tensor) -> float:
+def median(values: Tensor) -> float:
     """The median, halfway between the two middle values; infinities sort last."""
-    ordered = values.sort().values
+    ordered = values.double().sort().values
     n = len(ordered)
     low, high = float(ordered[(n - 1) // 2]), float(ordered[n // 2])
     return low if low == high else (low + high) / 2

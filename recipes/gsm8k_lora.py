@@ -1,16 +1,19 @@
-"""Makes data/smollm2-gsm8k-lora: a rank-8 LoRA of SmolLM2-135M-Instruct on GSM8K.
+"""Makes a rank-8 LoRA of a packaged model on GSM8K: data/smollm2-gsm8k-lora with the defaults.
 
-    python recipes/smollm2_gsm8k_lora.py --train gsm8k_train.jsonl --test gsm8k_test.jsonl
+    python recipes/gsm8k_lora.py --train gsm8k_train.jsonl --test gsm8k_test.jsonl
+    python recipes/gsm8k_lora.py --base gemma-3-270m --out data/gemma3-gsm8k-lora \\
+        --batch-size 4 --examples 800 --accuracy-on 0 --train ... --test ...
 
 The files are JSON lines with "prompt", "response", "answer" (GSM8K in its own wording); without
-them the data set is taken from the hub (openai/gsm8k). Only response tokens, the end of the turn
-included, are supervised. About 40 minutes on two cores.
+them the data set is taken from the hub (openai/gsm8k). Only response tokens are supervised, the
+end of the turn included. About 40 minutes on two cores.
 """
 
 import argparse
 import json
 import platform
 import re
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,10 +23,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
 from toolkit.documents import Document, encode
-from toolkit.weights import load_model, load_tokenizer
+from toolkit.weights import PACKAGED, load_model, load_tokenizer
 
-BASE = "SmolLM2-135M-Instruct"
-OUT = Path(__file__).parent.parent / "data" / "smollm2-gsm8k-lora"
+DATA = Path(__file__).parent.parent / "data"
 
 
 def examples(path: str | None, split: str) -> list[dict]:
@@ -39,9 +41,11 @@ def examples(path: str | None, split: str) -> list[dict]:
 def supervised(row: dict, tokenizer) -> dict[str, list[int]]:
     """Tokens and labels; -100 marks what is not supervised: everything before the response."""
     e = encode(Document(prompt=row["prompt"], response=row["response"]), tokenizer)
+    # A chat template ends the turn itself; without one the end of sequence is the turn's end.
+    ids = list(e.ids) + ([] if tokenizer.chat_template else [tokenizer.eos_token_id])
     return {
-        "input_ids": list(e.ids),
-        "labels": [-100] * e.response_start + list(e.ids[e.response_start :]),
+        "input_ids": ids,
+        "labels": [-100] * e.response_start + ids[e.response_start :],
     }
 
 
@@ -61,8 +65,8 @@ def collate(batch: list[dict], pad_id: int) -> dict[str, torch.Tensor]:
 def response_loss(model, encoded: list[dict], pad_id: int) -> list[float]:
     """Mean negative log-likelihood per response token, one number a document, in float32."""
     losses = []
-    for start in range(0, len(encoded), 8):
-        batch = collate(encoded[start : start + 8], pad_id)
+    for start in range(0, len(encoded), 4):
+        batch = collate(encoded[start : start + 4], pad_id)
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1]
         nll = torch.nn.functional.cross_entropy(
@@ -78,20 +82,11 @@ def accuracy(model, tokenizer, rows: list[dict]) -> float:
     right = 0
     for start in range(0, len(rows), 20):
         chunk = rows[start : start + 20]
-        prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": r["prompt"]}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            for r in chunk
-        ]
-        inputs = tokenizer(
-            prompts,
+        prompts = [encode(Document(prompt=r["prompt"], response=""), tokenizer) for r in chunk]
+        inputs = tokenizer.pad(
+            {"input_ids": [list(p.prompt_ids) for p in prompts]},
             return_tensors="pt",
-            padding=True,
             padding_side="left",
-            add_special_tokens=False,
         )
         out = model.generate(**inputs, max_new_tokens=200, do_sample=False)
         texts = tokenizer.batch_decode(
@@ -106,7 +101,7 @@ def accuracy(model, tokenizer, rows: list[dict]) -> float:
 
 def train(args: argparse.Namespace) -> dict:
     """Train the adapter and save it, in bfloat16; what is worth recording."""
-    model, tokenizer = load_model(BASE, dtype=torch.float32), load_tokenizer(BASE)
+    model, tokenizer = load_model(args.base, dtype=torch.float32), load_tokenizer(args.base)
     rows = examples(args.train, "train")[: args.examples]
     data = [supervised(row, tokenizer) for row in rows]
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -116,8 +111,9 @@ def train(args: argparse.Namespace) -> dict:
         train_dataset=data,
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
         args=TrainingArguments(
-            output_dir="/tmp/smollm2-gsm8k-lora",
-            per_device_train_batch_size=8,
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=args.batch_size,
+            gradient_accumulation_steps=8 // args.batch_size,
             num_train_epochs=1,
             learning_rate=args.learning_rate,
             lr_scheduler_type="cosine",
@@ -134,10 +130,10 @@ def train(args: argparse.Namespace) -> dict:
         ),
     )
     result = trainer.train()
-    tuned.peft_config["default"].base_model_name_or_path = BASE
-    tuned.to(torch.bfloat16).save_pretrained(OUT, save_embedding_layers=False)
+    tuned.peft_config["default"].base_model_name_or_path = args.base
+    tuned.to(torch.bfloat16).save_pretrained(args.out, save_embedding_layers=False)
     return {
-        "base": BASE,
+        "base": args.base,
         "data": "openai/gsm8k (MIT)",
         "train_examples": len(data),
         "train_tokens": sum(len(e["input_ids"]) for e in data),
@@ -148,8 +144,9 @@ def train(args: argparse.Namespace) -> dict:
 
 def evaluate(args: argparse.Namespace) -> dict:
     """Base and tuned model in float32, the tuned one from the saved files, as users load it."""
-    tokenizer = load_tokenizer(BASE)
-    tuned = PeftModel.from_pretrained(load_model(BASE, dtype=torch.float32), OUT).eval()
+    tokenizer = load_tokenizer(args.base)
+    base = load_model(args.base, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, args.out).eval()
     rows = examples(args.test, "test")[:200]
     data = [supervised(row, tokenizer) for row in rows]
     record: dict = {"test_examples": len(data), "accuracy_examples": args.accuracy_on}
@@ -165,15 +162,18 @@ def evaluate(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default="SmolLM2-135M-Instruct", choices=list(PACKAGED))
+    parser.add_argument("--out", type=Path, default=DATA / "smollm2-gsm8k-lora")
     parser.add_argument("--train")
     parser.add_argument("--test")
+    parser.add_argument("--batch-size", type=int, default=8, help="a step always has 8 examples")
     parser.add_argument("--examples", type=int, default=1600)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--accuracy-on", type=int, default=100, help="0 leaves accuracy out")
     parser.add_argument("--evaluate", action="store_true", help="only judge the saved adapter")
     args = parser.parse_args()
     set_seed(0)
-    path = OUT / "training.json"
+    path = args.out / "training.json"
     record = json.loads(path.read_text()) if args.evaluate and path.exists() else {}
     if not args.evaluate:
         record = train(args)

@@ -1,0 +1,156 @@
+"""The rest of a block behind its attention branch, as a function of the residual stream.
+
+``x ↦ x + post(mlp(norm(x)))``, with `x` the stream after the first skip (``resid_mid``): steering
+the attention's contribution adds to `x`, so this is what a steering vector at ``pre_mlp`` passes
+through. `norm` and `post` are the model's own modules; families have either, both or none.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.documents import Batch
+from toolkit.hooks import capture
+from toolkit.jacobian import Chain, FunctionJacobian, Jacobian, MLPJacobian, Skip
+from toolkit.locations import Sites
+from toolkit.lockstep import Blocks
+from toolkit.mlp import MLP, affine
+
+TokenMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """``x + post(mlp(norm(x)))``; `norm` and `post` are None where a family has none."""
+
+    mlp: MLP
+    norm: nn.Module | None = None
+    post: nn.Module | None = None
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """The MLP's input ``h = norm(x)``."""
+        return self.norm(x) if self.norm else x
+
+    def contributed(self, y: Tensor) -> Tensor:
+        """What the MLP's output `y` adds to the stream, ``post(y)``."""
+        return self.post(y) if self.post else y
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The MLP branch's contribution."""
+        return self.contributed(self.mlp(self.inputs(x)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+    def to_branch(self, x: Tensor) -> Jacobian:
+        """``J_post A J_norm`` at tokens `x` `[n, d]`."""
+        h = self.inputs(x)
+        found: Jacobian = MLPJacobian.at(self.mlp, h)
+        if self.norm:
+            found = Chain(found, FunctionJacobian(self.norm, x))
+        return Chain(FunctionJacobian(self.post, self.mlp(h)), found) if self.post else found
+
+    def to_block(self, x: Tensor) -> Jacobian:
+        """``I + J_post A J_norm`` at tokens `x` `[n, d]`."""
+        return Skip(self.to_branch(x))
+
+    def to(self, dtype: torch.dtype) -> "Tail":
+        """The same in another precision, on the CPU."""
+        norms = {name: _in(getattr(self, name), dtype) for name in ("norm", "post")}
+        return replace(self, mlp=self.mlp.to(dtype), **norms)
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """How the heads' outputs reach the stream: ``post(W_o z + b_o)``.
+
+    `weight` `[d, n_heads · head_dim]`; `post` is the norm on the attention's output, where a
+    family has one.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    n_heads: int
+    post: nn.Module | None = None
+
+    def directions(self, z: Tensor) -> Tensor:
+        """Orthonormal bases of what each head can add to the stream at tokens `z`.
+
+        `z` `[n, n_heads · head_dim]`; `[n, n_heads, d, head_dim]`.
+        """
+        columns = self.weight.T.to(z.dtype).expand(len(z), -1, -1)
+        if self.post:
+            attended = z @ self.weight.T.to(z.dtype) + self.bias.to(z.dtype)
+            columns = FunctionJacobian(_in(self.post, z.dtype), attended).push(columns)
+        by_head = columns.unflatten(1, (self.n_heads, -1)).mT
+        return torch.linalg.qr(by_head)[0]
+
+
+def read_tails(blocks: Blocks, mlps: list[MLP], batch: Batch) -> list[tuple[Tail, HeadOutputs]]:
+    """Every block's tail and head outputs.
+
+    Raises ValueError, with the reason, where a family has none, or where what was read does not
+    reproduce the model's own block outputs on `batch`.
+    """
+    sites = blocks.sites
+    for name in ("resid_mid", "heads"):
+        if name in sites.missing:
+            raise ValueError(sites.missing[name])
+    tails = [_tail(sites, layer, mlp) for layer, mlp in enumerate(mlps)]
+    n_heads = blocks.model.config.num_attention_heads
+    for layer, (tail, left) in enumerate(_mismatches(blocks, tails, batch)):
+        if left > 1e-3:
+            raise ValueError(
+                f"block {layer} is not x + MLP(norm(x)) as read ({type(tail.norm).__name__}): "
+                f"relative difference {left:.1e}"
+            )
+    return [(tail, _heads(sites, layer, n_heads)) for layer, tail in enumerate(tails)]
+
+
+def _tail(sites: Sites, layer: int, mlp: MLP) -> Tail:
+    norm, inner = sites.at["resid_mid", layer].module, sites.at["mlp_in", layer].module
+    down, outer = sites.at["mlp_act", layer].module, sites.at["post_mlp", layer].module
+    return Tail(
+        mlp,
+        norm=None if norm is inner else norm,
+        post=None if down in set(outer.modules()) else outer,
+    )
+
+
+def _heads(sites: Sites, layer: int, n_heads: int) -> HeadOutputs:
+    projection, outer = sites.at["heads", layer].module, sites.at["pre_mlp", layer].module
+    post = None if projection in set(outer.modules()) else outer
+    return HeadOutputs(*affine(projection), n_heads, post)
+
+
+@torch.no_grad()
+def _mismatches(blocks: Blocks, tails: list[Tail], batch: Batch) -> list[tuple[Tail, float]]:
+    """Each tail with the largest relative difference of its outputs from the model's own."""
+    places = {
+        f"{name} {layer}": blocks.sites.at[name, layer]
+        for name in ("resid_mid", "post_block")
+        for layer in range(len(tails))
+    }
+    with capture(places) as states:
+        mask = batch.mask.long()
+        blocks.model.base_model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
+    found = []
+    for layer, tail in enumerate(tails):
+        x, out = (
+            states[f"{name} {layer}"][batch.counted].to("cpu", tail.mlp.down.dtype)
+            for name in ("resid_mid", "post_block")
+        )
+        difference = (tail.to(x.dtype)(x) - out).norm(dim=1) / out.norm(dim=1)
+        # Rounding of half precision is not what is looked for.
+        coarse = 0.0 if x.dtype in (torch.float32, torch.float64) else 0.05
+        found.append((tail, max(float(difference.max()) - coarse, 0.0)))
+    return found
+
+
+def _in(module: Any, dtype: torch.dtype) -> Any:
+    """A copy of `module` in `dtype`, on the CPU."""
+    return copy.deepcopy(module).to("cpu", dtype) if module is not None else None
