@@ -10,9 +10,10 @@ from toolkit.analysis.linear_fit import ranks_below
 from toolkit.checks import Check
 from toolkit.documents import Batch, Encoded, encode_all, make_batches
 from toolkit.errors import InputError
+from toolkit.inside import Inside
 from toolkit.locations import BRANCHES
 from toolkit.lockstep import March
-from toolkit.mlp import MLP, MLPChange, mlps
+from toolkit.mlp import mlps
 from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.provenance import Stages, describe_run
@@ -21,8 +22,9 @@ from toolkit.replacement import ORACLE, Candidate, Evaluation, evaluate
 from toolkit.run import Options, Run
 from toolkit.steerability import describe_choice, make_tables, samples
 from toolkit.steering import Adapters
-from toolkit.survey import MLP_INPUT, BlockSums, BlockSurvey, Recipe, survey
+from toolkit.survey import MLP_INPUT, TAIL_STATES, BlockSums, BlockSurvey, Recipe, survey
 from toolkit.table import Table
+from toolkit.tail import read_tails
 from toolkit.validity import (
     check_noise,
     check_oracle,
@@ -31,6 +33,7 @@ from toolkit.validity import (
     first_changed_block,
     noise_floor,
 )
+from toolkit.weight_side import weight_rows
 
 # What is fitted, and put in place of the oracle in all blocks; DESIGN names the ranks.
 FORCED = [Recipe(location, rank, "forced") for location in BRANCHES for rank in (0, 8, 32)]
@@ -80,7 +83,8 @@ def diagnose(
         with stages.stage("replacement"):
             evaluation = _evaluate(pair, prompts, candidates, options, show_progress)
         with stages.stage("checks"):
-            tables = make_tables(pair, blocks, candidates, evaluation)
+            rows = list(weight_rows(pair.base_blocks, pair.tuned_blocks))
+            tables = make_tables(pair, blocks, candidates, evaluation, rows)
             floor = noise_floor(pair.base_blocks, _noise_batch(batches))
             checks = _checks(pair, tables, batches, evaluation, floor)
     choice = recommend(candidates, evaluation)
@@ -121,13 +125,14 @@ def _march(
         for recipe in (*FORCED, *SEQUENTIAL, *FREE)
         if recipe.location in pair.branches and recipe.rank in ranks_below(d_model)
     ]
-    matrices = _mlps(pair)
+    insides = _insides(pair, min(batches, key=lambda batch: batch.n_tokens))
     march = March(
         pair.base_blocks,
         pair.tuned_blocks,
         batches,
         pair.branches,
-        extra=(MLP_INPUT,) if matrices else (),
+        extra=(MLP_INPUT,) if insides else (),
+        forced_extra=TAIL_STATES if insides and insides[0].tail else (),
         steered={r.name: r.location for r in recipes if r.fit == "sequential"},
     )
     blocks = listeners.resume(march)
@@ -137,8 +142,8 @@ def _march(
             march,
             pair.branches,
             recipes,
-            matrices,
-            options.sample,
+            insides,
+            (options.sample, options.shared_sample),
             pair.dtype,
             advance,
             listeners.keep,
@@ -148,14 +153,26 @@ def _march(
     return blocks, recipes
 
 
-def _mlps(pair: ModelPair) -> list[tuple[MLP, MLPChange]] | None:
-    """The MLPs as matrices, or None, with the reason kept, where there are none to read."""
-    if MLP_INPUT not in pair.missing:
-        try:
-            return mlps(pair.base, pair.tuned)
-        except ValueError as error:
-            pair.missing["mlp"] = " ".join(str(error).split())
-    return None
+def _insides(pair: ModelPair, batch: Batch) -> list[Inside] | None:
+    """The MLPs as matrices, or None, with the reason kept, where there are none to read.
+
+    With them, where a family has one, the path from the attention branch through each.
+    """
+    if MLP_INPUT in pair.missing:
+        return None
+    try:
+        found = mlps(pair.base, pair.tuned)
+    except ValueError as error:
+        pair.missing["mlp"] = " ".join(str(error).split())
+        return None
+    if "pre_mlp" in pair.missing:
+        return [Inside(*parts) for parts in found]
+    try:
+        tails = read_tails(pair.base_blocks, [mlp for mlp, _ in found], batch)
+    except ValueError as error:
+        pair.missing["tail"] = " ".join(str(error).split())
+        return [Inside(*parts) for parts in found]
+    return [Inside(*parts, *tail) for parts, tail in zip(found, tails, strict=True)]
 
 
 def _candidates(blocks: list[BlockSurvey], recipes: list[Recipe]) -> list[Candidate]:

@@ -1,56 +1,315 @@
-"""Inside a block: the rows of the tables that read the MLP as matrices, for sampled tokens."""
+"""Inside one block: what steering before its MLP can reach, as rows of tables.
 
+Everything here reads the MLP as matrices and works on tokens that the march sampled. `Sample` says
+which states those are; `Inside` is the block's MLP, what fine-tuning changed of it, and the path
+that leads from the attention branch through it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolkit.analysis.first_order import exact_change
+from toolkit.analysis.first_order import FirstOrderSums, first_order_terms
+from toolkit.analysis.inner_pair import inner_pair
 from toolkit.analysis.reachability import BUDGETS, Reach, median, reach, residual_quartiles
-from toolkit.jacobian import MLPJacobian
+from toolkit.analysis.shared_steering import Problem, SharedMap, explained, fit_shared
+from toolkit.jacobian import FunctionJacobian, MLPJacobian
 from toolkit.mlp import MLP, MLPChange
+from toolkit.tail import HeadOutputs, Tail
 
 Row = dict[str, Any]
+TARGETS = ("down", "exact")  # the post's test, and all that fine-tuning did to the MLP
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+_VALIDATION = 5  # one fit token in so many stops the shared fits
 
 
-def reachability_rows(layer: int, base: MLP, change: MLPChange, h: Tensor) -> list[Row]:
-    """Of the sampled MLP inputs `h` `[n, d]`; a target that is zero has no rows."""
-    if not len(h):
-        return []
-    targets = mlp_targets(base, change, h)
+@dataclass(frozen=True)
+class Sample:
+    """States of sampled tokens, each `[n, d]`.
+
+    h: the base model's own MLP input. Of the base block run on the tuned stream: `stream` behind
+    the first skip (``resid_mid``), `attended` the attention branch's contribution (``pre_mlp``),
+    `heads` the heads' outputs, and `missing` the forced delta of the block's output. All but h are
+    None where the family has no path from the attention branch through the MLP.
+    """
+
+    h: Tensor
+    stream: Tensor | None = None
+    attended: Tensor | None = None
+    heads: Tensor | None = None
+    missing: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One block's MLP, its change, and (None where a family has none) its tail and heads."""
+
+    mlp: MLP
+    change: MLPChange
+    tail: Tail | None = None
+    heads: HeadOutputs | None = None
+
+
+def inside_rows(
+    layer: int, inside: Inside, tokens: Sample, fit: Sample, held_out: Sample
+) -> dict[str, list[Row]]:
+    """All rows of one block, by table.
+
+    `tokens` are analysed one by one; shared maps are fitted on `fit` and judged on `held_out`.
+    """
+    rows: dict[str, list[Row]] = {}
+    if len(tokens):
+        rows["reachability"] = list(reachability_rows(inside, tokens.h))
+        rows["forced_reach"] = list(forced_reach_rows(inside, tokens))
+        rows["normalisation"] = list(normalisation_rows(inside, tokens))
+    if len(fit) > _VALIDATION and len(held_out):
+        rows["shared_reach"] = list(shared_reach_rows(inside, fit, held_out))
+        changes = (inside.mlp.to(fit.h.dtype), inside.change.to(fit.h.dtype))
+        rows["inner_pair"] = [asdict(row) for row in inner_pair(*changes, fit.h, held_out.h)]
+        rows["first_order_scale"] = list(scale_rows(inside, torch.cat([fit.h, held_out.h])))
+    return {name: [{"layer": layer, **row} for row in found] for name, found in rows.items()}
+
+
+def reachability_rows(inside: Inside, h: Tensor) -> Iterator[Row]:
+    """From the MLP's own input, for the targets that are not zero."""
+    targets = mlp_targets(inside, h)
     if not targets:
-        return []
-    radii = torch.tensor(BUDGETS, dtype=torch.float64) * h.double().norm(dim=1)[:, None]
+        return
+    radii = _radii(h)
     wanted = torch.stack(list(targets.values()), 1)
-    found = reach(MLPJacobian.at(base.to(h.dtype), h).dense(), wanted, radii)
-    left = through_real(base, h, found, wanted)
-    scale = h.double().norm(dim=1)
-    return [
-        {
-            "layer": layer,
-            "target": target,
-            "budget": budget,
-            **residual_quartiles(found.residual[:, i, j]),
-            "nonlinear_residual_median": median(left[:, i, j]),
-            "min_norm_median": median(found.min_norm[:, i] / scale),
-            "rank_median": median(found.rank),
-            "n_tokens": len(h),
-        }
-        for i, target in enumerate(targets)
-        for j, budget in enumerate(BUDGETS)
-    ]
+    found = reach(MLPJacobian.at(inside.mlp.to(h.dtype), h).dense(), wanted, radii)
+    left = _through_real(inside.mlp.to(torch.float64), h, found, wanted)
+    for i, target in enumerate(targets):
+        for j, budget in enumerate(BUDGETS):
+            yield {
+                "target": target,
+                "budget": budget,
+                **residual_quartiles(found.residual[:, i, j]),
+                "nonlinear_residual_median": median(left[:, i, j]),
+                "min_norm_median": median(found.min_norm[:, i] / h.double().norm(dim=1)),
+                "rank_median": median(found.rank),
+                "n_tokens": len(h),
+            }
 
 
-def mlp_targets(base: MLP, change: MLPChange, h: Tensor) -> dict[str, Tensor]:
+def mlp_targets(inside: Inside, h: Tensor) -> dict[str, Tensor]:
     """What fine-tuning did to the MLP at `h`, `[n, d]` float64: ``down`` and ``exact``."""
     h = h.double().cpu()
-    exact, down = exact_change(base.to(h.dtype), change.to(h.dtype), h)
-    return {name: v for name, v in (("down", down), ("exact", exact)) if bool(v.any(1).all())}
+    terms = first_order_terms(inside.mlp.to(h.dtype), inside.change.to(h.dtype), h)
+    found = {name: getattr(terms, name) for name in TARGETS}
+    return {name: v for name, v in found.items() if bool(v.any(1).all())}
 
 
-def through_real(function: Any, x: Tensor, found: Reach, wanted: Tensor) -> Tensor:
+def forced_reach_rows(inside: Inside, tokens: Sample) -> Iterator[Row]:
+    """From every location, through norms and skip, on one scale: steering's size over the stream's.
+
+    Target ``block`` is the forced delta of the block; ``down`` and ``exact`` are the MLP's, as they
+    reach the stream.
+    """
+    x, missing = tokens.stream, tokens.missing
+    if inside.tail is None or x is None or missing is None or not bool(missing.any(1).all()):
+        return
+    tail, radii = inside.tail.to(x.dtype), _radii(x)
+    exact_tail = inside.tail.to(torch.float64)
+    to_branch = tail.to_branch(x).dense()
+    targets = _branch_targets(inside, x)
+    if targets:
+        wanted = torch.stack(list(targets.values()), 1)
+        found = reach(to_branch, wanted, radii)
+        left = _through_real(exact_tail.branch, x, found, wanted)
+        for i, target in enumerate(targets):
+            labels = {"location": "pre_mlp", "target": target}
+            yield from _curve_rows(labels, found.residual[:, i], wanted[:, i], left[:, i])
+    to_block = to_branch + torch.eye(x.shape[1], dtype=x.dtype)
+    block = missing.double()[:, None]
+    found = reach(to_block, block, radii)
+    left = _through_real(exact_tail, x, found, block)
+    labels = {"location": "pre_mlp", "target": "block"}
+    yield from _curve_rows(labels, found.residual[:, 0], block[:, 0], left[:, 0])
+    yield from _head_rows(inside, tokens, to_block, exact_tail)
+    added = (1 - radii / block.norm(dim=-1)).clamp_min(0)  # whatever is added arrives
+    for location in ("post_mlp", "post_block"):
+        labels = {"location": location, "target": "block"}
+        yield from _curve_rows(labels, added, block[:, 0], added)
+
+
+def _branch_targets(inside: Inside, x: Tensor) -> dict[str, Tensor]:
+    """`mlp_targets` as the stream sees them, behind the norm on the MLP's output."""
+    assert inside.tail is not None
+    tail = inside.tail.to(torch.float64)
+    h = tail.inputs(x.double())
+    targets = mlp_targets(inside, h)
+    if tail.post is None or not targets:
+        return targets
+    y = tail.mlp(h)
+    through = {"exact": tail.contributed(y + targets["exact"]) - tail.contributed(y)}
+    if "down" in targets:
+        through = {"down": FunctionJacobian(tail.post, y).push(targets["down"])} | through
+    return through
+
+
+def _head_rows(
+    inside: Inside, tokens: Sample, to_block: Tensor, tail: Callable[[Tensor], Tensor]
+) -> Iterator[Row]:
+    """Each head alone: it moves the stream within what its slice of the projection spans."""
+    x, missing = tokens.stream, tokens.missing
+    if inside.heads is None or tokens.heads is None or x is None or missing is None:
+        return
+    wanted = missing.double()[:, None]
+    for head, basis in enumerate(inside.heads.directions(tokens.heads).unbind(1)):
+        found = reach(to_block @ basis, wanted, _radii(x))
+        in_stream = found.steering @ basis.mT[:, None].double()
+        moved = Reach(found.rank, found.residual, in_stream, found.min_norm)
+        left = _through_real(tail, x, moved, wanted)
+        labels = {"location": "heads", "head": head, "target": "block"}
+        yield from _curve_rows(labels, found.residual[:, 0], wanted[:, 0], left[:, 0])
+
+
+def _curve_rows(labels: Row, residual: Tensor, wanted: Tensor, left: Tensor) -> Iterator[Row]:
+    """One row a budget: `residual` and `left` (through the real functions) `[n, b]`."""
+    energy = wanted.square().sum(-1)
+    for j, budget in enumerate(BUDGETS):
+        share = float((residual[:, j].square() * energy).sum() / energy.sum())
+        yield {
+            **labels,
+            "budget": budget,
+            "explained": 1 - share,
+            **residual_quartiles(residual[:, j]),
+            "nonlinear_residual_median": median(left[:, j]),
+            "n_tokens": len(residual),
+        }
+
+
+def normalisation_rows(inside: Inside, tokens: Sample) -> Iterator[Row]:
+    """What the norms do to a small change, relative to what they are given; medians over tokens.
+
+    A gain of 1: a change of 1% of the stream becomes one of 1% of the MLP's input, on average over
+    directions. `radial_gain` is that of the stream's own direction, `post_gain` that of the norm
+    behind the MLP, `attention_share` the attention branch's contribution over the stream.
+    """
+    x = tokens.stream
+    if inside.tail is None or x is None or tokens.attended is None:
+        return
+    x = x.double()
+    tail = inside.tail.to(torch.float64)
+    gain, radial = _gains(tail.norm, x)
+    post_gain, _ = _gains(tail.post, tail.mlp(tail.inputs(x)))
+    yield {
+        "norm_gain": median(gain),
+        "radial_gain": median(radial),
+        "post_gain": median(post_gain),
+        "attention_share": median(tokens.attended.double().norm(dim=1) / x.norm(dim=1)),
+        "n_tokens": len(x),
+    }
+
+
+def _gains(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Relative gain over directions (root mean square) and of x's own direction, `[n]` each."""
+    if norm is None:
+        return torch.ones(len(x)), torch.ones(len(x))
+    jacobian, scale = FunctionJacobian(norm, x), x.norm(dim=1) / norm(x).norm(dim=1)
+    everywhere = jacobian.dense().square().sum((1, 2)).div(x.shape[1]).sqrt()
+    radial = jacobian.push(x / x.norm(dim=1, keepdim=True)).norm(dim=1)
+    return everywhere * scale, radial * scale
+
+
+def shared_reach_rows(inside: Inside, fit: Sample, held_out: Sample) -> Iterator[Row]:
+    """One map for all tokens: from the MLP's input, and from the attention branch to the block."""
+    mlp, change = inside.mlp.to(fit.h.dtype), inside.change.to(fit.h.dtype)
+
+    def at_mlp(target: str) -> Callable[[Sample], Problem]:
+        def problem(s: Sample) -> Problem:
+            wanted = getattr(first_order_terms(mlp, change, s.h), target)
+            return Problem(MLPJacobian.at(mlp, s.h), s.h, wanted)
+
+        return problem
+
+    for target in TARGETS:
+        labels = {"location": "mlp_in", "target": target}
+        yield from _shared_rows(labels, at_mlp(target), mlp, lambda s: s.h, fit, held_out)
+    if inside.tail is not None and fit.stream is not None:
+        tail = inside.tail.to(fit.h.dtype)
+
+        def at_attention(s: Sample) -> Problem:
+            assert s.stream is not None
+            assert s.attended is not None
+            assert s.missing is not None
+            return Problem(tail.to_block(s.stream), s.attended, s.missing)
+
+        labels = {"location": "pre_mlp", "target": "block"}
+        yield from _shared_rows(labels, at_attention, tail, lambda s: s.stream, fit, held_out)
+
+
+def _shared_rows(
+    labels: Row,
+    problem_of: Callable[[Sample], Problem],
+    function: Callable[[Tensor], Tensor],
+    state: Callable[[Sample], Any],
+    fit: Sample,
+    held_out: Sample,
+) -> Iterator[Row]:
+    """`function` is what the Jacobian is of, `state` what it is taken at and steered."""
+    seen, unseen = problem_of(fit), problem_of(held_out)
+    if not bool(seen.wanted.any()) or not bool(unseen.wanted.any()):
+        return
+    training, validation = _split(fit)
+    x = state(held_out)
+    for rank, shared in fit_shared(problem_of(training), problem_of(validation)).items():
+        steering = shared(unseen.x)
+        reached = function(x + steering) - function(x)
+        share, sem = explained(unseen.wanted - unseen.jacobian.push(steering), unseen.wanted)
+        yield {
+            **labels,
+            "rank": rank,
+            "explained_fit": _explained_linear(seen, shared),
+            "explained_heldout": share,
+            "explained_heldout_sem": sem,
+            "nonlinear_heldout": explained(unseen.wanted - reached, unseen.wanted)[0],
+            "size": float(steering.norm() / x.norm()),
+            "n_fit": len(fit),
+            "n_heldout": len(held_out),
+        }
+
+
+def _explained_linear(problem: Problem, shared: SharedMap) -> float:
+    return explained(problem.wanted - problem.jacobian.push(shared(problem.x)), problem.wanted)[0]
+
+
+def _split(sample: Sample) -> tuple[Sample, Sample]:
+    """The tokens to fit on, and every fifth, which says when to stop."""
+    stops = torch.arange(len(sample)) % _VALIDATION == 0
+
+    def part(where: Tensor) -> Sample:
+        kept = {name: v[where] for name, v in vars(sample).items() if v is not None}
+        return Sample(**kept)
+
+    return part(~stops), part(stops)
+
+
+def scale_rows(inside: Inside, h: Tensor, scales: Sequence[float] = SCALES) -> Iterator[Row]:
+    """First order at multiples of the update."""
+    mlp, change = inside.mlp.to(h.dtype), inside.change.to(h.dtype)
+    for scale in scales:
+        sums = FirstOrderSums(mlp, change.scaled(scale))
+        sums.update(h)
+        yield {"scale": scale, **asdict(sums.result()), "n_tokens": len(h)}
+
+
+def _radii(states: Tensor) -> Tensor:
+    """The budgets as norms, `[n, b]`."""
+    return states.double().norm(dim=1)[:, None] * torch.tensor(BUDGETS, dtype=torch.float64)
+
+
+def _through_real(
+    function: Callable[[Tensor], Tensor], x: Tensor, found: Reach, wanted: Tensor
+) -> Tensor:
     """``‖f(x + Δ) − f(x) − v‖ / ‖v‖`` of every Δ in `found`, `[n, m, b]`, in float64."""
-    exact = function.to(torch.float64)
-    x = x.double().cpu()
-    moved = exact(x[:, None, None] + found.steering) - exact(x)[:, None, None]
+    x = x.double()[:, None, None]
+    moved = function(x + found.steering) - function(x)
     return (moved - wanted[:, :, None]).norm(dim=-1) / wanted.norm(dim=-1)[:, :, None]

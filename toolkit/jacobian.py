@@ -82,7 +82,7 @@ class FunctionJacobian:
     x: Tensor
 
     def push(self, v: Tensor) -> Tensor:
-        return torch.func.jvp(self.function, (self._points(v),), (v,))[1]  # type: ignore[return-value]
+        return torch.func.jvp(self.function, (self._points(v),), (v,))[1]
 
     def pull(self, u: Tensor) -> Tensor:
         # Each point's output depends on that point alone, so one pass serves all directions.

@@ -196,10 +196,10 @@ class Step:
 class March:
     """Base and tuned model advancing together over `batches`.
 
-    `locations` are captured in every block (`post_block` among them). `extra` locations are
-    captured from the base model's own stream only. `steered` maps the name of each adapter family
-    to its location; its stream carries the fit documents. Streams are memory-mapped in `folder`,
-    if there is one. Use::
+    `locations` are captured in every block (`post_block` among them); `extra` locations from the
+    base model's own stream alone, `forced_extra` from the forced one. `steered` maps the name of
+    each adapter family to its location; its stream carries the fit documents. Streams are
+    memory-mapped in `folder`, if there is one. Use::
 
         for layer in march.layers():
             for step in march.steps(layer):
@@ -212,6 +212,7 @@ class March:
     batches: Sequence[Batch]
     locations: tuple[str, ...]
     extra: tuple[str, ...] = ()
+    forced_extra: tuple[str, ...] = ()
     steered: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
     _next: int = 0
@@ -247,7 +248,7 @@ class March:
             base_out, base = self.base.run(
                 layer, call, self._streams["base"][index], (*self.locations, *self.extra)
             )
-            _, forced = self.base.run(layer, call, tuned_in, self.locations)
+            _, forced = self.base.run(layer, call, tuned_in, (*self.locations, *self.forced_extra))
             tuned_out, tuned = self.tuned.run(layer, tuned_call, tuned_in, self.locations)
             names = self.steered if index in self._fit else ()
             steered = {name: self._run_steered(name, layer, index, call) for name in names}

@@ -122,13 +122,13 @@ def _mlp(activation: Activation, projections: dict[str, nn.Module]) -> MLP:
 
 
 def _mlp_change(base: dict[str, nn.Module], tuned: dict[str, nn.Module]) -> MLPChange:
-    gate, down = (_change(base[name], tuned[name]) for name in ("pre", "down"))
+    gate, down = (module_change(base[name], tuned[name]) for name in ("pre", "down"))
     if "linear" not in base:
         return MLPChange(gate, down)
     if _is_fused(base):
         gate, up = gate.halves()
         return MLPChange(gate, down, up)
-    return MLPChange(gate, down, _change(base["linear"], tuned["linear"]))
+    return MLPChange(gate, down, module_change(base["linear"], tuned["linear"]))
 
 
 def _is_fused(projections: dict[str, nn.Module]) -> bool:
@@ -136,7 +136,8 @@ def _is_fused(projections: dict[str, nn.Module]) -> bool:
     return projections["linear"] is projections["pre"]
 
 
-def _change(base: nn.Module, tuned: nn.Module) -> Change:
+def module_change(base: nn.Module, tuned: nn.Module) -> Change:
+    """What fine-tuning changed of one linear module; a LoRA's factors stay factors."""
     if factors := _lora_factors(base, tuned):
         return Change(factors, factors[0].new_zeros(len(factors[0])))
     (weight, bias), (tuned_weight, tuned_bias) = affine(base), affine(tuned)

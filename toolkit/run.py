@@ -16,8 +16,9 @@ class Options:
 
     positions: which tokens count: all, response or last. max_length: tokens a document is cut at.
     new_tokens: tokens generated a prompt. max_prompts: at most so many held-out prompts (None:
-    all). sample: tokens a block for reachability (0: none). batch_tokens: tokens a batch. seed: of
-    the sample.
+    all). sample: tokens a block that are looked at one by one (reachability; 0: none).
+    shared_sample: tokens a block on which one steering map before the MLP is fitted for all (half
+    as many judge it; 0: none). batch_tokens: tokens a batch. seed: of the samples.
     """
 
     positions: Positions = "all"
@@ -25,6 +26,7 @@ class Options:
     new_tokens: int = 32
     max_prompts: int | None = None
     sample: int = 8
+    shared_sample: int = 256
     batch_tokens: int = 2048
     seed: int = 0
 
@@ -34,13 +36,15 @@ class Options:
         for name in ("max_length", "new_tokens", "batch_tokens"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: expected 2 or more")
-        if self.sample < 0 or (self.max_prompts is not None and self.max_prompts < 1):
-            raise InputError("sample must be 0 or more, and max_prompts 1 or more")
+        if min(self.sample, self.shared_sample) < 0 or (
+            self.max_prompts is not None and self.max_prompts < 1
+        ):
+            raise InputError("sample and shared_sample must be 0 or more, max_prompts 1 or more")
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that a diagnosis found: seven tables, the recommendation and what stands behind it.
+    """All that a diagnosis found: its tables, the recommendation and what stands behind it.
 
     `adapters` are the recommended ones (None where steering recovers nothing). `samples` are
     held-out prompts with the answers of base, steered and tuned model. `info` is ``run.json``.
@@ -51,6 +55,13 @@ class Run:
     linear_fit: Table
     first_order: Table
     reachability: Table
+    shared_reach: Table
+    forced_reach: Table
+    normalisation: Table
+    inner_pair: Table
+    first_order_scale: Table
+    mlp_fit: Table
+    weights: Table
     sequential_kl: Table
     steerability: Table
     recommendation: dict[str, Any] | None

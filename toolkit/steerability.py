@@ -8,7 +8,7 @@ from toolkit.pair import ModelPair
 from toolkit.recommend import Recommendation
 from toolkit.replacement import NONE, ORACLE, Candidate, Evaluation
 from toolkit.survey import BlockSurvey
-from toolkit.table import Table
+from toolkit.table import COLUMNS, Table
 
 N_SAMPLES = 3
 
@@ -18,9 +18,10 @@ def make_tables(
     blocks: list[BlockSurvey],
     candidates: list[Candidate],
     evaluation: Evaluation,
+    weights: list[dict[str, Any]],
 ) -> dict[str, Table]:
     """All of the run's tables, by name."""
-    names = ("norms", "spectrum", "linear_fit", "first_order", "reachability")
+    names = [n for n in COLUMNS if n not in ("sequential_kl", "steerability", "weights")]
     tables = {
         name: Table.of(name, [row for block in blocks for row in block.rows.get(name, [])])
         for name in names
@@ -37,6 +38,7 @@ def make_tables(
     tables["sequential_kl"] = Table.of("sequential_kl", curves)
     rows = [_steerability(candidate, evaluation, pair.n_parameters) for candidate in shown]
     tables["steerability"] = Table.of("steerability", rows)
+    tables["weights"] = Table.of("weights", weights)
     return tables
 
 

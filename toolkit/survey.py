@@ -11,19 +11,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from toolkit.analysis.first_order import FirstOrderSums
+from toolkit.analysis.first_order import FirstOrderSums, first_order_terms
 from toolkit.analysis.linear_fit import Rank, explained, fit_linear, ranks_below
 from toolkit.analysis.norms import branch_norms
+from toolkit.analysis.shared_steering import SHARED_RANKS
 from toolkit.analysis.spectrum import spectrum
-from toolkit.inside import reachability_rows
+from toolkit.inside import Inside, Sample, inside_rows
 from toolkit.lockstep import March, Mode, Step, target_of, wide
-from toolkit.mlp import MLP, MLPChange
 from toolkit.statistics import Moments, MomentSums, NormSums, Reservoir
 from toolkit.steering import adapter_from
 from toolkit.steering.adapters import Adapter, Fit
 
 MODES: tuple[Mode, ...] = ("free", "forced")
-MLP_INPUT = "mlp_in"
+MLP_INPUT, OUT = "mlp_in", "mlp_out"  # of the MLP module itself
+TAIL_STATES = ("resid_mid", "heads")  # of the forced stream, where a block's tail can be read
+EXPLAINED = ("explained_fit", "explained_heldout")
 Row = dict[str, Any]
 
 
@@ -84,10 +86,103 @@ def moment_pairs(mode: Mode, branches: tuple[str, ...]) -> list[tuple[str, str]]
     return pairs
 
 
+class Samples:
+    """The tokens of one block that are looked at by themselves, and those that shared maps see."""
+
+    def __init__(self, tokens: int, shared: int) -> None:
+        self.tokens = Reservoir(tokens)
+        self.fit, self.held_out = Reservoir(shared), Reservoir(shared // 2)
+
+    def update(self, step: Step) -> None:
+        """Add one batch."""
+        counted = step.batch.counted
+        values = {"h": wide(step.base[MLP_INPUT][counted])}
+        if "resid_mid" in step.forced:
+            values |= {
+                "stream": wide(step.forced["resid_mid"][counted]),
+                "attended": wide(step.forced["pre_mlp"][counted]),
+                "heads": wide(step.forced["heads"][counted]),
+                "missing": step.delta("forced", "post_block"),
+            }
+        values = {name: value.cpu() for name, value in values.items()}
+        side = self.held_out if step.batch.held_out else self.fit
+        for reservoir in (self.tokens, side):
+            reservoir.update(values, step.batch.keys.cpu())
+
+    def result(self) -> tuple[Sample, Sample, Sample]:
+        """Single tokens; fit and held-out tokens for shared maps."""
+        tokens, fit, held_out = (
+            Sample(**r.result()) for r in (self.tokens, self.fit, self.held_out)
+        )
+        return tokens, fit, held_out
+
+
+class MLPSums:
+    """First-order shares of one block's MLP, and moments of its input and output by side."""
+
+    def __init__(self, inside: Inside) -> None:
+        self.mlp, self.change = inside.mlp, inside.change
+        self.first_order = FirstOrderSums(inside.mlp, inside.change)
+        pairs = [(OUT, OUT), ("down", OUT), (MLP_INPUT, MLP_INPUT), (OUT, MLP_INPUT)]
+        self.moments = {held_out: MomentSums(pairs) for held_out in (False, True)}
+        self.down_energy = {False: 0.0, True: 0.0}
+
+    def update(self, step: Step) -> None:
+        """Add one batch."""
+        h = wide(step.base[MLP_INPUT][step.batch.counted])
+        terms = first_order_terms(self.mlp, self.change, h)
+        self.first_order.add(terms)
+        values = {MLP_INPUT: h, OUT: terms.y, "down": terms.down}
+        self.moments[step.batch.held_out].update(values)
+        self.down_energy[step.batch.held_out] += float(terms.down.square().sum(dtype=torch.float64))
+
+    def rows(self) -> dict[str, list[Row]]:
+        """Of the tables ``first_order`` and ``mlp_fit``."""
+        fit, held_out = (self.moments[side].result() for side in (False, True))
+        energies = [self.down_energy[side] / m.n for side, m in ((False, fit), (True, held_out))]
+        rows = [] if not any(energies) else mlp_fit_rows(OUT, "down", fit, held_out, energies)
+        # The coefficient of determination is about the mean: what a constant gives is no credit.
+        variances = [float(m.covariance[OUT, OUT].trace()) for m in (fit, held_out)]
+        about_mean = [v + float(m.mean[OUT].square().sum()) for v, m in
+                      zip(variances, (fit, held_out), strict=True)]  # fmt: skip
+        for row in mlp_fit_rows(MLP_INPUT, OUT, fit, held_out, about_mean, ("full",)):
+            for name, energy, variance in zip(EXPLAINED, about_mean, variances, strict=True):
+                row[name] = 1 - (1 - row[name]) * energy / variance if variance else 0.0
+            rows.append(row)
+        return {"first_order": [asdict(self.first_order.result())], "mlp_fit": rows}
+
+
+def mlp_fit_rows(
+    x: str,
+    t: str,
+    fit: Moments,
+    held_out: Moments,
+    energies: Sequence[float],
+    ranks: Sequence[Rank] = SHARED_RANKS,
+) -> list[Row]:
+    """The best affine maps of one vector from another, at every rank; `energies` are ``E‖t‖²``."""
+    linear = fit_linear(fit, x, t)
+    ranks = ranks_below(len(linear.t_mean), ranks)
+    shares = [
+        explained(linear, moments, x, t, energy, ranks)
+        for moments, energy in zip((fit, held_out), energies, strict=True)
+    ]
+    return [
+        {"source": x, "target": t, "rank": rank}
+        | {name: share[rank] for name, share in zip(EXPLAINED, shares, strict=True)}
+        for rank in ranks
+    ]
+
+
 class BlockSums:
     """All sums of one block: the listener of the march."""
 
-    def __init__(self, branches: tuple[str, ...], steered: Mapping[str, str], sample: int) -> None:
+    def __init__(
+        self,
+        branches: tuple[str, ...],
+        steered: Mapping[str, str],
+        samples: "Samples | None" = None,
+    ) -> None:
         self.branches = branches
         self.moments = {
             (mode, held_out): MomentSums(moment_pairs(mode, branches))
@@ -99,7 +194,7 @@ class BlockSums:
         }
         self.steered = steered
         self.norms = NormSums()
-        self.sample = Reservoir(sample)
+        self.samples = samples
 
     def update(self, step: Step) -> None:
         """Add one batch."""
@@ -124,8 +219,8 @@ class BlockSums:
                         "delta": step.missing(name, target_of(location)),
                     }
                 )
-        if MLP_INPUT in step.base:
-            self.sample.update(wide(step.base[MLP_INPUT][step.batch.counted]), step.batch.keys)
+        if self.samples:
+            self.samples.update(step)
 
     def state(self) -> dict[str, Tensor]:
         """The sums that the tables need, as tensors by name, for `from_state`."""
@@ -142,7 +237,7 @@ class BlockSums:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
-        sums = cls(branches, {}, 0)
+        sums = cls(branches, {})
         sums.norms = NormSums.from_state(part("norms/"))
         for mode, held_out in sums.moments:
             side = "heldout" if held_out else "fit"
@@ -161,8 +256,8 @@ def survey(
     march: March,
     branches: tuple[str, ...],
     recipes: Sequence[Recipe],
-    mlps: Sequence[tuple[MLP, MLPChange]] | None,
-    sample: int,
+    insides: Sequence[Inside] | None,
+    samples: tuple[int, int],
     dtype: torch.dtype,
     advance: Callable[[], None] = lambda: None,
     keep: Callable[[int, BlockSums], None] | None = None,
@@ -170,16 +265,17 @@ def survey(
     """March on, and yield what each block gave as soon as it is passed.
 
     `recipes` are the adapters to fit; the sequential ones must be the march's steered streams, by
-    name. `mlps` are the base model's MLPs and their changes (None: the family has none to be read).
-    `sample` tokens a block serve reachability. `keep` is handed each block's sums.
+    name. `insides` are the blocks' MLPs and their changes (None: the family has none to be read).
+    `samples` says how many tokens a block are looked at by themselves, and how many fit shared
+    maps (half as many judge them). `keep` is handed each block's sums.
     """
     for layer in march.layers():
-        sums = BlockSums(branches, march.steered, sample)
-        first_order = FirstOrderSums(*mlps[layer]) if mlps else None
+        sums = BlockSums(branches, march.steered, Samples(*samples) if insides else None)
+        mlp_sums = MLPSums(insides[layer]) if insides else None
         for step in march.steps(layer):
             sums.update(step)
-            if first_order:
-                first_order.update(wide(step.base[MLP_INPUT][step.batch.counted]))
+            if mlp_sums:
+                mlp_sums.update(step)
             advance()
         if keep:
             keep(layer, sums)
@@ -190,13 +286,24 @@ def survey(
                 rank = recipe.rank if recipe.rank != "full" else 0
                 fit = fit_linear(moments, "state", "delta", max_rank=rank)
                 found.adapters[recipe] = adapter_from(fit, recipe.rank, dtype)
-        if mlps and first_order:
-            found.rows["first_order"] = [{"layer": layer, **asdict(first_order.result())}]
-            found.rows["reachability"] = reachability_rows(
-                layer, *mlps[layer], sums.sample.result()
-            )
+        if insides and mlp_sums and sums.samples:
+            for name, rows in mlp_sums.rows().items():
+                found.rows[name] = [{"layer": layer, **row} for row in rows]
+            found.rows |= inside_rows(layer, insides[layer], *sums.samples.result())
+            found.rows.setdefault("shared_reach", []).extend(after_mlp_rows(found.rows))
         march.advance(layer, {recipe.name: found.adapters[recipe] for recipe in _steered(recipes)})
         yield found
+
+
+def after_mlp_rows(rows: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
+    """What one map after the MLP brings about: what it adds arrives, so its linear fit says it."""
+    for row in rows["linear_fit"]:
+        after = row["source"] in ("post_mlp", "post_block")
+        asked = row["mode"] == "forced" and row["target"] == "block"
+        if after and asked and row["rank"] in SHARED_RANKS:
+            kept = {name: row[name] for name in ("layer", "target", "rank", *EXPLAINED)}
+            # What is added is what is asked for: the real block is as linear as the map.
+            yield {**kept, "location": row["source"], "nonlinear_heldout": row[EXPLAINED[1]]}
 
 
 def _steered(recipes: Sequence[Recipe]) -> list[Recipe]:

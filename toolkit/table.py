@@ -17,6 +17,16 @@ COLUMNS = {
     "first_order": "layer down gate up remainder relative_change",
     "reachability": "layer target budget residual_q25 residual_median residual_q75 "
     "nonlinear_residual_median min_norm_median rank_median n_tokens",
+    "shared_reach": "layer location target rank explained_fit explained_heldout "
+    "explained_heldout_sem nonlinear_heldout size n_fit n_heldout",
+    "forced_reach": "layer location head target budget explained residual_q25 residual_median "
+    "residual_q75 nonlinear_residual_median n_tokens",
+    "normalisation": "layer norm_gain radial_gain post_gain attention_share n_tokens",
+    "inner_pair": "layer rank explained_fit explained_heldout explained_heldout_sem residual_q25 "
+    "residual_median residual_q75 size_median n_tokens",
+    "first_order_scale": "layer scale down gate up remainder relative_change n_tokens",
+    "mlp_fit": "layer source target rank explained_fit explained_heldout",
+    "weights": "layer module rows columns norm_2 norm_fro relative rank stable_rank k90 outside",
 }
 
 

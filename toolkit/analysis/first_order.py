@@ -43,11 +43,15 @@ class FirstOrderSums:
 
     def update(self, h: Tensor) -> None:
         """Add tokens: the base MLP's inputs, `[n, d]`."""
-        terms, exact, y_base = _terms(self.base, self.change, h)
-        rest = exact - sum(terms.values())
-        for name, term in terms.items():
-            self.sums[name] += _sum(term * exact)
-        for name, vector in (("remainder", rest), ("exact", exact), ("base", y_base)):
+        self.add(first_order_terms(self.base, self.change, h))
+
+    def add(self, terms: "Terms") -> None:
+        """Add tokens whose terms are known."""
+        exact = terms.exact
+        rest = exact - terms.down - terms.gate - terms.up
+        for name in ("down", "gate", "up"):
+            self.sums[name] += _sum(getattr(terms, name) * exact)
+        for name, vector in (("remainder", rest), ("exact", exact), ("base", terms.y)):
             self.sums[name] += _sum(vector.square())
 
     def merge(self, other: Self) -> None:
@@ -62,14 +66,19 @@ class FirstOrderSums:
         return FirstOrder(**shares, relative_change=(exact / self.sums["base"]) ** 0.5)
 
 
-def exact_change(base: MLP, change: MLPChange, h: Tensor) -> tuple[Tensor, Tensor]:
-    """``y_tuned(h) − y_base(h)`` and the change of ``down`` alone, ``ΔW_d m``; each `[n, d]`."""
-    terms, exact, _ = _terms(base, change, h)
-    return exact, terms["down"]
+@dataclass(frozen=True)
+class Terms:
+    """The first-order terms, the exact change and the base MLP's output y; each `[n, d]`."""
+
+    down: Tensor
+    gate: Tensor
+    up: Tensor
+    exact: Tensor
+    y: Tensor
 
 
-def _terms(base: MLP, change: MLPChange, h: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """The first-order terms, the exact change and ``y_base``; each `[n, d]`.
+def first_order_terms(base: MLP, change: MLPChange, h: Tensor) -> Terms:
+    """Of MLP inputs `h` `[n, d]`.
 
     The exact change is ``W_d (m' − m) + ΔW_d m' + Δb_d``: from the weights' changes, so that a
     small update is not lost in the rounding of y.
@@ -82,11 +91,11 @@ def _terms(base: MLP, change: MLPChange, h: Tensor) -> tuple[dict[str, Tensor], 
     tuned_m = base.activation(a_g + d_g) * (a_u + d_u)
     exact = (tuned_m - m) @ base.down.T + change.down(tuned_m)
     inner = (slope * a_u * d_g) @ base.down.T
+    y = m @ base.down.T + base.down_bias
     if change.up:
-        terms = {"down": change.down(m), "gate": inner, "up": (value * d_u) @ base.down.T}
-    else:  # the one inner projection is called up
-        terms = {"down": change.down(m), "gate": inner.new_zeros(()), "up": inner}
-    return terms, exact, m @ base.down.T + base.down_bias
+        return Terms(change.down(m), inner, (value * d_u) @ base.down.T, exact, y)
+    # The one inner projection is called up.
+    return Terms(change.down(m), torch.zeros_like(inner), inner, exact, y)
 
 
 def _sum(products: Tensor) -> float:

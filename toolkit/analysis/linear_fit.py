@@ -77,11 +77,11 @@ def fit_linear(
     half = torch.linalg.solve_triangular(factor, c_tx.T, upper=False)  # L⁻¹ C_xt
     full = torch.linalg.solve_triangular(factor.T, half, upper=True).T
     # B (C_xx + ridge·I) Bᵀ = C_tx (C_xx + ridge·I)⁻¹ C_xt, whose eigenvectors are U.
-    directions = _leading_eigenvectors(half.T @ half, max_rank)
+    directions = leading_eigenvectors(half.T @ half, max_rank)
     return LinearFit(moments.mean[x], moments.mean[t], full, directions)
 
 
-def _leading_eigenvectors(symmetric: Tensor, k: int) -> Tensor:
+def leading_eigenvectors(symmetric: Tensor, k: int) -> Tensor:
     """The eigenvectors of the `k` largest eigenvalues, largest first, `[d, k]` (or `[d, d]`)."""
     d = len(symmetric)
     k = min(k, d)
