@@ -35,6 +35,9 @@ MaxLength = Annotated[int, typer.Option(help="Tokens at which a document is cut.
 NewTokens = Annotated[int, typer.Option(help="Tokens generated for each held-out prompt.")]
 MaxPrompts = Annotated[int | None, typer.Option(help="At most so many held-out prompts.")]
 Sample = Annotated[int, typer.Option(help="Tokens a block for reachability; 0 leaves it out.")]
+SharedSample = Annotated[
+    int, typer.Option(help="Tokens a block that fit one steering map for all; 0 leaves it out.")
+]
 BatchTokens = Annotated[int, typer.Option(help="Tokens a batch.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
 Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda, ...")]
@@ -63,6 +66,7 @@ def diagnose(
     new_tokens: NewTokens = 32,
     max_prompts: MaxPrompts = None,
     sample: Sample = 8,
+    shared_sample: SharedSample = 256,
     batch_tokens: BatchTokens = 2048,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -87,6 +91,7 @@ def diagnose(
             "new_tokens": new_tokens,
             "max_prompts": max_prompts,
             "sample": sample,
+            "shared_sample": shared_sample,
             "batch_tokens": batch_tokens,
             "seed": seed,
         }

@@ -84,7 +84,7 @@ def tidied(frame: pd.DataFrame) -> pd.DataFrame:
     A rank is an int, "full" or None; `layers` an int or "all"; words that are missing are "".
     """
     frame = frame.copy()
-    words = {"of", "location", "mode", "source", "target", "kind", "fit", "forcing"}
+    words = {"of", "location", "mode", "source", "target", "kind", "fit", "forcing", "module"}
     for name in frame:
         if name in ("rank", "layers"):
             frame[name] = pd.Series(map(_number, frame[name]), index=frame.index, dtype=object)

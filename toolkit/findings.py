@@ -221,6 +221,112 @@ def _percent(value: float) -> str:
     return f"{value:.2g}" if value < 1 else f"{value:.3g}"
 
 
+def _shared_reach(frame: pd.DataFrame) -> str:
+    rows = frame[frame["rank"] == 8]
+    parts = []
+    for location, target, words in (
+        ("mlp_in", "down", "of the down projection's change, steered at the MLP's input"),
+        ("mlp_in", "exact", "of the MLP's whole change, steered there"),
+        ("pre_mlp", "block", "of the block's forced delta, steered before the MLP"),
+        ("post_mlp", "block", "of the same, steered after the MLP"),
+    ):
+        found = rows[(rows.location == location) & (rows.target == target)].explained_heldout
+        if found.notna().any():
+            low, high = found.min(), found.max()
+            parts.append(f"{found.median():.0%} {words} ({low:.0%} to {high:.0%})")
+    if not parts:
+        return "Not applicable: no tokens were sampled, or nothing changed."
+    return (
+        "One map of rank 8 for all tokens explains, on held-out tokens (median and range over "
+        f"blocks), {'; '.join(parts)}. This is what an adapter can do; a free vector for every "
+        "token is only a bound for it."
+    )
+
+
+def _forced_reach(frame: pd.DataFrame) -> str:
+    rows = frame[frame.target == "block"]
+    if rows.empty:
+        return "Not applicable: the path from attention through the MLP cannot be read."
+    by_place = rows.groupby(["location", "budget"]).explained.median()
+    parts = [
+        f"{100 * budget:g}% of the stream's norm reaches {by_place['pre_mlp', budget]:.0%} from "
+        f"before the MLP and {by_place['post_block', budget]:.0%} from after it"
+        for budget in (0.03, 0.1, 0.3)
+        if ("pre_mlp", budget) in by_place
+    ]
+    best = rows[(rows.location == "heads") & (rows.budget == 0.3)].groupby("layer").explained.max()
+    heads = f" The best single head reaches {best.median():.0%} with 30%." if len(best) else ""
+    return (
+        "Of the block's own change, a free vector a token of "
+        f"{'; of '.join(parts)} (medians over blocks, first order).{heads}"
+    )
+
+
+def _normalisation(frame: pd.DataFrame) -> str:
+    if frame.empty:
+        return "Not applicable: the path from attention through the MLP cannot be read."
+    low, high = frame.norm_gain.min(), frame.norm_gain.max()
+    return (
+        f"A change of 1% of the stream becomes one of {low:.2g}% to {high:.2g}% of the MLP's input;"
+        f" along the stream itself of at most {frame.radial_gain.max():.1e}%: the norm takes that "
+        f"out. Attention contributes {frame.attention_share.min():.1%} to "
+        f"{frame.attention_share.max():.0%} of the stream."
+    )
+
+
+def _inner_pair(frame: pd.DataFrame) -> str:
+    full = frame[frame["rank"] == "full"].explained_heldout
+    if not full.notna().any():
+        return "Not applicable: neither gate nor up projection changed."
+    return (
+        f"One change of the MLP's input gives gate and up {full.median():.0%} (median over blocks; "
+        f"{full.min():.0%} to {full.max():.0%}) of what fine-tuning gave them, whether it is free "
+        "for every token or one linear map: the two have far more rows than the input has "
+        "dimensions."
+    )
+
+
+def _first_order_scale(frame: pd.DataFrame) -> str:
+    if not frame.remainder.any():
+        return UNMEASURED if frame.empty else "Nothing changed in any MLP."
+    worst = frame.groupby("scale").remainder.max()
+    words = ", ".join(f"{value:.1e} at {scale:g}" for scale, value in worst.items())
+    return (
+        "What first order leaves of the MLP's change, in the worst block, at multiples of the "
+        f"update: {words}. Above a few per cent the linear story misleads."
+    )
+
+
+def _mlp_fit(frame: pd.DataFrame) -> str:
+    bound = frame[frame.target == "down"].groupby("rank").explained_heldout.median()
+    linear = frame[frame.target == "mlp_out"].explained_heldout
+    if linear.empty:
+        return UNMEASURED
+    shown = [f"{bound[rank]:.0%} at rank {rank}" for rank in (1, 8, 32) if rank in bound]
+    reft = f"A ReFT on the MLP's output explains at most {', '.join(shown)} of ΔW_d m. "
+    return (
+        f"{reft if shown else ''}The best affine map of the MLP's input has a held-out R² of "
+        f"{linear.median():.2f} (median over blocks, {linear.min():.2f} to {linear.max():.2f}): "
+        "the nearer to 1, the more linear the MLP is on these tokens."
+    )
+
+
+def _weights(frame: pd.DataFrame) -> str:
+    rows = frame[frame.norm_2 > 0]
+    if rows.empty:
+        return "No matrix of any block changed." if len(frame) else UNMEASURED
+    largest = rows.loc[rows.norm_2.idxmax()]
+    downs = rows[rows.module.str.contains("down|c_proj|4h_to_h|fc2")]
+    share = f"At most {downs.outside.max():.1%} of a down projection's change"
+    outside = f" {share} lies outside its column space." if len(downs) else ""
+    return (
+        f"{len(rows)} of {len(frame)} matrices changed, by {rows.relative.min():.2%} to "
+        f"{rows.relative.max():.1%} of their norm; numerical ranks {rows['rank'].min():.0f} to "
+        f"{rows['rank'].max():.0f}. The largest 2-norm, {largest.norm_2:.3g}, has {largest.module} "
+        f"of block {largest.layer:.0f}.{outside}"
+    )
+
+
 FINDINGS: dict[str, Callable[[pd.DataFrame], str]] = {
     "norms": _norms,
     "spectrum": _spectrum,
@@ -229,4 +335,11 @@ FINDINGS: dict[str, Callable[[pd.DataFrame], str]] = {
     "reachability": _reachability,
     "sequential_kl": _sequential_kl,
     "steerability": _steerability,
+    "shared_reach": _shared_reach,
+    "forced_reach": _forced_reach,
+    "normalisation": _normalisation,
+    "inner_pair": _inner_pair,
+    "first_order_scale": _first_order_scale,
+    "mlp_fit": _mlp_fit,
+    "weights": _weights,
 }

@@ -42,6 +42,7 @@ from toolkit.draw import (
     log_scale,
     make_panels,
 )
+from toolkit.plot_inside import INSIDE_PLOTS
 
 
 @house_style("What each branch adds")
@@ -376,4 +377,5 @@ PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "reachability": reachability,
     "sequential_kl": sequential_kl,
     "steerability": steerability,
+    **INSIDE_PLOTS,
 }

@@ -50,6 +50,42 @@ SECTIONS = {
         "The least ‖v − A(h)Δ‖ / ‖v‖ over steering vectors Δ with ‖Δ‖ ≤ ρ‖h‖, a free vector for "
         "every token: a lower bound for what any map can leave. A(h) is the MLP's Jacobian.",
     ),
+    "shared_reach": (
+        "What one map before the MLP could reach",
+        "1 − E‖v − J Δ‖² / E‖v‖² on held-out tokens, with one affine map Δ = B x + c for all "
+        "tokens, fitted on others; J is each token's Jacobian. The band is one standard error over "
+        "tokens. Quote this rather than the bound above.",
+    ),
+    "forced_reach": (
+        "Which location reaches the block's change",
+        "The share of the forced delta of the block's output that a free vector a token reaches, "
+        "its size relative to the residual stream's. What is added after the MLP arrives as it is; "
+        "before it, it passes through norm and MLP and round them.",
+    ),
+    "inner_pair": (
+        "The other half of the post's condition",
+        "1 − E‖t − W̄Δh‖² / E‖t‖² with W̄ = [W_g; W_u] and t = ΔW̄ h: whether one change of the "
+        "MLP's input could replace the changes of gate and up.",
+    ),
+    "normalisation": (
+        "What the norms let through",
+        "The size of a change behind a norm, relative to the state there, over its size before, "
+        "relative to the state before; root mean square over directions, median over tokens.",
+    ),
+    "first_order_scale": (
+        "How far first order holds",
+        "The share of the MLP's exact change that the first-order terms leave, with all of the "
+        "MLP's weight changes multiplied by one number.",
+    ),
+    "mlp_fit": (
+        "What an edit of the MLP's output could do",
+        "The best reduced-rank map of the MLP's output on ΔW_d m, which is the most that a ReFT "
+        "there explains; and R² of the best affine map of the MLP's input on its output.",
+    ),
+    "weights": (
+        "The weights' side",
+        "Singular values of every matrix's change; of a LoRA from its factors.",
+    ),
 }
 STATUS_ORDER = ("failed", "passed", "not applicable")
 
