@@ -21,7 +21,7 @@ from toolkit import ModelPair
 from toolkit.demo import ADAPTER, BASE, shipped
 from toolkit.documents import Encoded, make_batches
 from toolkit.lockstep import March
-from toolkit.survey import BlockSums
+from toolkit.survey import BlockSums, Samples
 
 LENGTH, BLOCKS, STREAMS = 32, 4, 2
 
@@ -51,7 +51,7 @@ def measure(n_documents: int) -> dict:
         for layer in walk.layers():
             if layer == n_blocks:
                 return
-            sums = BlockSums(pair.branches, {}, 8)
+            sums = BlockSums(pair.branches, {}, Samples(8, 256))
             for step in walk.steps(layer):
                 sums.update(step)
             walk.advance(layer, {})

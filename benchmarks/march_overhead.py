@@ -20,13 +20,13 @@ from toolkit import ModelPair
 from toolkit.demo import ADAPTER, BASE, PROMPTS, shipped
 from toolkit.documents import encode_all, make_batches, read_documents
 from toolkit.lockstep import March
-from toolkit.survey import MLP_INPUT, BlockSums
+from toolkit.survey import MLP_INPUT, BlockSums, Samples
 
 
 def march(pair, batches):
     walk = March(pair.base_blocks, pair.tuned_blocks, batches, pair.branches, extra=(MLP_INPUT,))
     for layer in walk.layers():
-        sums = BlockSums(pair.branches, {}, 8)
+        sums = BlockSums(pair.branches, {}, Samples(8, 256))
         for step in walk.steps(layer):
             sums.update(step)
         sums.statistics()

@@ -1,4 +1,4 @@
-"""The command line: ``oracle diagnose`` and ``oracle demo``."""
+"""The command line: ``oracle diagnose``, ``oracle demo`` and ``oracle weights``."""
 
 import hashlib
 import os
@@ -116,6 +116,28 @@ def demo(
         run_job(
             BASE, str(shipped(ADAPTER)), shipped(PROMPTS), out, {}, overwrite=True, show=not quiet
         )
+
+
+@app.command()
+def weights(
+    base: Annotated[str, typer.Argument(help="Folder, .gguf file or packaged model.")],
+    tuned: Annotated[str, typer.Argument(help="The same, or a LoRA adapter's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV file for the table.")] = Path(
+        "weights.csv"
+    ),
+) -> None:
+    """Spectra and ranks of every matrix's change, from the files, one matrix at a time."""
+    with bad_input():
+        from toolkit.findings import FINDINGS
+        from toolkit.table import Table
+        from toolkit.weight_side import streamed_weight_rows
+
+        table = Table.of("weights", list(streamed_weight_rows(base, tuned)))
+        if table.frame.empty:
+            raise InputError(f"{base} and {tuned} share no matrix of a numbered block")
+        table.frame.to_csv(out, index=False, lineterminator="\n")
+        console.print(FINDINGS["weights"](table.frame), soft_wrap=True)
+        console.print(f"table: {out.resolve()}", soft_wrap=True)
 
 
 def run_job(

@@ -67,30 +67,28 @@ def singular_values(change: Change) -> Tensor:
 
 
 def share_outside(weight: Tensor, change: Change, energy: float) -> float:
-    """``‖(I − P) ΔW‖_F² / ‖ΔW‖_F²``, P the projection onto col(W); `energy` is ``‖ΔW‖_F²``."""
-    first = change.factors[0].double()  # ΔW = first @ rest
-    rest = torch.linalg.qr(change.factors[1].double().T)[1].T if len(change.factors) == 2 else None
-    basis = column_basis(weight.double())
-    if basis is None:
-        return 0.0
-    left = first - basis @ (basis.T @ first)
-    left = left if rest is None else left @ rest
-    return float(left.square().sum()) / energy
+    """``‖(I − P) ΔW‖_F² / ‖ΔW‖_F²``, P the projection onto col(W); `energy` is ``‖ΔW‖_F²``.
 
-
-def column_basis(weight: Tensor) -> Tensor | None:
-    """An orthonormal basis of col(W), `[out, rank]`; None where it is the whole space.
-
-    Singular values below ``max(out, in) · ε · σ_1`` do not count, ε that of float32.
+    Singular values of W below ``max(out, in) · ε · σ_1`` do not count, ε that of float32.
     """
-    rows, columns = weight.shape
-    tolerance = (max(rows, columns) * torch.finfo(torch.float32).eps) ** 2
-    gram = weight @ weight.T if rows <= columns else weight.T @ weight
-    level = tolerance * float(gram.trace())  # not below that of the largest eigenvalue
-    shifted = gram - level * torch.eye(len(gram), dtype=gram.dtype)
-    full_rank = not bool(torch.linalg.cholesky_ex(shifted)[1])
-    if full_rank:
-        return None if rows <= columns else torch.linalg.qr(weight)[0]
-    values, vectors = torch.linalg.eigh(gram)
-    kept = vectors[:, values > tolerance * values[-1].clamp_min(1e-300)]
-    return kept if rows <= columns else torch.linalg.qr(weight @ kept)[0]
+    columns = change.factors[0].double()
+    if len(change.factors) == 2:  # as many columns as the rank, with the same products
+        columns = columns @ torch.linalg.qr(change.factors[1].double().T)[1].T
+    weight = weight.double()
+    wide = weight.shape[0] <= weight.shape[1]
+    gram = weight @ weight.T if wide else weight.T @ weight
+    tolerance = (max(weight.shape) * torch.finfo(torch.float32).eps) ** 2
+    eye = torch.eye(len(gram), dtype=gram.dtype)
+    # The trace is no less than σ_1²: passing this, no singular value is left out.
+    if not bool(torch.linalg.cholesky_ex(gram - tolerance * gram.trace() * eye)[1]):
+        if wide:
+            return 0.0
+        pulled = weight.T @ columns
+        inside = (pulled * torch.cholesky_solve(pulled, torch.linalg.cholesky(gram))).sum()
+    else:
+        values, vectors = torch.linalg.eigh(gram)
+        kept = values > tolerance * values[-1]
+        coordinates = vectors[:, kept].T @ (columns if wide else weight.T @ columns)
+        scale = 1.0 if wide else values[kept, None]
+        inside = (coordinates.square() / scale).sum()
+    return max(1 - float(inside) / energy, 0.0)
