@@ -2,7 +2,7 @@
 
     python recipes/gsm8k_lora.py --train gsm8k_train.jsonl --test gsm8k_test.jsonl
     python recipes/gsm8k_lora.py --base gemma-3-270m --out data/gemma3-gsm8k-lora \\
-        --batch-size 4 --examples 800 --accuracy-on 0 --train ... --test ...
+        --batch-size 2 --examples 640 --accuracy-on 0 --train ... --test ...
 
 The files are JSON lines with "prompt", "response", "answer" (GSM8K in its own wording); without
 them the data set is taken from the hub (openai/gsm8k). Only response tokens are supervised, the

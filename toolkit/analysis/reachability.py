@@ -159,42 +159,51 @@ class _Tridiagonal:
 class _Curve:
     """The trade between ‖Δ‖ and the residual, by the damping λ, for one target.
 
-    `c` is the target along Q's columns. With ``x = (T + λ)⁻¹ c``: ``‖Δ‖² = xᵀ T x`` and the
-    residual is ``λ ‖x‖``.
+    `c` is the target along Q's columns. With ``x = (T + λ)⁻¹ c``: ``‖Δ‖² = xᵀ T x = cᵀx − λ xᵀx``
+    and the residual is ``λ ‖x‖``.
     """
 
     def __init__(self, gram: _Tridiagonal, c: np.ndarray) -> None:
         self.gram, self.c = gram, c
-        largest = gram.largest() or 1.0
-        self.least = _EPSILON * len(c) * largest  # smaller dampings are lost in T's rounding
-        self.ends = (float(np.log(self.least)), float(np.log(largest)) + 60.0)
+        self.largest = gram.largest() or 1.0
+        self.least = _EPSILON * len(c) * self.largest  # smaller dampings are lost in T's rounding
+        self.steepness = float(np.sqrt(max(c @ gram.times(c), 0.0)))  # ‖Mᵀ v‖
 
     def dual(self, damping: float) -> np.ndarray:
         """x."""
-        return self.gram.solve(max(damping, self.least), self.c)
+        return self.gram.solve(damping, self.c)
 
     def norm(self, damping: float) -> float:
         x = self.dual(damping)
-        return float(np.sqrt(max(x @ self.gram.times(x), 0.0)))
+        return float(np.sqrt(max(self.c @ x - damping * (x @ x), 0.0)))
 
     def residual(self, damping: float) -> float:
-        return max(damping, self.least) * float(np.linalg.norm(self.dual(damping)))
+        return damping * float(np.linalg.norm(self.dual(damping)))
 
     def damping_for_norm(self, radius: float) -> float:
         """The least damping whose ‖Δ‖ is at most `radius`."""
         if self.norm(self.least) <= radius:
             return self.least
-        return self._solve(lambda damping: np.log(self.norm(damping) / radius))
+        highest = self.steepness / radius  # since ‖Δ‖ ≤ ‖Mᵀ v‖ / λ
+        return self._solve(lambda damping: np.log(self.norm(damping) / radius), highest)
 
     def norm_for_residual(self, residual: float) -> float:
         """The least ‖Δ‖ whose residual is `residual`; inf if none reaches it."""
         if self.residual(self.least) > residual:
             return float("inf")
-        return self.norm(self._solve(lambda damping: np.log(residual / self.residual(damping))))
+        # The residual is at least ‖v‖ λ / (λ + σ_1²), which is above what is asked for from here.
+        size = float(np.linalg.norm(self.c))
+        if size <= residual:
+            return 0.0
+        highest = self.largest * residual / (size - residual)
+        return self.norm(self._solve(lambda d: np.log(residual / self.residual(d)), highest))
 
-    def _solve(self, falling: Callable[[float], float]) -> float:
-        """The damping at which the falling function is 0."""
-        return float(np.exp(brentq(lambda log: falling(np.exp(log)), *self.ends, xtol=1e-9)))
+    def _solve(self, falling: Callable[[float], float], highest: float) -> float:
+        """The damping up to `highest` at which the falling function is 0."""
+        low, high = np.log(self.least), np.log(highest) + 1e-6
+        if high <= low:
+            return self.least
+        return float(np.exp(brentq(lambda log: falling(np.exp(log)), low, high, xtol=1e-9)))
 
 
 def residual_quartiles(residual: Sequence[float] | Tensor) -> dict[str, float]:
