@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 
 from toolkit.analysis.first_order import first_order_terms
 from toolkit.analysis.reachability import BUDGETS, reach
-from toolkit.jacobian import MLPJacobian
+from toolkit.jacobian import MLPJacobian, matrix_of
 from toolkit.mlp import MLP, Change, MLPChange
 
 
@@ -139,15 +139,10 @@ def main():
         targets = torch.stack([terms.down, terms.exact], 1)
         radii = h.double().norm(dim=1)[:, None] * torch.tensor(BUDGETS, dtype=torch.float64)
         started = time.perf_counter()
-        parts = [  # few tokens at a time: A is d² numbers a token
-            reach(MLPJacobian.at(mlp, h[i : i + 8]).dense(), targets[i : i + 8], radii[i : i + 8])
-            for i in range(0, len(h), 8)
-        ]
+        found = reach(matrix_of(MLPJacobian.at(mlp, h)), targets, radii)
         seconds["toolkit"] += time.perf_counter() - started
         n["toolkit"] += len(h)
-        residual = torch.cat([part.residual for part in parts]).numpy()
-        least = torch.cat([part.min_norm for part in parts]).numpy()
-        rank = torch.cat([part.rank for part in parts])
+        residual, least, rank = found.residual.numpy(), found.min_norm.numpy(), found.rank
         exact = mlp.to(torch.float64)
         for i in range(min(args.dense_tokens, len(h))):
             started = time.perf_counter()

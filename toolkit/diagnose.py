@@ -11,6 +11,7 @@ from toolkit.checks import Check
 from toolkit.documents import Batch, Encoded, encode_all, make_batches
 from toolkit.errors import InputError
 from toolkit.inside import Inside
+from toolkit.lapack import quiet_openblas
 from toolkit.locations import BRANCHES
 from toolkit.lockstep import March
 from toolkit.mlp import mlps
@@ -72,7 +73,7 @@ def diagnose(
     documents do not suffice.
     """
     options, listeners, stages = options or Options(), listeners or Listeners(), Stages()
-    with torch.no_grad():
+    with torch.no_grad(), quiet_openblas():
         encoded = encode_all(documents, pair.tokenizer, options.max_length)
         batches = _batches(pair, encoded, options)
         with stages.stage("march"):

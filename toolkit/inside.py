@@ -16,7 +16,7 @@ from toolkit.analysis.first_order import FirstOrderSums, first_order_terms
 from toolkit.analysis.inner_pair import inner_pair
 from toolkit.analysis.reachability import BUDGETS, Reach, median, reach, residual_quartiles
 from toolkit.analysis.shared_steering import Problem, SharedMap, explained, fit_shared
-from toolkit.jacobian import FunctionJacobian, MLPJacobian
+from toolkit.jacobian import FunctionJacobian, MLPJacobian, matrix_of
 from toolkit.mlp import MLP, MLPChange
 from toolkit.tail import HeadOutputs, Tail
 
@@ -83,7 +83,7 @@ def reachability_rows(inside: Inside, h: Tensor) -> Iterator[Row]:
         return
     radii = _radii(h)
     wanted = torch.stack(list(targets.values()), 1)
-    found = reach(MLPJacobian.at(inside.mlp.to(h.dtype), h).dense(), wanted, radii)
+    found = reach(matrix_of(MLPJacobian.at(inside.mlp.to(h.dtype), h)), wanted, radii)
     left = _through_real(inside.mlp.to(torch.float64), h, found, wanted)
     for i, target in enumerate(targets):
         for j, budget in enumerate(BUDGETS):
@@ -121,14 +121,14 @@ def forced_reach_rows(inside: Inside, tokens: Sample) -> Iterator[Row]:
     targets = _branch_targets(inside, x)
     if targets:
         wanted = torch.stack(list(targets.values()), 1)
-        found = reach(to_branch, wanted, radii)
+        found = reach(to_branch.__getitem__, wanted, radii)
         left = _through_real(exact_tail.branch, x, found, wanted)
         for i, target in enumerate(targets):
             labels = {"location": "pre_mlp", "target": target}
             yield from _curve_rows(labels, found.residual[:, i], wanted[:, i], left[:, i])
     to_block = to_branch + torch.eye(x.shape[1], dtype=x.dtype)
     block = missing.double()[:, None]
-    found = reach(to_block, block, radii)
+    found = reach(to_block.__getitem__, block, radii)
     left = _through_real(exact_tail, x, found, block)
     labels = {"location": "pre_mlp", "target": "block"}
     yield from _curve_rows(labels, found.residual[:, 0], block[:, 0], left[:, 0])
@@ -163,7 +163,7 @@ def _head_rows(
         return
     wanted = missing.double()[:, None]
     for head, basis in enumerate(inside.heads.directions(tokens.heads).unbind(1)):
-        found = reach(to_block @ basis, wanted, _radii(x))
+        found = reach((to_block @ basis).__getitem__, wanted, _radii(x))
         in_stream = found.steering @ basis.mT[:, None].double()
         moved = Reach(found.rank, found.residual, in_stream, found.min_norm)
         left = _through_real(tail, x, moved, wanted)

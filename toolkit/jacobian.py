@@ -31,6 +31,15 @@ class Jacobian(Protocol):
         """J itself, `[n, d_out, d_in]`: d² numbers a token."""
         ...
 
+    def token(self, i: int) -> "Jacobian":
+        """The same at token i alone."""
+        ...
+
+
+def matrix_of(jacobian: Jacobian) -> Callable[[int], Tensor]:
+    """Each token's J, `[d_out, d_in]`, made when it is asked for."""
+    return lambda i: jacobian.token(i).dense()[0]
+
 
 @dataclass(frozen=True)
 class MLPJacobian:
@@ -73,6 +82,10 @@ class MLPJacobian:
             torch.mm(mlp.down, inner, out=found[i])
         return found
 
+    def token(self, i: int) -> "MLPJacobian":
+        by_up = None if self.by_up is None else self.by_up[i : i + 1]
+        return MLPJacobian(self.mlp, self.by_gate[i : i + 1], by_up)
+
 
 @dataclass(frozen=True)
 class FunctionJacobian:
@@ -92,6 +105,9 @@ class FunctionJacobian:
         d_out = self.function(self.x[:1]).shape[-1]
         eye = torch.eye(d_out, dtype=self.x.dtype, device=self.x.device)
         return self.pull(eye.repeat(len(self.x), 1, 1))
+
+    def token(self, i: int) -> "FunctionJacobian":
+        return FunctionJacobian(self.function, self.x[i : i + 1])
 
     def _points(self, vectors: Tensor) -> Tensor:
         """Every direction's point: `x`, repeated where a token has several directions."""
@@ -118,6 +134,9 @@ class Chain:
             return self.inner.pull(self.outer.dense())
         return self.outer.push(self.inner.dense().mT.contiguous()).mT
 
+    def token(self, i: int) -> "Chain":
+        return Chain(self.outer.token(i), self.inner.token(i))
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -134,6 +153,9 @@ class Skip:
     def dense(self) -> Tensor:
         matrices = self.branch.dense()
         return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype)
+
+    def token(self, i: int) -> "Skip":
+        return Skip(self.branch.token(i))
 
 
 def _each(diagonal: Tensor, vectors: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from scipy.linalg import lapack
 from scipy.optimize import brentq
 from torch import Tensor
 
+from toolkit.lapack import one_thread_each, tridiagonalise
+
 BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
 RANK_TOLERANCE = 1e-6
 SMALL_RESIDUAL = 0.01
@@ -41,16 +43,20 @@ class Reach:
     min_norm: Tensor
 
 
-def reach(maps: Tensor, targets: Tensor, radii: Tensor) -> Reach:
+def reach(map_of: Callable[[int], Tensor], targets: Tensor, radii: Tensor) -> Reach:
     """How closely ``M Δ`` reaches each target, token by token.
 
-    `maps` `[n, d_out, d_in]` with d_out ≥ d_in, `targets` `[n, m, d_out]`, none of them zero,
-    `radii` `[n, b]`. Accurate to 1e-6 of ‖v‖ with float32 maps, to rounding with float64 ones.
+    `map_of(i)` is the M of token i, `[d_out, d_in]` with d_out ≥ d_in, asked for when it is its
+    turn; `targets` `[n, m, d_out]`, none of them zero; `radii` `[n, b]`. Residuals are accurate to
+    1e-5 with float32 maps of condition numbers up to 1e6, to rounding with float64 ones.
     """
-    found = [
-        _reach_one(m, v, r)
-        for m, v, r in zip(maps, targets.double(), radii.double().numpy(), strict=True)
-    ]
+
+    @torch.no_grad()
+    def one(token: int) -> tuple[int, np.ndarray, Tensor, np.ndarray]:
+        return _reach_one(map_of(token), targets[token].double(), radii[token].double().numpy())
+
+    with one_thread_each() as workers:
+        found = list(workers.map(one, range(len(targets))))
     ranks, residuals, steerings, min_norms = zip(*found, strict=True)
     return Reach(
         rank=torch.tensor(ranks),
@@ -92,12 +98,12 @@ _STRIPES = 4
 
 
 def gram_matrix(matrix: Tensor) -> Tensor:
-    """``M Mᵀ`` `[d, d]`; its lower triangle, in stripes of rows (the rest is not set)."""
+    """``M Mᵀ`` `[d, d]`; its upper triangle, in stripes of rows (the rest is not set)."""
     product = matrix.new_empty(len(matrix), len(matrix))
     for rows in torch.arange(len(matrix)).tensor_split(_STRIPES):
         if len(rows):
             start, stop = int(rows[0]), int(rows[-1]) + 1
-            torch.mm(matrix[start:stop], matrix[:stop].T, out=product[start:stop, :stop])
+            torch.mm(matrix[start:stop], matrix[start:].T, out=product[start:stop, start:])
     return product
 
 
@@ -112,10 +118,8 @@ class _Tridiagonal:
 
     @classmethod
     def of(cls, symmetric: np.ndarray) -> "_Tridiagonal":
-        """From the lower triangle of `symmetric`, which is overwritten."""
-        size = len(symmetric)
-        work = int(lapack.dsytrd_lwork(size, lower=1)[0]) if size > 1 else 1
-        reflectors, diagonal, off, scales, _ = lapack.dsytrd(symmetric, lower=1, lwork=work)
+        """From the upper triangle of `symmetric`, which is overwritten."""
+        diagonal, off, reflectors, scales = tridiagonalise(symmetric)
         return cls(diagonal, off, np.asfortranarray(reflectors[1:, :-1]), scales)
 
     def rotate(self, columns: np.ndarray, back: bool = False) -> np.ndarray:
