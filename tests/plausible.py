@@ -13,7 +13,7 @@ D_MODEL, PARAMETERS = 576, 134_515_008
 
 
 def frames(n_layers: int = 30, n_tokens: int = 32) -> dict[str, pd.DataFrame]:
-    """All seven tables with values like those of a 135M model tuned on arithmetic."""
+    """All tables with values like those of a 135M model tuned on arithmetic."""
     random = np.random.default_rng(0)
     depth = np.linspace(0, 1, n_layers)
     rows: dict[str, list[dict]] = {name: [] for name in COLUMNS}
@@ -28,6 +28,16 @@ def frames(n_layers: int = 30, n_tokens: int = 32) -> dict[str, pd.DataFrame]:
              "relative_change": 0.05 + 0.1 * t}
         )  # fmt: skip
         rows["reachability"] += _reach(layer, t, random)
+        rows["shared_reach"] += _shared(layer, random)
+        rows["forced_reach"] += _forced(layer, t)
+        rows["normalisation"].append(
+            {"layer": layer, "norm_gain": 0.95, "radial_gain": 1e-6 * (1 + t), "post_gain": 1.0,
+             "attention_share": 0.4 - 0.3 * t, "n_tokens": 8}
+        )  # fmt: skip
+        rows["inner_pair"] += _pair(layer, t)
+        rows["first_order_scale"] += _scales(layer, down, gate, rest)
+        rows["mlp_fit"] += _mlp_fits(layer, t)
+        rows["weights"] += _weights(layer, random)
     for candidate in candidates(n_layers):
         rows["steerability"].append(candidate)
         rows["sequential_kl"] += _curves(candidate, n_tokens, random)
@@ -75,6 +85,68 @@ def _reach(layer, t, random):
                    "residual_q75": min(1, 1.2 * middle), "nonlinear_residual_median": middle,
                    "min_norm_median": float("inf") if layer == 1 else 0.4,
                    "rank_median": 576.0, "n_tokens": 8}  # fmt: skip
+
+
+def _shared(layer, random):
+    for place, target, top in (("mlp_in", "down", 0.3), ("mlp_in", "exact", 0.6),
+                               ("pre_mlp", "block", 0.5), ("post_mlp", "block", 0.8),
+                               ("post_block", "block", 0.85)):  # fmt: skip
+        after = place.startswith("post")
+        for rank, share in ((0, 0.2), (1, 0.5), (8, 0.95), (32, 1.0), ("full", 1.0)):
+            value = top * share + random.normal(0, 0.02)
+            yield {"layer": layer, "location": place, "target": target, "rank": rank,
+                   "explained_fit": value + 0.05, "explained_heldout": value,
+                   "explained_heldout_sem": None if after else 0.03,
+                   "nonlinear_heldout": value - 0.02, "size": None if after else 0.05,
+                   "n_fit": None if after else 256,
+                   "n_heldout": None if after else 128}  # fmt: skip
+
+
+def _forced(layer, t):
+    places = [("pre_mlp", None, "down", 0.6), ("pre_mlp", None, "exact", 0.7)]
+    places += [("pre_mlp", None, "block", 0.8), ("post_mlp", None, "block", 0.7)]
+    places += [("post_block", None, "block", 0.7)]
+    places += [("heads", head, "block", 0.1 + 0.02 * head) for head in range(9)]
+    for location, head, target, top in places:
+        for budget in (0.01, 0.03, 0.1, 0.3, 1.0):
+            share = top * min(1.0, (budget * (2 - t)) ** 0.3)
+            left = (1 - share) ** 0.5
+            yield {"layer": layer, "location": location, "head": head, "target": target,
+                   "budget": budget, "explained": share, "residual_q25": 0.9 * left,
+                   "residual_median": left, "residual_q75": min(1.0, 1.1 * left),
+                   "nonlinear_residual_median": left, "n_tokens": 8}  # fmt: skip
+
+
+def _pair(layer, t):
+    for rank, share in ((0, 0.02), (1, 0.1), (8, 0.3), (32, 0.35), ("full", 0.4)):
+        value = share * (1 - 0.3 * t)
+        yield {"layer": layer, "rank": rank, "explained_fit": value, "explained_heldout": value,
+               "explained_heldout_sem": 0.01, "residual_q25": 0.7, "residual_median": 0.8,
+               "residual_q75": 0.9, "size_median": 0.05, "n_tokens": 128}  # fmt: skip
+
+
+def _scales(layer, down, gate, rest):
+    for scale in (0.25, 0.5, 1.0, 2.0, 4.0):
+        yield {"layer": layer, "scale": scale, "down": down, "gate": gate, "up": 1 - down - gate,
+               "remainder": rest * scale**2, "relative_change": 0.1 * scale,
+               "n_tokens": 384}  # fmt: skip
+
+
+def _mlp_fits(layer, t):
+    for rank, share in ((0, 0.1), (1, 0.3), (8, 0.8), (32, 0.85), ("full", 0.8)):
+        yield {"layer": layer, "source": "mlp_out", "target": "down", "rank": rank,
+               "explained_fit": share + 0.02, "explained_heldout": share}  # fmt: skip
+    yield {"layer": layer, "source": "mlp_in", "target": "mlp_out", "rank": "full",
+           "explained_fit": 0.9 - 0.4 * t, "explained_heldout": 0.8 - 0.4 * t}  # fmt: skip
+
+
+def _weights(layer, random):
+    for module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                   "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):  # fmt: skip
+        size = np.exp(random.normal(0, 0.3))
+        yield {"layer": layer, "module": module, "rows": 576, "columns": 576, "norm_2": size,
+               "norm_fro": 1.5 * size, "relative": 0.01, "rank": 8, "stable_rank": 2.2,
+               "k90": 4 + layer % 3, "outside": 0.0}  # fmt: skip
 
 
 def candidates(n_layers: int) -> list[dict]:

@@ -15,6 +15,7 @@ PLACES = {
 FITS = {"free": "freely", "forced": "block by block (forced)", "sequential": "sequentially"}
 UNMEASURED = "Not applicable: nothing was measured here."
 NOTHING = "Nothing changed: every delta is zero."
+NO_PATH = "Not applicable: the path from attention through the MLP cannot be read."
 
 
 def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> str:
@@ -222,7 +223,9 @@ def _percent(value: float) -> str:
 
 
 def _shared_reach(frame: pd.DataFrame) -> str:
-    rows = frame[frame["rank"] == 8]
+    rows = frame[frame["rank"] == 8].dropna(subset=["explained_heldout"])
+    if len(rows) and not frame.explained_fit.any():
+        return NOTHING
     parts = []
     for location, target, words in (
         ("mlp_in", "down", "of the down projection's change, steered at the MLP's input"),
@@ -244,9 +247,11 @@ def _shared_reach(frame: pd.DataFrame) -> str:
 
 
 def _forced_reach(frame: pd.DataFrame) -> str:
-    rows = frame[frame.target == "block"]
+    rows = frame[frame.target == "block"].dropna(subset=["explained"])
     if rows.empty:
-        return "Not applicable: the path from attention through the MLP cannot be read."
+        return NO_PATH
+    if not rows.explained.any():
+        return NOTHING
     by_place = rows.groupby(["location", "budget"]).explained.median()
     parts = [
         f"{100 * budget:g}% of the stream's norm reaches {by_place['pre_mlp', budget]:.0%} from "
@@ -263,8 +268,9 @@ def _forced_reach(frame: pd.DataFrame) -> str:
 
 
 def _normalisation(frame: pd.DataFrame) -> str:
+    frame = frame.dropna(subset=["norm_gain"])
     if frame.empty:
-        return "Not applicable: the path from attention through the MLP cannot be read."
+        return NO_PATH
     low, high = frame.norm_gain.min(), frame.norm_gain.max()
     return (
         f"A change of 1% of the stream becomes one of {low:.2g}% to {high:.2g}% of the MLP's input;"
@@ -278,6 +284,8 @@ def _inner_pair(frame: pd.DataFrame) -> str:
     full = frame[frame["rank"] == "full"].explained_heldout
     if not full.notna().any():
         return "Not applicable: neither gate nor up projection changed."
+    if not full.any():
+        return NOTHING
     return (
         f"One change of the MLP's input gives gate and up {full.median():.0%} (median over blocks; "
         f"{full.min():.0%} to {full.max():.0%}) of what fine-tuning gave them, whether it is free "
@@ -287,8 +295,10 @@ def _inner_pair(frame: pd.DataFrame) -> str:
 
 
 def _first_order_scale(frame: pd.DataFrame) -> str:
-    if not frame.remainder.any():
-        return UNMEASURED if frame.empty else "Nothing changed in any MLP."
+    if not frame.relative_change.notna().any():
+        return UNMEASURED
+    if not frame.relative_change.any():
+        return "Nothing changed in any MLP."
     worst = frame.groupby("scale").remainder.max()
     words = ", ".join(f"{value:.1e} at {scale:g}" for scale, value in worst.items())
     return (
@@ -298,6 +308,7 @@ def _first_order_scale(frame: pd.DataFrame) -> str:
 
 
 def _mlp_fit(frame: pd.DataFrame) -> str:
+    frame = frame.dropna(subset=["explained_heldout"])
     bound = frame[frame.target == "down"].groupby("rank").explained_heldout.median()
     linear = frame[frame.target == "mlp_out"].explained_heldout
     if linear.empty:
@@ -312,9 +323,11 @@ def _mlp_fit(frame: pd.DataFrame) -> str:
 
 
 def _weights(frame: pd.DataFrame) -> str:
+    if not frame.norm_2.notna().any():
+        return UNMEASURED
     rows = frame[frame.norm_2 > 0]
     if rows.empty:
-        return "No matrix of any block changed." if len(frame) else UNMEASURED
+        return "Nothing changed in any matrix of any block."
     largest = rows.loc[rows.norm_2.idxmax()]
     downs = rows[rows.module.str.contains("down|c_proj|4h_to_h|fc2")]
     share = f"At most {downs.outside.max():.1%} of a down projection's change"

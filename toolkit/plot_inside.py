@@ -42,17 +42,17 @@ RANK_STYLE: dict[Any, dict[str, Any]] = {
 @house_style("What one steering map for all tokens can do")
 def shared_reach(frame: pd.DataFrame) -> Figure:
     """Held-out share that one affine map before the MLP brings about, by layer and rank."""
-    figure, panels = make_panels(4, 3.2)
+    figure, panels = make_panels(4, 3.5)
     titles = {
         ("mlp_in", "down"): "The down projection's change, steered at the MLP's input",
         ("mlp_in", "exact"): "The MLP's whole change, steered at the MLP's input",
-        ("pre_mlp", "block"): "The block's forced delta, steered before the MLP\n(norm and skip)",
+        ("pre_mlp", "block"): "The block's forced delta, steered before the MLP",
     }
     for axes, ((location, target), title) in zip(panels, titles.items(), strict=False):
         rows = frame[(frame.location == location) & (frame.target == target)]
         for rank, style in RANK_STYLE.items():
             _with_error(axes, rows[rows["rank"] == rank], style)
-        axes.set_title(f"{title}: one map for all tokens")
+        axes.set_title(f"{title}:\none map for all tokens")
         _shares(axes)
     by_place = panels[3]
     for place, style in LOCATION_STYLE.items():
@@ -74,7 +74,7 @@ def _with_error(axes: Axes, rows: pd.DataFrame, style: dict[str, Any]) -> None:
 def _shares(axes: Axes) -> None:
     clip_shares(axes)
     axes.axhline(0, color=GREY, linewidth=1, label=REFERENCE)
-    finish(axes, LAYER_LABEL, "explained, held out", 5, layers=True)
+    finish(axes, LAYER_LABEL, "explained, held out", 3, layers=True)
 
 
 @house_style("What share of the block's change each location reaches")
@@ -93,9 +93,7 @@ def forced_reach(frame: pd.DataFrame) -> Figure:
         for how, label, dashes in drawn:
             draw_line(axes, heads.agg(how), "layer", "explained", color=PURPLE, marker="D",
                   linestyle=dashes, label=label)  # fmt: skip
-        axes.set_title(
-            f"Reached by a vector a token of {100 * budget:g}% of the stream's norm (first order)"
-        )
+        axes.set_title(f"Reached by a vector a token of {100 * budget:g}% of the stream's norm")
         axes.set_ylim(0, 1.05)
         finish(axes, LAYER_LABEL, "share of the forced delta", 2, layers=True)
     return figure
@@ -116,9 +114,9 @@ def normalisation(frame: pd.DataFrame) -> Figure:
     }  # fmt: skip
     for name, style in drawn.items():
         draw_line(axes, frame, "layer", name, **style)
-    axes.set_title("A change of 1% of the stream is a change of how many per cent behind the norm?")
+    axes.set_title("A 1% change of the stream, seen behind the norm (%)")
     log_scale(axes)
-    finish(axes, LAYER_LABEL, "relative gain (no unit)", 2, layers=True)
+    finish(axes, LAYER_LABEL, "relative gain (no unit)", 1, layers=True)
     return figure
 
 
@@ -127,9 +125,9 @@ def inner_pair(frame: pd.DataFrame) -> Figure:
     """Held-out share of what gate and up received that a change of h could give both."""
     figure, (axes,) = make_panels(1, 3.8)
     for rank, style in RANK_STYLE.items():
-        label = "full rank (and a vector a token)" if rank == "full" else style["label"]
+        label = "full (and a vector a token)" if rank == "full" else style["label"]
         _with_error(axes, frame[frame["rank"] == rank], {**style, "label": label})
-    axes.set_title("Of (ΔW_g h, ΔW_u h): what one change of h gives both projections")
+    axes.set_title("What one change of h gives of both (ΔW_g h, ΔW_u h)")
     clip_shares(axes)
     axes.axhline(0, color=GREY, linewidth=1, label=REFERENCE)
     finish(axes, LAYER_LABEL, "explained, held out", 3, layers=True)
@@ -151,7 +149,7 @@ def first_order_scale(frame: pd.DataFrame) -> Figure:
     for scale, style in zip(scales, styles, strict=False):
         rows = frame[frame["scale"] == scale]
         draw_line(axes, rows, "layer", "remainder", label=f"ΔW × {scale:g}", **style)
-    axes.set_title("What first order leaves of the MLP's change, by the size of the update")
+    axes.set_title("What first order leaves of the MLP's change, by its size")
     log_scale(axes)
     finish(axes, LAYER_LABEL, "remainder (share of energy)", 3, layers=True)
     return figure
@@ -162,10 +160,10 @@ def mlp_fit(frame: pd.DataFrame) -> Figure:
     """The best ReFT of each rank on the down projection's change; how linear the MLP is."""
     figure, (bound, linear) = make_panels(2, 3.4)
     for rank, style in RANK_STYLE.items():
-        label = {0: "one vector", "full": "full rank"}.get(rank, f"ReFT of rank {rank}")
+        label = {0: "one vector", "full": "full rank"}.get(rank, f"rank {rank}")
         rows = frame[(frame.target == "down") & (frame["rank"] == rank)]
         draw_line(bound, rows, "layer", "explained_heldout", **{**style, "label": label})
-    bound.set_title("The most that a ReFT on the MLP's output explains of ΔW_d m")
+    bound.set_title("The most that a ReFT after the MLP explains of ΔW_d m")
     clip_shares(bound)
     finish(bound, LAYER_LABEL, "explained, held out", 3, layers=True)
     rows = frame[frame.target == "mlp_out"]
