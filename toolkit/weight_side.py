@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from toolkit.mlp import Change, affine, module_change
 from toolkit.weights import plain_folder
 
 _LAYER = re.compile(r"^(?:.*?\.)?(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")
+_CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 
 
@@ -37,17 +39,16 @@ def streamed_weight_rows(base: str | Path, tuned: str | Path) -> Iterator[dict[s
     `base` and `tuned` are what `ModelPair.load` takes, except that hub ids must be downloaded.
     """
     with ExitStack() as stack:
-        ours = _open(Path(plain_folder(base)), stack)
-        folder = Path(tuned)
+        ours, folder = _Matrices(Path(plain_folder(base)), stack), Path(tuned)
         if (folder / "adapter_config.json").is_file():
             changes = _adapter(folder, stack)
         else:
-            theirs = _open(Path(plain_folder(tuned)), stack)
-            changes = {name: (lambda name=name: _difference(ours, theirs, name)) for name in theirs}
-        for name in sorted(ours, key=_place):
+            theirs = _Matrices(Path(plain_folder(tuned)), stack)
+            changes = {name: partial(_difference, ours, theirs, name) for name in theirs.files}
+        for name in sorted(ours.files, key=_place):
             found = _LAYER.match(name)
             if found and name in changes:
-                weight = ours[name].get_tensor(name)
+                weight = ours[name]
                 if weight.ndim == 2:
                     yield _row(int(found[1]), found[2], weight, changes[name]())
 
@@ -61,6 +62,20 @@ def _place(name: str) -> tuple[int, str]:
     return (int(found[1]), found[2]) if found else (-1, name)
 
 
+class _Matrices:
+    """A model folder's tensors by name, each read when it is asked for, matrices as `[out, in]`."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.files = _open(folder, stack)
+        config = folder / "config.json"
+        family = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+        self.transposed = family == "gpt2"  # its files hold [in, out]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.files[name].get_tensor(name)
+        return tensor.T if self.transposed and _CONV1D.search(name) else tensor
+
+
 def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Each tensor's name with the open file that holds it."""
     files = sorted(folder.glob("*.safetensors"))
@@ -70,8 +85,8 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return {name: file for file in opened for name in file.keys()}  # noqa: SIM118
 
 
-def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Change:
-    weight, tuned = ours[name].get_tensor(name), theirs[name].get_tensor(name)
+def _difference(ours: _Matrices, theirs: _Matrices, name: str) -> Change:
+    weight, tuned = ours[name], theirs[name]
     if weight.shape != tuned.shape:
         raise InputError(
             f"{name} is {tuple(weight.shape)} in the base and {tuple(tuned.shape)} in the tuned "
@@ -98,8 +113,6 @@ def _adapter(folder: Path, stack: ExitStack) -> dict[str, Any]:
             files[key].get_tensor(key).float()
             for key in (f"base_model.model.{module}.lora_{side}.weight" for side in "BA")
         )
-        if config.get("fan_in_fan_out"):
-            b, a = a.T, b.T
         return Change((b * scaling, a), b.new_zeros(len(b)))
 
-    return {f"{module}.weight": (lambda module=module: factors(module)) for module in modules}
+    return {f"{module}.weight": partial(factors, module) for module in modules}
