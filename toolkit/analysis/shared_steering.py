@@ -53,7 +53,7 @@ def fit_shared(
     fit: Problem,
     validation: Problem,
     ranks: Sequence[Rank] = SHARED_RANKS,
-    iterations: int = 5,
+    iterations: int = 4,
     seed: int = 0,
 ) -> dict[Rank, SharedMap]:
     """The shared map of every rank, fitted on `fit`, each stopped by `validation`."""
