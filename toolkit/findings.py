@@ -259,8 +259,11 @@ def _forced_reach(frame: pd.DataFrame) -> str:
         for budget in (0.03, 0.1, 0.3)
         if ("pre_mlp", budget) in by_place
     ]
+    real = rows[(rows.location == "pre_mlp") & (rows.budget == 0.03)].nonlinear_residual_median
+    heads = f" Through the real block the 3% before the MLP leave {_share(real.median())}."
     best = rows[(rows.location == "heads") & (rows.budget == 0.3)].groupby("layer").explained.max()
-    heads = f" The best single head reaches {best.median():.0%} with 30%." if len(best) else ""
+    if len(best):
+        heads += f" The best single head reaches {best.median():.0%} with 30%."
     return (
         "Of the block's own change, a free vector a token of "
         f"{'; of '.join(parts)} (medians over blocks, first order).{heads}"
