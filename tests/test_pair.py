@@ -218,6 +218,8 @@ def test_an_adapter_is_its_merged_model(folders, tmp_path, tokenizer):
     ]
     for ours, theirs in zip(*(run.tables for run in runs), strict=True):
         numbers = ours.frame.select_dtypes("number")
+        if ours.name == "weights":  # rounding fills the merged change's rank
+            numbers = numbers.drop(columns="rank")
         assert len(numbers)
         expected = theirs.frame[list(numbers)]
         torch.testing.assert_close(

@@ -1,21 +1,33 @@
 """A pair whose answer is known: tuned = base + a rank-2 edit of one down projection."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from tests import tiny
+from tests import textbook, tiny
 from toolkit import ModelPair
 from toolkit.analysis.linear_fit import RANKS
 from toolkit.analysis.sequential_kl import recovered
 from toolkit.documents import encode_all, make_batches
+from toolkit.inside import Inside
 from toolkit.lockstep import March
-from toolkit.mlp import mlps
+from toolkit.mlp import MLP, Change, MLPChange, mlps
 from toolkit.replacement import NONE, ORACLE, Candidate, evaluate
 from toolkit.steering import Adapters
-from toolkit.survey import MLP_INPUT, BlockSums, Recipe, analyse, survey
+from toolkit.survey import (
+    MLP_INPUT,
+    TAIL_STATES,
+    BlockSums,
+    MLPSums,
+    Recipe,
+    Samples,
+    after_mlp_rows,
+    analyse,
+    survey,
+)
 
 EDITED = 1
 SEQUENTIAL = Recipe("post_mlp", 2, "sequential")
@@ -40,13 +52,16 @@ def make_march(pair, recipes=(), batch_tokens=300):
     batches = make_batches(encoded, batch_tokens=batch_tokens)
     steered = {recipe.name: recipe.location for recipe in recipes if recipe.fit == "sequential"}
     blocks = pair.base_blocks, pair.tuned_blocks
-    return March(*blocks, batches, pair.branches, (MLP_INPUT,), steered)
+    return March(*blocks, batches, pair.branches, (MLP_INPUT,), steered=steered)
 
 
 def marched(pair, recipes, march=None):
     march = march or make_march(pair, recipes)
-    matrices = mlps(pair.base, pair.tuned)
-    return survey(march, pair.branches, recipes, matrices, 2, pair.dtype)
+    return survey(march, pair.branches, recipes, insides(pair), (2, 0), pair.dtype)
+
+
+def insides(pair):
+    return [Inside(*parts) for parts in mlps(pair.base, pair.tuned)]
 
 
 def deltas(pair, mode):
@@ -155,9 +170,113 @@ def test_statistics_survive_being_written_down(llama_pair):
     """A block's sums, rebuilt from their state, give the same rows."""
     kept = {}
     march = make_march(llama_pair)
-    matrices = mlps(llama_pair.base, llama_pair.tuned)
     keep = lambda layer, sums: kept.update({layer: sums})  # noqa: E731
-    found = list(survey(march, llama_pair.branches, [], matrices, 2, torch.float64, keep=keep))
+    samples = insides(llama_pair), (2, 0)
+    found = list(survey(march, llama_pair.branches, [], *samples, torch.float64, keep=keep))
     for block in found:
         rebuilt = BlockSums.from_state(llama_pair.branches, kept[block.layer].state())
         assert analyse(block.layer, rebuilt).rows.items() <= block.rows.items()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_samples_are_states_of_the_streams_they_are_named_after(tokenizer, family):
+    """h is the base's own; all else is the base block's on the *tuned* stream, by plain hooks."""
+    pair = tiny.make_pair(family, torch.float64, tokenizer)
+    encoded = encode_all(tiny.make_documents(8), tokenizer)
+    book = textbook.Textbook(pair.base, pair.tuned, [(e.ids, e.held_out) for e in encoded])
+    blocks = pair.base_blocks, pair.tuned_blocks
+    batches = make_batches(encoded, batch_tokens=60)
+    march = March(*blocks, batches, pair.branches, (MLP_INPUT,), forced_extra=TAIL_STATES)
+    for layer in march.layers():
+        samples = Samples(10_000, 10_000)
+        for step in march.steps(layer):
+            samples.update(step)
+        march.advance(layer, {})
+        for sample, side in zip(samples.result(), (None, False, True), strict=True):
+            forced = {
+                name: book.states("forced", name, layer, side)
+                for name in ("post_block", "post_mlp", "pre_mlp", "heads")
+            }
+            expected = {
+                "h": book.states("base", "mlp_in", layer, side),
+                "stream": forced["post_block"] - forced["post_mlp"],
+                "attended": forced["pre_mlp"],
+                "heads": forced["heads"],
+                "missing": book.delta("forced", "post_block", layer, side),
+            }
+            assert len(sample) == len(expected["h"])
+            order = sample.h.numpy() @ np.arange(1, tiny.D_MODEL + 1)
+            theirs = expected["h"] @ np.arange(1, tiny.D_MODEL + 1)
+            for name, value in expected.items():  # each token's vectors stay together
+                ours = getattr(sample, name).numpy()[order.argsort()]
+                np.testing.assert_allclose(ours, value[theirs.argsort()], atol=1e-9, err_msg=name)
+
+
+def test_samples_are_so_many_tokens_and_half_as_many_to_judge(llama_pair):
+    """The same tokens in every block: by keys, which belong to the tokens."""
+    march, drawn = make_march(llama_pair), []
+    for layer in march.layers():
+        samples = Samples(5, 20)
+        for step in march.steps(layer):
+            samples.update(step)
+        march.advance(layer, {})
+        assert [len(sample) for sample in samples.result()] == [5, 20, 10]
+        assert samples.result()[0].stream is None  # nobody asked for the tail's states
+        drawn.append(samples.tokens._keys)
+    assert all(torch.equal(keys, drawn[0]) for keys in drawn)
+
+
+def test_a_linear_mlp_is_known_from_its_input(llama_pair):
+    """σ the identity and no gate: ``mlp_in → mlp_out`` is 1, and ``down`` is a map of y."""
+    (mlp, _), *_ = mlps(llama_pair.base, llama_pair.tuned)
+    square = mlp.gate[: tiny.D_MODEL]
+    zero = torch.zeros(tiny.D_MODEL, dtype=torch.float64)
+    linear = MLP(lambda x: x * 1.0, square, zero, mlp.down[:, : tiny.D_MODEL], zero)
+    dW = torch.outer(linear.down[:, 0], linear.down[0])
+    nothing = Change((torch.zeros_like(square),), zero)
+    sums = MLPSums(Inside(linear, MLPChange(nothing, Change((dW,), zero))))
+    march = make_march(llama_pair)
+    for step in march.steps(0):
+        sums.update(step)
+    rows = sums.rows()
+    (first,) = rows["first_order"]
+    assert (first["down"], first["gate"], first["up"]) == pytest.approx((1, 0, 0))
+    whole = {(row["source"], row["rank"]): row for row in rows["mlp_fit"]}
+    assert list(whole) == [("mlp_out", r) for r in (0, 1, 8, "full")] + [("mlp_in", "full")]
+    for key in (("mlp_in", "full"), ("mlp_out", "full"), ("mlp_out", 1)):
+        assert whole[key]["explained_heldout"] > 0.99
+        assert whole[key]["explained_fit"] > 0.99
+    assert whole["mlp_out", 0]["explained_fit"] < 0.5
+
+
+def test_what_a_constant_gives_is_no_credit(llama_pair):
+    """An MLP whose output is mostly a bias and else random in h: R² about the mean is low."""
+    (mlp, change), *_ = mlps(llama_pair.base, llama_pair.tuned)
+    wild = dataclasses.replace(
+        mlp, activation=lambda x: torch.sin(1e3 * x), down_bias=mlp.down_bias + 100
+    )
+    sums = MLPSums(Inside(wild, change))
+    march = make_march(llama_pair)
+    for step in march.steps(0):
+        sums.update(step)
+    (row,) = [row for row in sums.rows()["mlp_fit"] if row["source"] == "mlp_in"]
+    assert -0.5 < row["explained_heldout"] < 0.2
+    assert 0 < row["explained_fit"] < 0.5
+
+
+def test_rows_after_the_mlp_are_the_forced_fits_of_the_block():
+    """Only sources behind the MLP, only the block as target, only ranks of shared maps."""
+    rows = [
+        {"layer": 3, "source": source, "target": target, "mode": mode, "rank": rank,
+         "explained_fit": 0.5, "explained_heldout": 0.25}
+        for source in ("pre_mlp", "post_mlp", "post_block")
+        for mode, target in (("free", "own"), ("forced", "own"), ("forced", "block"))
+        for rank in (0, 2, 8, "full")
+    ]  # fmt: skip
+    found = list(after_mlp_rows({"linear_fit": rows}))
+    assert [(row["location"], row["rank"]) for row in found] == [
+        (source, rank) for source in ("post_mlp", "post_block") for rank in (0, 8, "full")
+    ]
+    for row in found:
+        assert (row["layer"], row["target"], row["explained_fit"]) == (3, "block", 0.5)
+        assert row["explained_heldout"] == row["nonlinear_heldout"] == 0.25

@@ -4,6 +4,7 @@ Nothing here knows the toolkit. States are read by plain hooks on modules that a
 and everything after them is linear algebra as it stands in a textbook.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from tests.tiny import blocks_of
 BRANCHES = ("pre_mlp", "post_mlp", "post_block")
 BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
 RANKS = (0, 1, 2, 4, 8, 16, 32, 64)
+SHARED_RANKS = (0, 1, 8, 32, "full")
 Array = np.ndarray
 Map = tuple[Array, Array]  # A [d, d] and b [d]
 
@@ -36,6 +38,8 @@ def branch_modules(block: Any) -> dict[str, Any]:
         pair = block.attention, block.mlp
     elif kind.startswith("OPT"):
         pair = block.self_attn, block.fc2
+    elif kind.startswith("Olmo2"):
+        pair = block.post_attention_layernorm, block.post_feedforward_layernorm
     else:
         pair = block.self_attn, block.mlp
     return {"pre_mlp": pair[0], "post_mlp": pair[1], "post_block": block}
@@ -43,6 +47,41 @@ def branch_modules(block: Any) -> dict[str, Any]:
 
 def mlp_input_module(block: Any) -> Any:
     return block.fc1 if hasattr(block, "fc1") else block.mlp
+
+
+WITH_A_TAIL = ("Llama", "Gemma", "Qwen3", "Olmo2", "Phi3", "GPT2")
+
+
+def attention_projection(block: Any) -> Any:
+    """The projection of the attention heads' outputs, in families whose MLP follows attention."""
+    return block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
+
+
+def heads_output(block: Any, z: torch.Tensor) -> torch.Tensor:
+    """What the heads' outputs `z` `[n, d_z]` add to the stream, by the block's own modules."""
+    attended = attention_projection(block)(z)
+    post = branch_modules(block)["pre_mlp"]
+    is_norm = "Norm" in type(post).__name__
+    return post(attended) if is_norm else attended
+
+
+def tail(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """The block behind the first skip, on tokens `[n, d]`, by its own modules."""
+    kind = type(block).__name__
+    if kind.startswith("Gemma"):
+        inner = block.mlp(block.pre_feedforward_layernorm(x))
+        return x + block.post_feedforward_layernorm(inner)
+    if kind.startswith("Olmo2"):
+        return x + block.post_feedforward_layernorm(block.mlp(x))
+    if kind.startswith("GPT2"):
+        return x + block.mlp(block.ln_2(x))
+    return x + block.mlp(block.post_attention_layernorm(x))
+
+
+def per_token_jacobian(function: Callable[[torch.Tensor], torch.Tensor], x: Array) -> Array:
+    """``[n, d_out, d_in]`` of a map of tokens, one token at a time by reverse mode."""
+    one = torch.func.jacrev(lambda token: function(token[None])[0])
+    return np.stack([to_numpy(one(token)) for token in torch.from_numpy(x)])
 
 
 def mlp_output(block: Any, h: Array) -> Array:
@@ -107,16 +146,19 @@ def run(
 
         return hook
 
-    def listen(layer: int):
+    def listen(name: str, layer: int):
         def hook(module: Any, args: Any) -> None:
-            seen.states["mlp_in", layer] = to_numpy(args[0].reshape(len(ids), -1))
+            seen.states[name, layer] = to_numpy(args[0].reshape(len(ids), -1))
 
         return hook
 
     with ExitStack() as stack:
         for layer, block in enumerate(blocks_of(model)):
             handles = [block.register_forward_pre_hook(enter(layer))]
-            handles += [mlp_input_module(block).register_forward_pre_hook(listen(layer))]
+            handles += [mlp_input_module(block).register_forward_pre_hook(listen("mlp_in", layer))]
+            if type(block).__name__.startswith(WITH_A_TAIL):
+                heads = attention_projection(block)
+                handles += [heads.register_forward_pre_hook(listen("heads", layer))]
             for name, module in branch_modules(block).items():
                 handles.append(module.register_forward_hook(look(name, layer)))
             for handle in handles:
@@ -211,7 +253,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
     "gelu": (lambda x: x * normal_cdf(x), lambda x: normal_cdf(x) + x * normal_pdf(x)),
     "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(float)),
 }
-ACTIVATION_OF = {"Gemma3": "gelu_tanh", "GPT2": "gelu_tanh", "GPTNeoX": "gelu", "OPT": "relu"}
+ACTIVATION_OF = {"Gemma": "gelu_tanh", "GPT2": "gelu_tanh", "GPTNeoX": "gelu", "OPT": "relu"}
 
 
 @dataclass
@@ -259,11 +301,11 @@ class Matrices:
         return cls(gate, zeros, down, bias(block.mlp.down_proj, len(down)), up, zeros, activation)
 
 
-def first_order(base: Any, tuned: Any, h: Array) -> dict[str, float]:
-    """The terms of the MLP's change on `h` `[n, d]`; `base` and `tuned` are blocks."""
+def mlp_terms(base: Any, tuned: Any, h: Array) -> dict[str, Array]:
+    """The exact change of the MLP on `h` `[n, d]` and its first-order terms, token by token."""
     B, T = Matrices.of(base), Matrices.of(tuned)
     value, slope = ACTIVATIONS[B.activation]
-    y, exact = mlp_output(base, h), mlp_output(tuned, h) - mlp_output(base, h)
+    exact = mlp_output(tuned, h) - mlp_output(base, h)
     terms = {name: np.zeros_like(exact) for name in ("down", "gate", "up")}
     for i, token in enumerate(h):
         a_g = B.gate @ token + B.gate_bias
@@ -278,6 +320,13 @@ def first_order(base: Any, tuned: Any, h: Array) -> dict[str, float]:
             terms["gate"][i] = B.down @ (slope(a_g) * a_u * change_g)
             terms["up"][i] = B.down @ (value(a_g) * change_u)
         terms["down"][i] = (T.down - B.down) @ m + T.down_bias - B.down_bias
+    return {**terms, "exact": exact}
+
+
+def first_order(base: Any, tuned: Any, h: Array) -> dict[str, float]:
+    """The terms of the MLP's change on `h` `[n, d]`; `base` and `tuned` are blocks."""
+    terms, y = mlp_terms(base, tuned, h), mlp_output(base, h)
+    exact = terms.pop("exact")
     energy = np.mean(np.sum(exact**2, 1))
     shares = {k: np.mean(np.sum(term * exact, 1)) / energy for k, term in terms.items()}
     rest = exact - sum(terms.values())
@@ -326,6 +375,20 @@ def min_norm(A: Array, v: Array, share: float = 0.01) -> float:
     return np.linalg.norm(damped(A, v, scipy.optimize.brentq(excess, -26, 12, xtol=1e-13)))
 
 
+def residual_by_svd(A: Array, v: Array, radius: float) -> float:
+    """``min ‖v − AΔ‖ / ‖v‖`` subject to ``‖Δ‖ ≤ radius``, from the singular values of A."""
+    U, s, _ = np.linalg.svd(A, full_matrices=False)
+    U, s = U[:, s > 1e-13 * s[0]], s[s > 1e-13 * s[0]]
+    c = U.T @ v
+    outside = np.linalg.norm(v - U @ c)
+    if np.linalg.norm(c / s) <= radius:
+        return float(outside / np.linalg.norm(v))
+    norm = lambda log: np.linalg.norm(s * c / (s**2 + np.exp(log)))  # noqa: E731
+    log = scipy.optimize.brentq(lambda log: np.log(norm(log) / radius), -90, 90, xtol=1e-13)
+    inside = np.linalg.norm(np.exp(log) * c / (s**2 + np.exp(log)))
+    return float(np.hypot(inside, outside) / np.linalg.norm(v))
+
+
 def reachability(base: Any, tuned: Any, h: Array) -> Iterator[dict[str, Any]]:
     """Rows for one block; `base` and `tuned` are its float64 blocks."""
     B, T = Matrices.of(base), Matrices.of(tuned)
@@ -360,6 +423,202 @@ def reachability(base: Any, tuned: Any, h: Array) -> Iterator[dict[str, Any]]:
                 "rank_median": np.median(ranks),
                 "n_tokens": len(h),
             }
+
+
+# --- through norms and the skip
+
+
+@dataclass
+class Tokens:
+    """States of some tokens: the base's own MLP inputs, and those of the forced base block."""
+
+    h: Array
+    x: Array  # the stream behind the first skip
+    attended: Array
+    heads: Array
+    missing: Array  # the forced delta of the block's output
+
+
+def forced_reach(base: Any, tuned: Any, at: Tokens, n_heads: int) -> Iterator[dict[str, Any]]:
+    """Rows for one block; `base` and `tuned` are its float64 blocks."""
+    whole = functools.partial(tail, base)
+    only = lambda t: tail(base, t) - t  # noqa: E731
+    J, eye = per_token_jacobian(whole, at.x), np.eye(at.x.shape[1])
+    for target, v in branch_targets(base, tuned, at.x).items():
+        labels = {"location": "pre_mlp", "head": np.nan, "target": target}
+        yield from _reach_rows(labels, at.x, J - eye, v, only)
+    labels = {"location": "pre_mlp", "head": np.nan, "target": "block"}
+    yield from _reach_rows(labels, at.x, J, at.missing, whole)
+    z = per_token_jacobian(lambda t: heads_output(base, t), at.heads)
+    for head, columns in enumerate(np.split(z, n_heads, axis=2)):
+        spanned = np.linalg.svd(columns, full_matrices=False)[0]
+        labels = {"location": "heads", "head": head, "target": "block"}
+        yield from _reach_rows(labels, at.x, J, at.missing, whole, spanned)
+    for location in ("post_mlp", "post_block"):
+        labels = {"location": location, "head": np.nan, "target": "block"}
+        yield from _reach_rows(labels, at.x, np.broadcast_to(eye, J.shape), at.missing, lambda t: t)
+
+
+def branch_targets(base: Any, tuned: Any, x: Array) -> dict[str, Array]:
+    """What fine-tuning did to the MLP at the stream `x`, as the stream sees it."""
+    stream = torch.from_numpy(x)
+    ours = tail(base, stream) - stream
+    seen: dict[str, Array] = {}
+    h = mlp_input(base, x)
+    terms = mlp_terms(base, tuned, h)
+    outer = branch_modules(base)["post_mlp"]
+    if "Norm" not in type(outer).__name__:
+        return {name: terms[name] for name in ("down", "exact")}
+    y = mlp_output(base, h)
+    slopes = per_token_jacobian(outer, y)
+    seen["down"] = np.einsum("noi,ni->no", slopes, terms["down"])
+    seen["exact"] = to_numpy(outer(torch.from_numpy(y + terms["exact"])) - ours)
+    return seen
+
+
+def mlp_input(block: Any, x: Array) -> Array:
+    """What the MLP module reads when the stream behind the first skip is `x`."""
+    seen: list[Array] = []
+    handle = block.mlp.register_forward_pre_hook(lambda m, args: seen.append(to_numpy(args[0])))
+    with torch.no_grad():
+        tail(block, torch.from_numpy(x))
+    handle.remove()
+    return seen[0]
+
+
+def _reach_rows(
+    labels: dict[str, Any],
+    x: Array,
+    J: Array,
+    wanted: Array,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    bases: Array | None = None,
+) -> Iterator[dict[str, Any]]:
+    """`bases` `[n, d, k]`: orthonormal, what the steering must lie in."""
+    energy = np.sum(wanted**2, 1)
+    for budget in BUDGETS:
+        residuals, left = [], []
+        for i, v in enumerate(wanted):
+            basis = np.eye(x.shape[1]) if bases is None else bases[i]
+            radius = budget * np.linalg.norm(x[i])
+            step = basis @ budgeted(J[i] @ basis, v, radius)
+            residuals.append(residual_by_svd(J[i] @ basis, v, radius))
+            both = torch.from_numpy(np.stack([x[i] + step, x[i]]))
+            moved, still = to_numpy(function(both))
+            left.append(np.linalg.norm(moved - still - v) / np.linalg.norm(v))
+        squares = np.square(residuals)
+        yield {
+            **labels,
+            "budget": budget,
+            "explained": 1 - np.sum(squares * energy) / np.sum(energy),
+            "residual_q25": np.quantile(residuals, 0.25),
+            "residual_median": np.median(residuals),
+            "residual_q75": np.quantile(residuals, 0.75),
+            "nonlinear_residual_median": np.median(left),
+            "n_tokens": len(x),
+        }
+
+
+def normalisation(base: Any, at: Tokens) -> dict[str, float]:
+    """Median relative gains of the norms, from dense Jacobians at every token."""
+    kind = type(base).__name__
+    names = {"Gemma": "pre_feedforward_layernorm", "GPT2": "ln_2", "Olmo2": ""}
+    found = (name for start, name in names.items() if kind.startswith(start))
+    name = next(found, "post_attention_layernorm")
+    outer = branch_modules(base)["post_mlp"]
+    y = mlp_output(base, mlp_input(base, at.x))
+    gain, radial = _gains(getattr(base, name), at.x) if name else (np.ones(1), np.ones(1))
+    post = _gains(outer, y)[0] if "Norm" in type(outer).__name__ else np.ones(1)
+    share = np.linalg.norm(at.attended, axis=1) / np.linalg.norm(at.x, axis=1)
+    medians = map(np.median, (gain, radial, post, share))
+    columns = ("norm_gain", "radial_gain", "post_gain", "attention_share")
+    return {**dict(zip(columns, medians, strict=True)), "n_tokens": len(at.x)}
+
+
+def _gains(norm: Any, x: Array) -> tuple[Array, Array]:
+    """Relative to size in and out: the root mean square over directions, and the radial one."""
+    J, d = per_token_jacobian(norm, x), x.shape[1]
+    out = np.linalg.norm(to_numpy(norm(torch.from_numpy(x))), axis=1)
+    size = np.linalg.norm(x, axis=1)
+    mean = np.sqrt(np.mean(np.sum(J**2, axis=1), axis=1))
+    radial = np.linalg.norm(np.einsum("noi,ni->no", J, x / size[:, None]), axis=1)
+    assert J.shape[2] == d
+    return mean * size / out, radial * size / out
+
+
+# --- gate and up together
+
+
+def inner_pair(base: Any, tuned: Any, h: Array, held_out: Array) -> Iterator[dict[str, Any]]:
+    """One map ``Δh`` for all tokens that does to gate and up what fine-tuning did."""
+    B, T = Matrices.of(base), Matrices.of(tuned)
+    parts = ("gate",) if B.up is None else ("gate", "up")
+    W = np.vstack([getattr(B, p) for p in parts])
+    dW = np.vstack([getattr(T, p) - getattr(B, p) for p in parts])
+    db = np.concatenate([getattr(T, f"{p}_bias") - getattr(B, f"{p}_bias") for p in parts])
+    free = lambda some: np.linalg.lstsq(W, (some @ dW.T + db).T, rcond=None)[0].T  # noqa: E731
+    best, root = free(h), scipy.linalg.sqrtm(W.T @ W)
+    U = np.linalg.svd(root @ (best - best.mean(0)).T, full_matrices=False)[0]
+    for rank in [r for r in SHARED_RANKS if r == "full" or r < h.shape[1]]:
+        keep = U if rank == "full" else U[:, :rank]
+        P = np.linalg.solve(root, keep @ keep.T @ root)
+
+        def steering(some: Array, P: Array = P) -> Array:
+            return best.mean(0) + (free(some) - best.mean(0)) @ P.T
+
+        shares = []
+        for some in (h, held_out):
+            t = some @ dW.T + db
+            left = t - steering(some) @ W.T
+            shares.append(1 - np.sum(left**2) / np.sum(t**2))
+        residual = np.linalg.norm(left, axis=1) / np.linalg.norm(t, axis=1)
+        sizes = np.linalg.norm(steering(held_out), axis=1) / np.linalg.norm(held_out, axis=1)
+        sums = np.sum(left**2, 1), np.sum(t**2, 1)
+        yield {
+            "rank": rank,
+            "explained_fit": shares[0],
+            "explained_heldout": shares[1],
+            "explained_heldout_sem": ratio_sem(*sums),
+            "residual_q25": np.quantile(residual, 0.25),
+            "residual_median": np.median(residual),
+            "residual_q75": np.quantile(residual, 0.75),
+            "size_median": np.median(sizes),
+            "n_tokens": len(held_out),
+        }
+
+
+# --- the weights
+
+
+def weight_row(W: Array, dW: Array) -> dict[str, Any]:
+    """From full singular value decompositions."""
+    U, s, _ = np.linalg.svd(W, full_matrices=False)
+    basis = U[:, s > s[0] * max(W.shape) * np.finfo(np.float32).eps]
+    sigma = np.linalg.svd(dW, compute_uv=False)
+    squares = np.cumsum(sigma**2)
+    outside = dW - basis @ (basis.T @ dW)
+    return {
+        "rows": W.shape[0],
+        "columns": W.shape[1],
+        "norm_2": sigma[0],
+        "norm_fro": np.linalg.norm(dW),
+        "relative": np.linalg.norm(dW) / np.linalg.norm(W),
+        "rank": np.linalg.matrix_rank(dW),
+        "stable_rank": np.sum(sigma**2) / sigma[0] ** 2,
+        "k90": int(np.argmax(squares >= 0.9 * squares[-1])) + 1,
+        "outside": np.sum(outside**2) / np.sum(dW**2),
+    }
+
+
+def weights(base: Any, tuned: Any) -> Iterator[dict[str, Any]]:
+    """Rows for one block: every matrix of a module that is no norm."""
+    theirs = dict(tuned.named_parameters())
+    for name, parameter in base.named_parameters():
+        if parameter.ndim == 2:
+            W, T = to_numpy(parameter), to_numpy(theirs[name])
+            if type(base).__name__.startswith("GPT2"):
+                W, T = W.T, T.T
+            yield {"module": name.removesuffix(".weight"), **weight_row(W, T - W)}
 
 
 # --- divergence
@@ -489,6 +748,73 @@ class Textbook:
             pair = blocks_of(self.base)[layer], blocks_of(self.tuned)[layer]
             h = self.states("base", "mlp_in", layer)
             for row in reachability(*pair, h):
+                yield {"layer": layer} | row
+
+    # --- inside the block
+
+    def each_block(self) -> Iterator[tuple[int, Any, Any]]:
+        yield from zip(
+            range(self.n_layers), blocks_of(self.base), blocks_of(self.tuned), strict=True
+        )
+
+    def tokens(self, layer: int) -> Tokens:
+        forced = {name: self.states("forced", name, layer) for name in (*BRANCHES, "heads")}
+        return Tokens(
+            h=self.states("base", "mlp_in", layer),
+            x=forced["post_block"] - forced["post_mlp"],
+            attended=forced["pre_mlp"],
+            heads=forced["heads"],
+            missing=self.delta("forced", "post_block", layer),
+        )
+
+    def forced_reach(self) -> Iterator[dict[str, Any]]:
+        n_heads = self.base.config.num_attention_heads
+        for layer, *blocks in self.each_block():
+            for row in forced_reach(*blocks, self.tokens(layer), n_heads):
+                yield {"layer": layer} | row
+
+    def normalisation(self) -> Iterator[dict[str, Any]]:
+        for layer, base, _ in self.each_block():
+            yield {"layer": layer} | normalisation(base, self.tokens(layer))
+
+    def inner_pair(self) -> Iterator[dict[str, Any]]:
+        for layer, *blocks in self.each_block():
+            sides = (self.states("base", "mlp_in", layer, side) for side in (False, True))
+            for row in inner_pair(*blocks, *sides):
+                yield {"layer": layer} | row
+
+    def first_order_scale(self, scales: Sequence[float]) -> Iterator[dict[str, Any]]:
+        for layer, base, tuned in self.each_block():
+            h = self.states("base", "mlp_in", layer)
+            for scale in scales:
+                between = copy.deepcopy(tuned)
+                for ours, theirs in zip(base.parameters(), between.parameters(), strict=True):
+                    theirs.data = ours + scale * (theirs - ours)
+                found = first_order(base, between, h)
+                yield {"layer": layer, "scale": scale, "n_tokens": len(h)} | found
+
+    def mlp_fit(self) -> Iterator[dict[str, Any]]:
+        """``down`` from the MLP's output at every rank, and that output from its input, centred."""
+        for layer, *blocks in self.each_block():
+            sides = [self.states("base", "mlp_in", layer, side) for side in (False, True)]
+            y = [mlp_output(blocks[0], h) for h in sides]
+            down = [mlp_terms(*blocks, h)["down"] for h in sides]
+            for rank in [r for r in SHARED_RANKS if r == "full" or r < y[0].shape[1]]:
+                model = fit(y[0], down[0], rank)
+                labels = {"layer": layer, "source": "mlp_out", "target": "down", "rank": rank}
+                shares = [explained(model, *side) for side in zip(y, down, strict=True)]
+                yield {**labels, "explained_fit": shares[0], "explained_heldout": shares[1]}
+            A, b = fit(sides[0], y[0], "full")
+            shares = [
+                1 - np.sum((t - h @ A.T - b) ** 2) / np.sum((t - t.mean(0)) ** 2)
+                for h, t in zip(sides, y, strict=True)
+            ]
+            labels = {"layer": layer, "source": "mlp_in", "target": "mlp_out", "rank": "full"}
+            yield {**labels, "explained_fit": shares[0], "explained_heldout": shares[1]}
+
+    def weights(self) -> Iterator[dict[str, Any]]:
+        for layer, *blocks in self.each_block():
+            for row in weights(*blocks):
                 yield {"layer": layer} | row
 
     # --- maps in the oracle's place

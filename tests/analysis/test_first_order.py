@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.properties import assert_mergeable
-from toolkit.analysis.first_order import FirstOrderSums, exact_change
+from toolkit.analysis.first_order import FirstOrderSums, first_order_terms
 from toolkit.mlp import MLP, Change, MLPChange
 
 D, D_FF = 6, 10
@@ -93,13 +93,26 @@ def test_nothing_changed_is_zero():
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_exact_change_is_the_difference_of_outputs(gated):
+def test_terms_are_derivatives_of_the_output(gated):
+    """``exact`` is the difference of outputs, ``y`` the base's; each term what autograd says."""
     base = make_mlp(gated=gated)
     tuned = changed(base)
-    exact, down = exact_change(base, minus(tuned, base), tokens())
-    assert torch.allclose(exact, tuned(tokens()) - base(tokens()), atol=1e-12)
-    down_only = dataclasses.replace(base, down=tuned.down, down_bias=tuned.down_bias)
-    assert torch.allclose(down, down_only(tokens()) - base(tokens()), atol=1e-12)
+    terms = first_order_terms(base, minus(tuned, base), tokens())
+    assert torch.allclose(terms.exact, tuned(tokens()) - base(tokens()), atol=1e-12)
+    assert torch.allclose(terms.y, base(tokens()), atol=1e-12)
+    inner = ("gate", "up") if gated else ("up",)
+    for term in ("down", *inner):
+        module = term if gated or term == "down" else "gate"
+        names = module, f"{module}_bias"
+        weights, others = (tuple(getattr(m, name) for name in names) for m in (base, tuned))
+
+        def output(*parts, names=names):
+            return dataclasses.replace(base, **dict(zip(names, parts, strict=True)))(tokens())
+
+        steps = tuple(theirs - ours for ours, theirs in zip(weights, others, strict=True))
+        expected = torch.func.jvp(output, weights, steps)[1]
+        assert torch.allclose(getattr(terms, term), expected, atol=1e-12)
+    assert gated or not terms.gate.any()
 
 
 def test_a_tiny_update_is_not_lost_in_float32():

@@ -10,7 +10,14 @@ from toolkit.statistics import Reservoir
 def numbered(start, stop):
     """Tokens whose value is their number, and keys that a seed draws for them."""
     keys = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.arange(start, stop).double()[:, None], keys[start:stop]
+    numbers = torch.arange(start, stop).double()[:, None]
+    return {"number": numbers, "pair": numbers * torch.tensor([1.0, -2.0])}, keys[start:stop]
+
+
+def split(values, keys, parts):
+    """`numbered`, in so many parts."""
+    names = [{name: v.tensor_split(parts)[i] for name, v in values.items()} for i in range(parts)]
+    return zip(names, keys.tensor_split(parts), strict=True)
 
 
 def test_is_mergeable():
@@ -23,15 +30,35 @@ def test_keeps_the_smallest_keys():
     values, keys = numbered(0, 100)
     for parts in (1, 3, 100):
         reservoir = Reservoir(7)
-        for v, k in zip(values.tensor_split(parts), keys.tensor_split(parts), strict=True):
+        for v, k in split(values, keys, parts):
             reservoir.update(v, k)
-        assert torch.equal(reservoir.result()[:, 0], keys.argsort()[:7].double())
+        assert torch.equal(reservoir.result()["number"][:, 0], keys.argsort()[:7].double())
+
+
+def test_a_tokens_vectors_stay_together():
+    """Whatever is kept of one name is kept of the others, whose widths may differ."""
+    reservoir = Reservoir(7)
+    for v, k in split(*numbered(0, 100), 3):
+        reservoir.update(v, k)
+    kept = reservoir.result()
+    assert list(kept) == ["number", "pair"]
+    assert torch.equal(kept["pair"], kept["number"] * torch.tensor([1.0, -2.0]))
+    assert kept["pair"].shape == (7, 2)
+
+
+def test_a_reservoir_of_size_zero_keeps_no_token_of_any_name():
+    reservoir = Reservoir(0)
+    reservoir.update(*numbered(0, 4))
+    assert {name: tuple(v.shape) for name, v in reservoir.result().items()} == {
+        "number": (0, 1),
+        "pair": (0, 2),
+    }
 
 
 def test_keeps_all_of_few():
     reservoir = Reservoir(7)
     reservoir.update(*numbered(0, 4))
-    assert sorted(reservoir.result()[:, 0].tolist()) == [0, 1, 2, 3]
+    assert sorted(reservoir.result()["number"][:, 0].tolist()) == [0, 1, 2, 3]
 
 
 def test_every_token_is_as_likely_as_another():
@@ -40,8 +67,9 @@ def test_every_token_is_as_likely_as_another():
     hits, n_draws = torch.zeros(20), 2000
     for _ in range(n_draws):
         reservoir = Reservoir(5)
-        reservoir.update(torch.arange(20)[:, None], torch.rand(20, generator=generator))
-        hits[reservoir.result()[:, 0]] += 1
+        numbers = {"number": torch.arange(20)[:, None]}
+        reservoir.update(numbers, torch.rand(20, generator=generator))
+        hits[reservoir.result()["number"][:, 0]] += 1
     sigma = (n_draws * 0.25 * 0.75) ** 0.5
     assert (hits - n_draws / 4).abs().max() < 5 * sigma
 
