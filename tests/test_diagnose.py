@@ -144,10 +144,6 @@ def test_reachability_in_float32_is_that_in_float64(family):
     assert_tables_equal(frame[norms], rows[norms], keys, 1e-2)
 
 
-@pytest.mark.xfail(
-    reason="behind a norm the map is singular: see test_a_square_map_without_full_rank",
-    strict=False,
-)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("family", WITH_A_TAIL)
 def test_forced_reach(family, dtype):
@@ -162,8 +158,12 @@ def test_forced_reach(family, dtype):
     rows = pd.DataFrame(book_of_few(family).forced_reach())
     shown = [name for name in rows if name != "nonlinear_residual_median"]
     assert_tables_equal(frame[shown], rows[shown], keys, 0, tolerance)
+    # A budget that suffices is spent along directions that the map annihilates: any step will do.
+    rows = rows[rows.budget < 0.3]
+    assert {"pre_mlp", "heads", "post_mlp", "post_block"} == set(rows.location)
     shown = [*keys, "nonlinear_residual_median"]
-    assert_tables_equal(frame[shown], rows[shown], keys, 5 * tolerance, 5 * tolerance)
+    frame = frame[shown].merge(rows[keys], on=keys)
+    assert_tables_equal(frame, rows[shown], keys, 5 * tolerance, 5 * tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -288,9 +288,6 @@ def test_no_shared_sample_leaves_the_shared_tables_empty(llama_pair):
         assert len(frames[0])
 
 
-@pytest.mark.xfail(
-    reason="MLPSums reads float32 states through the model's bfloat16 weights", strict=True
-)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_half_precision_goes_through(family, tokenizer):
     """bfloat16 pairs get every table, near those of float32 and finite."""

@@ -494,7 +494,11 @@ def _reach_rows(
     function: Callable[[torch.Tensor], torch.Tensor],
     bases: Array | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """`bases` `[n, d, k]`: orthonormal, what the steering must lie in."""
+    """`bases` `[n, d, k]`: orthonormal, what the steering must lie in.
+
+    A budget that more than suffices is spent along directions that the map annihilates, where any
+    step will do: what the real function makes of it is then NaN.
+    """
     energy = np.sum(wanted**2, 1)
     for budget in BUDGETS:
         residuals, left = [], []
@@ -502,6 +506,9 @@ def _reach_rows(
             basis = np.eye(x.shape[1]) if bases is None else bases[i]
             radius = budget * np.linalg.norm(x[i])
             step = basis @ budgeted(J[i] @ basis, v, radius)
+            free, _, rank, _ = np.linalg.lstsq(J[i] @ basis, v, rcond=1e-5)
+            if rank < basis.shape[1] and np.linalg.norm(free) <= radius:
+                step = np.full_like(step, np.nan)
             residuals.append(residual_by_svd(J[i] @ basis, v, radius))
             both = torch.from_numpy(np.stack([x[i] + step, x[i]]))
             moved, still = to_numpy(function(both))

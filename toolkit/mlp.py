@@ -44,9 +44,9 @@ class MLP:
         # An activation is elementwise, so its derivative is its Jacobian-vector product with ones.
         return torch.func.jvp(self.activation, (a_g,), (torch.ones_like(a_g),))  # type: ignore[return-value]
 
-    def to(self, dtype: torch.dtype) -> "MLP":
-        """The same in another precision, on the CPU."""
-        tensors = {k: v.to("cpu", dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
+    def to(self, dtype: torch.dtype, device: Any = "cpu") -> "MLP":
+        """The same in another precision, on `device`."""
+        tensors = {k: v.to(device, dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
@@ -77,9 +77,9 @@ class Change:
         """`by` times the change."""
         return Change((self.factors[0] * by, *self.factors[1:]), self.bias * by)
 
-    def to(self, dtype: torch.dtype) -> "Change":
-        """The same in another precision, on the CPU."""
-        return Change(tuple(f.to("cpu", dtype) for f in self.factors), self.bias.to("cpu", dtype))
+    def to(self, dtype: torch.dtype, device: Any = "cpu") -> "Change":
+        """The same in another precision, on `device`."""
+        return Change(tuple(f.to(device, dtype) for f in self.factors), self.bias.to(device, dtype))
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ class MLPChange:
         """`by` times every change."""
         return MLPChange(**{name: part and part.scaled(by) for name, part in vars(self).items()})
 
-    def to(self, dtype: torch.dtype) -> "MLPChange":
-        """The same in another precision, on the CPU."""
-        return MLPChange(**{name: part and part.to(dtype) for name, part in vars(self).items()})
+    def to(self, dtype: torch.dtype, device: Any = "cpu") -> "MLPChange":
+        """The same in another precision, on `device`."""
+        parts = {name: part and part.to(dtype, device) for name, part in vars(self).items()}
+        return MLPChange(**parts)
 
 
 def mlps(base: nn.Module, tuned: nn.Module) -> list[tuple[MLP, MLPChange]]:

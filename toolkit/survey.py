@@ -121,8 +121,11 @@ class MLPSums:
     """First-order shares of one block's MLP, and moments of its input and output by side."""
 
     def __init__(self, inside: Inside) -> None:
-        self.mlp, self.change = inside.mlp, inside.change
-        self.first_order = FirstOrderSums(inside.mlp, inside.change)
+        # States of half precision are widened, and the weights that read them with them.
+        weight = inside.mlp.down
+        precision = (torch.promote_types(weight.dtype, torch.float32), weight.device)
+        self.mlp, self.change = inside.mlp.to(*precision), inside.change.to(*precision)
+        self.first_order = FirstOrderSums(self.mlp, self.change)
         pairs = [(OUT, OUT), ("down", OUT), (MLP_INPUT, MLP_INPUT), (OUT, MLP_INPUT)]
         self.moments = {held_out: MomentSums(pairs) for held_out in (False, True)}
         self.down_energy = {False: 0.0, True: 0.0}

@@ -76,7 +76,10 @@ def _reach_one(
         basis, matrix = torch.linalg.qr(matrix)
         inside = targets @ basis
         beyond = (targets - inside @ basis.T).norm(dim=1).numpy()
-    gram = _Tridiagonal.of(gram_matrix(matrix).numpy())
+    reduced = _Tridiagonal.of(gram_matrix(matrix).numpy())
+    rank = reduced.rank()
+    # Without full rank T's zeros are rounding: their eigenvectors must be told apart.
+    gram = reduced if rank == len(matrix) else _Diagonal.of(gram_matrix(matrix))
     along = gram.rotate(inside.T.numpy()).T
     duals = np.zeros((len(targets), len(radii), len(matrix)))
     residual = np.zeros((len(targets), len(radii)))
@@ -91,7 +94,7 @@ def _reach_one(
         min_norm[i] = curve.norm_for_residual(np.sqrt(small)) if small > 0 else np.inf
     turned_back = gram.rotate(duals.reshape(-1, len(matrix)).T, back=True).T
     steering = torch.from_numpy(turned_back.reshape(duals.shape)) @ matrix
-    return gram.rank(), residual, steering, min_norm
+    return rank, residual, steering, min_norm
 
 
 _STRIPES = 4
@@ -133,6 +136,8 @@ class _Tridiagonal:
 
     def solve(self, damping: float, c: np.ndarray) -> np.ndarray:
         """``(T + damping)⁻¹ c``; `damping` must make it positive definite."""
+        if len(c) == 1:
+            return c / (self.diagonal + damping)
         return lapack.dptsv(self.diagonal + damping, self.off, c)[2]
 
     def times(self, x: np.ndarray) -> np.ndarray:
@@ -152,6 +157,8 @@ class _Tridiagonal:
     def rank(self) -> int:
         """How many eigenvalues exceed `RANK_TOLERANCE` squared of the largest one."""
         n = len(self.diagonal)
+        if n == 1:
+            return int(self.diagonal[0] > 0)
         found = lapack.dstebz(self.diagonal, self.off, 2, 0.0, 0.0, n, n, 0.0, "E")
         top = float(found[1][0])
         if top <= 0:
@@ -160,14 +167,45 @@ class _Tridiagonal:
         return n - int(lapack.dstebz(self.diagonal, self.off, 1, below, edge, 1, n, edge, "E")[0])
 
 
+@dataclass(frozen=True)
+class _Diagonal:
+    """The same for a matrix without full rank: T diagonal, what is rounding in it exactly 0."""
+
+    diagonal: np.ndarray
+    vectors: np.ndarray
+
+    @classmethod
+    def of(cls, symmetric: Tensor) -> "_Diagonal":
+        """From the upper triangle of `symmetric`."""
+        values, vectors = torch.linalg.eigh(symmetric, UPLO="U")
+        values = torch.where(values > _EPSILON * len(values) * values[-1], values, 0.0)
+        return cls(values.numpy(), vectors.numpy())
+
+    def rotate(self, columns: np.ndarray, back: bool = False) -> np.ndarray:
+        """``Qᵀ columns``, or ``Q columns`` to turn `back`."""
+        return (self.vectors if back else self.vectors.T) @ columns
+
+    def solve(self, damping: float, c: np.ndarray) -> np.ndarray:
+        """``(T + damping)⁻¹ c``."""
+        return c / (self.diagonal + damping)
+
+    def times(self, x: np.ndarray) -> np.ndarray:
+        """``T x``."""
+        return self.diagonal * x
+
+    def largest(self) -> float:
+        """The largest eigenvalue."""
+        return float(self.diagonal.max())
+
+
 class _Curve:
     """The trade between ‖Δ‖ and the residual, by the damping λ, for one target.
 
-    `c` is the target along Q's columns. With ``x = (T + λ)⁻¹ c``: ``‖Δ‖² = xᵀ T x = cᵀx − λ xᵀx``
-    and the residual is ``λ ‖x‖``.
+    `c` is the target along Q's columns. With ``x = (T + λ)⁻¹ c``: ``‖Δ‖² = xᵀ T x``, and the
+    residual is ``λ ‖x‖``.
     """
 
-    def __init__(self, gram: _Tridiagonal, c: np.ndarray) -> None:
+    def __init__(self, gram: _Tridiagonal | _Diagonal, c: np.ndarray) -> None:
         self.gram, self.c = gram, c
         self.largest = gram.largest() or 1.0
         self.least = _EPSILON * len(c) * self.largest  # smaller dampings are lost in T's rounding
@@ -179,7 +217,7 @@ class _Curve:
 
     def norm(self, damping: float) -> float:
         x = self.dual(damping)
-        return float(np.sqrt(max(self.c @ x - damping * (x @ x), 0.0)))
+        return float(np.sqrt(max(x @ self.gram.times(x), 0.0)))
 
     def residual(self, damping: float) -> float:
         return damping * float(np.linalg.norm(self.dual(damping)))

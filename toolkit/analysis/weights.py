@@ -13,7 +13,8 @@ class WeightRow:
     """One module's ``ΔW``, from its singular values σ.
 
     norm_2: the largest σ. norm_fro: ``‖ΔW‖_F``. relative: ``‖ΔW‖_F / ‖W‖_F``. rank: σ above
-    ``max(rows, columns) · ε · σ_1``, ε of the weights' precision. stable_rank: ``‖ΔW‖_F² / σ_1²``.
+    ``max(rows, columns) · ε · σ_1``, ε of the weights' precision
+    (float32's at least). stable_rank: ``‖ΔW‖_F² / σ_1²``.
     k90: the fewest σ² that hold 90% of their sum. outside: the share of ``‖ΔW‖_F²`` that lies
     outside col(W), which steering before the module cannot reach to first order. Of an unchanged
     matrix all are 0.
@@ -39,7 +40,9 @@ def weight_row(weight: Tensor, change: Change) -> WeightRow:
     size = float(weight.double().norm())
     if total == 0:
         return WeightRow(rows, columns, 0.0, 0.0, 0.0, 0, 0.0, 0, 0.0)
-    cutoff = max(rows, columns) * torch.finfo(change.factors[0].dtype).eps * values[0]
+    # No finer than float32: singular values from squares are good to 1e-8.
+    precision = max(torch.finfo(change.factors[0].dtype).eps, torch.finfo(torch.float32).eps)
+    cutoff = max(rows, columns) * precision * values[0]
     reached = energy.cumsum(0) >= 0.9 * total
     return WeightRow(
         rows=rows,
