@@ -83,6 +83,19 @@ def before(module: nn.Module, listen: Callable[[Call], None]) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def within(
+    module: nn.Module, enter: Callable[[Call], None], leave: Callable[[], None]
+) -> Iterator[None]:
+    """Call `enter` before every call of `module` and `leave` behind it, error or not."""
+    handle = module.register_forward_hook(lambda *_: leave(), always_call=True)
+    try:
+        with before(module, enter):
+            yield
+    finally:
+        handle.remove()
+
+
 def call_of(module: nn.Module, run: Callable[[], Any]) -> Call:
     """The arguments of the first call of `module` in ``run()``, which is ended at that point."""
     return _ended(lambda stop: before(module, stop), run)

@@ -34,6 +34,7 @@ from toolkit.hooks import (
 from toolkit.locations import Sites, causal_lm
 
 Mode = Literal["free", "forced"]
+INSIDE = ("heads", "pre_mlp")  # locations whose state the rest of the block reads
 States = dict[str, Tensor]
 
 
@@ -198,8 +199,9 @@ class March:
 
     `locations` are captured in every block (`post_block` among them); `extra` locations from the
     base model's own stream alone, `forced_extra` from the forced one. `steered` maps the name of
-    each adapter family to its location; its stream carries the fit documents. Streams are
-    memory-mapped in `folder`, if there is one. Use::
+    each adapter family to its location; its stream carries the fit documents. Without `free` the
+    base model's own stream is left out. Streams are memory-mapped in `folder`, if there is one.
+    Use::
 
         for layer in march.layers():
             for step in march.steps(layer):
@@ -214,6 +216,7 @@ class March:
     extra: tuple[str, ...] = ()
     forced_extra: tuple[str, ...] = ()
     steered: Mapping[str, str] = field(default_factory=dict)
+    free: bool = True
     folder: Path | None = None
     _next: int = 0
 
@@ -223,7 +226,8 @@ class March:
         everything = dict(enumerate(self.batches))
         self._fit = {index: b for index, b in everything.items() if not b.held_out}
         with torch.no_grad():
-            for name in ("base", "tuned", *self.steered):
+            own = ("base", "tuned") if self.free else ("tuned",)
+            for name in (*own, *self.steered):
                 batches = self._fit if name in self.steered else everything
                 stream = self._streams[name] = self._new_stream(name, batches)
                 blocks = self.tuned if name == "tuned" else self.base
@@ -245,15 +249,18 @@ class March:
             call = self.base.call(layer, batch)
             tuned_call = self.tuned.call(layer, batch)
             tuned_in = self._streams["tuned"][index]
-            base_out, base = self.base.run(
-                layer, call, self._streams["base"][index], (*self.locations, *self.extra)
-            )
+            base: States = {}
+            if self.free:
+                base_out, base = self.base.run(
+                    layer, call, self._streams["base"][index], (*self.locations, *self.extra)
+                )
             _, forced = self.base.run(layer, call, tuned_in, (*self.locations, *self.forced_extra))
             tuned_out, tuned = self.tuned.run(layer, tuned_call, tuned_in, self.locations)
             names = self.steered if index in self._fit else ()
             steered = {name: self._run_steered(name, layer, index, call) for name in names}
             yield Step(layer, batch, tuned, base, forced, steered)
-            self._streams["base"][index] = base_out
+            if self.free:
+                self._streams["base"][index] = base_out
             self._streams["tuned"][index] = tuned_out
 
     @torch.no_grad()
@@ -263,7 +270,7 @@ class March:
             stream = self._streams[name]
             for index, batch in self._fit.items():
                 where = steerable(batch.mask)
-                if location == "pre_mlp":  # the MLP reads what is steered
+                if location in INSIDE:  # the rest of the block reads what is steered
                     edit = steered_by(adapters[name], where)
                     call = self.base.call(layer, batch)
                     stream[index], _ = self.base.run(
@@ -286,7 +293,7 @@ class March:
 
     def _run_steered(self, name: str, layer: int, index: int, call: Call) -> States:
         location, stream = self.steered[name], self._streams[name]
-        if location == "pre_mlp":  # the rest of the block waits for the adapter
+        if location in INSIDE:  # the rest of the block waits for the adapter
             return {location: self.base.state(layer, call, stream[index], location)}
         locations = (location, target_of(location))
         output, states = self.base.run(layer, call, stream[index], locations)
@@ -303,9 +310,9 @@ class March:
 def target_of(location: str) -> str:
     """Where the delta is taken that an adapter at `location` must supply.
 
-    After the MLP, what is missing of the whole block; before it, of the attention branch alone.
+    After the MLP, what is missing of the whole block; before it, of that location alone.
     """
-    return "pre_mlp" if location == "pre_mlp" else "post_block"
+    return location if location in INSIDE else "post_block"
 
 
 def steerable(mask: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from toolkit.errors import InputError
 from toolkit.lockstep import March
-from toolkit.steering.adapters import Adapter, FixedVector, Linear
+from toolkit.steering import Adapter, FixedVector, Linear
 from toolkit.survey import BlockSums, BlockSurvey, Recipe
 from toolkit.table import COLUMNS, Table
 

@@ -19,8 +19,8 @@ from toolkit.analysis.spectrum import spectrum
 from toolkit.inside import Inside, Sample, inside_rows
 from toolkit.lockstep import March, Mode, Step, target_of, wide
 from toolkit.statistics import Moments, MomentSums, NormSums, Reservoir
-from toolkit.steering import adapter_from
-from toolkit.steering.adapters import Adapter, Fit
+from toolkit.steering import Adapter, adapter_from
+from toolkit.steering.adapters import Fit
 
 MODES: tuple[Mode, ...] = ("free", "forced")
 MLP_INPUT, OUT = "mlp_in", "mlp_out"  # of the MLP module itself

@@ -43,8 +43,11 @@ def change_weights(folder, change):
     [
         (lambda t: t.pop("1.up"), "'1.up' is missing"),
         (lambda t: t.update({"9.up": torch.zeros(3)}), "'9.up' is unexpected"),
-        (lambda t: t.update({"0.down": torch.zeros(2, 16)}), r"'down' is \[2, 16\], .* \[3, 16\]"),
-        (lambda t: t.update({"2.up": torch.zeros(17, 3)}), "'up' is"),
+        (
+            lambda t: t.update({"0.down": torch.zeros(2, 16)}),
+            r"'0.down' is \[2, 16\], .* \[3, 16\]",
+        ),
+        (lambda t: t.update({"2.up": torch.zeros(17, 3)}), "'2.up' is"),
     ],
 )
 def test_wrong_weights_are_refused_by_name(folder, change, message):

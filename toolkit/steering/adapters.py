@@ -1,74 +1,87 @@
-"""Adapters: functions from a hidden state to what is added to it."""
+"""Adapters of one kind at one location, a block each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from toolkit.analysis.linear_fit import Rank
+from toolkit.steering.adapter import Adapter
+from toolkit.steering.gated_heads import GatedHeads
+from toolkit.steering.head_affine import HeadAffine
+from toolkit.steering.head_vector import HeadVector
+from toolkit.steering.linear import Linear
+from toolkit.steering.loreft import LoReFT
+from toolkit.steering.nonlinear import NonLinear
+from toolkit.steering.positions import Positions
+from toolkit.steering.vector import FixedVector
 
-Fit = Literal["free", "forced", "sequential"]
+Fit = Literal["free", "forced", "sequential", "blended", "matched", "trained", "identity"]
 
-
-class FixedVector(nn.Module):
-    """``Δ = b``, whatever the state."""
-
-    kind = "vector"
-    rank: Rank = 0
-
-    def __init__(self, bias: Tensor) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(bias, requires_grad=False)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.bias.expand_as(states)
-
-
-class Linear(nn.Module):
-    """``Δ = up (down h) + b``, or ``Δ = up h + b`` where `down` is None (full rank).
-
-    `up` `[d, r]`, `down` `[r, d]`, `bias` `[d]`.
-    """
-
-    kind = "linear"
-
-    def __init__(self, up: Tensor, down: Tensor | None, bias: Tensor) -> None:
-        super().__init__()
-        self.up = nn.Parameter(up, requires_grad=False)
-        self.down = nn.Parameter(down, requires_grad=False) if down is not None else None
-        self.bias = nn.Parameter(bias, requires_grad=False)
-
-    @property
-    def rank(self) -> Rank:
-        return "full" if self.down is None else len(self.down)
-
-    def forward(self, states: Tensor) -> Tensor:
-        inner = states if self.down is None else states @ self.down.T
-        return inner @ self.up.T + self.bias
-
-
-Adapter = FixedVector | Linear
+KINDS: dict[str, type[Adapter]] = {
+    cls.kind: cls
+    for cls in (FixedVector, Linear, LoReFT, NonLinear, HeadVector, HeadAffine, GatedHeads)
+}
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Adapters of one kind at one location, by block, and how they were fitted."""
+    """Adapters of one kind at one location, by block.
+
+    `fit` says where they come from; `positions` which tokens they steer; `info` is anything worth
+    keeping beside them.
+    """
 
     location: str
     by_layer: Mapping[int, Adapter]
     fit: Fit
     info: dict = field(default_factory=dict)
+    positions: Positions = field(default_factory=Positions)
+
+    @classmethod
+    def identity(
+        cls,
+        kind: str,
+        location: str,
+        layers: Iterable[int],
+        width: int,
+        positions: Positions | str = "all",
+        **options: Any,
+    ) -> "Adapters":
+        """New adapters that change nothing yet; `options` are those of the kind's `identity`."""
+        by_layer = {layer: KINDS[kind].identity(width, **options) for layer in layers}
+        return cls(location, by_layer, "identity", positions=Positions.parse(positions))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapters into `folder` as safetensors, with all that rebuilds them."""
+        from toolkit.steering.saving import save_adapters
+
+        save_adapters(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Adapters":
+        """The adapters in `folder`. Missing, extra or mis-shaped weights are an InputError."""
+        from toolkit.steering.saving import load_adapters
+
+        return load_adapters(folder)
 
     @property
     def kind(self) -> str:
         return next(iter(self.by_layer.values())).kind
 
     @property
-    def rank(self) -> Rank:
-        return next(iter(self.by_layer.values())).rank
+    def rank(self) -> Any:
+        """The rank of every block; where they differ, all ranks in a row, such as ``4-8-2``."""
+        ranks = [adapter.rank for adapter in self.by_layer.values()]
+        return ranks[0] if len(set(ranks)) == 1 else "-".join(map(str, ranks))
 
     @property
     def parameters(self) -> int:
         """How many numbers the adapters hold."""
         return sum(p.numel() for adapter in self.by_layer.values() for p in adapter.parameters())
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The adapters as one module, by block."""
+        return nn.ModuleDict({str(layer): adapter for layer, adapter in self.by_layer.items()})

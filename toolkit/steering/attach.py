@@ -1,4 +1,4 @@
-"""Attaching adapters to a live model, for forward passes and for generation."""
+"""Attaching adapters to a live model, for forward passes, training and generation."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,10 +6,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from toolkit.hooks import Call, before, replace
+from toolkit.hooks import Call, Edit, before, replace, within
 from toolkit.locations import Sites, causal_lm, resolve
-from toolkit.lockstep import steerable, steered_by
+from toolkit.lockstep import steered_by
+from toolkit.steering.adapter import Adapter
 from toolkit.steering.adapters import Adapters
+from toolkit.steering.positions import Positions, prompt_tokens
 
 
 @contextmanager
@@ -17,39 +19,63 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
     """Add what `adapters` give to the states of `model`, in every forward pass and generation.
 
     Padding on either side and each sequence's first token are never steered; a key-value cache is
-    followed. `sites` saves looking the locations up again.
+    followed; gradients flow to adapters that ask for them. Adapters attached one inside the other
+    add up. `sites` saves looking the locations up again. Compile a model inside the context:
+    torch.compile takes no notice of hooks that come later.
     """
     sites = sites or resolve(model)
     if reason := sites.missing.get(adapters.location):
         raise ValueError(f"this model has no {adapters.location!r}: {reason}")
-    where: list[Tensor] = []
-
-    def look(call: Call) -> None:
-        where[:] = [_steerable_inputs(call)]
-
+    tokens = _Tokens(adapters.positions)
     language_model = causal_lm(model)
     with ExitStack() as stack:
-        # Either may be what is called: OPT's language model goes round its base model.
-        for module in (language_model, language_model.base_model):
-            stack.enter_context(before(module, look))
+        stack.enter_context(within(language_model, tokens.enter, tokens.leave))
+        # Some call the base model directly; and OPT's language model goes round it.
+        stack.enter_context(before(language_model.base_model, tokens.read))
         for layer, adapter in adapters.by_layer.items():
-            edit = _edit(adapter.to(language_model.device), where)
+            edit = _edit(adapter.to(language_model.device), tokens)
             stack.enter_context(replace(sites.at[adapters.location, layer], edit))
         yield
 
 
-def _edit(adapter: nn.Module, where: list[Tensor]):
-    return lambda states: steered_by(adapter, where[0])(states)
+class _Tokens:
+    """Which of the tokens that are in the model now are steered: `where`, `[batch, length]`."""
+
+    def __init__(self, positions: Positions) -> None:
+        self.positions = positions
+        self.labels: Tensor | None = None
+        self.where: Tensor | None = None
+
+    def enter(self, call: Call) -> None:
+        self.labels = call.kwargs.get("labels")
+        self.read(call)
+
+    def leave(self) -> None:
+        self.labels = None
+
+    def read(self, call: Call) -> None:
+        ids = call.kwargs.get("input_ids", call.args[0] if call.args else None)
+        inputs = ids if ids is not None else call.kwargs["inputs_embeds"]
+        n_rows, n_new = inputs.shape[:2]
+        mask = call.kwargs.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            cache = call.kwargs.get("past_key_values")
+            seen = cache.get_seq_length() if cache is not None else 0
+            mask = torch.ones(n_rows, seen + n_new, dtype=torch.bool, device=inputs.device)
+        mask, n_seen = mask.bool(), mask.shape[1] - n_new
+        prompt = torch.zeros_like(mask)
+        prompt[:, n_seen:] = prompt_tokens(mask[:, n_seen:], self.labels, n_seen)
+        self.where = self.positions.of(mask, prompt)[:, n_seen:]
 
 
-def _steerable_inputs(call: Call) -> Tensor:
-    """Which of the tokens that enter the model now may be steered, bool `[batch, length]`."""
-    ids = call.kwargs.get("input_ids", call.args[0] if call.args else None)
-    inputs = ids if ids is not None else call.kwargs["inputs_embeds"]
-    n_rows, n_new = inputs.shape[:2]
-    mask = call.kwargs.get("attention_mask")
-    if mask is None or mask.ndim != 2:
-        cache = call.kwargs.get("past_key_values")
-        seen = cache.get_seq_length() if cache is not None else 0
-        mask = torch.ones(n_rows, seen + n_new, dtype=torch.bool, device=inputs.device)
-    return steerable(mask.bool())[:, -n_new:]
+def _edit(adapter: Adapter, tokens: _Tokens) -> Edit:
+    dtype = next(adapter.parameters()).dtype
+
+    def change(states: Tensor) -> Tensor:
+        return adapter(states.to(dtype))
+
+    def edit(states: Tensor) -> Tensor:
+        assert tokens.where is not None
+        return steered_by(change, tokens.where)(states)
+
+    return edit

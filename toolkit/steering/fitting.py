@@ -2,8 +2,12 @@
 
 import torch
 
-from toolkit.analysis.linear_fit import LinearFit, Rank
-from toolkit.steering.adapters import Adapter, FixedVector, Linear
+from toolkit.analysis.linear_fit import RELATIVE_RIDGE, LinearFit, Rank, leading_eigenvectors
+from toolkit.statistics import Moments
+from toolkit.steering.adapter import Adapter, columns
+from toolkit.steering.linear import Linear
+from toolkit.steering.loreft import LoReFT
+from toolkit.steering.vector import FixedVector
 
 
 def adapter_from(fit: LinearFit, rank: Rank, dtype: torch.dtype = torch.float32) -> Adapter:
@@ -15,3 +19,26 @@ def adapter_from(fit: LinearFit, rank: Rank, dtype: torch.dtype = torch.float32)
         return Linear(fit.full.to(dtype, copy=True), None, bias)
     up, down = fit.factors(rank)
     return Linear(up.to(dtype, copy=True), down.to(dtype), bias)
+
+
+def loreft_from(
+    moments: Moments, x: str, t: str, rank: Rank, dtype: torch.dtype = torch.float32
+) -> LoReFT:
+    """The LoReFT ``Rᵀ(W x + b − R x)`` nearest to the target `t`, with the ridge of `fit_linear`.
+
+    LoReFT can add nothing outside R's rows, a constant neither. So R's rows lead the second moment,
+    not the covariance, of what the full fit explains: ``C_tx (C_xx + ridge)⁻¹ C_xt + t̄ t̄ᵀ``.
+    """
+    c_xx, c_tx = moments.covariance[x, x], moments.covariance[t, x]
+    d = len(c_xx)
+    ridge = RELATIVE_RIDGE * float(c_xx.trace()) / d or 1.0
+    full = torch.linalg.solve(c_xx + ridge * torch.eye(d, dtype=c_xx.dtype), c_tx.T).T
+    mean = moments.mean[t]
+    seen = full @ c_tx.T + torch.outer(mean, mean)
+    rows = leading_eigenvectors((seen + seen.T) / 2, columns(rank, d)).T.contiguous()
+    change = rows @ full
+    bias = rows @ mean - change @ moments.mean[x]
+    adapter = LoReFT(rows.to(dtype), (rows + change).to(dtype), bias.to(dtype))
+    # The parametrisation's own rows differ from those asked for by rounding.
+    adapter.target.data = adapter.rows.detach() + change.to(dtype)
+    return adapter

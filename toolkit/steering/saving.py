@@ -3,16 +3,19 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from toolkit.errors import InputError
 from toolkit.locations import POINTS
-from toolkit.steering.adapters import Adapter, Adapters, FixedVector, Linear
+from toolkit.steering.adapter import Adapter
+from toolkit.steering.adapters import KINDS, Adapters
+from toolkit.steering.positions import Positions
 
 CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 def save_adapters(adapters: Adapters, folder: str | Path) -> None:
@@ -20,18 +23,19 @@ def save_adapters(adapters: Adapters, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{layer}.{name}": parameter.detach().contiguous()
+        f"{layer}.{name}": tensor.detach().cpu().contiguous()
         for layer, adapter in adapters.by_layer.items()
-        for name, parameter in adapter.named_parameters()
+        for name, tensor in adapter.state_dict().items()
     }
     config = {
         "format": FORMAT,
         "location": adapters.location,
         "point": POINTS[adapters.location],
+        "positions": str(adapters.positions),
         "kind": adapters.kind,
         "rank": adapters.rank,
         "fit": adapters.fit,
-        "layers": sorted(adapters.by_layer),
+        "layers": {str(layer): a.config for layer, a in sorted(adapters.by_layer.items())},
         "parameters": adapters.parameters,
         "info": adapters.info,
     }
@@ -49,34 +53,33 @@ def load_adapters(folder: str | Path) -> Adapters:
         raise InputError(f"{folder} does not hold adapters ({error})") from error
     if config.get("format") != FORMAT:
         raise InputError(f"{folder} has adapter format {config.get('format')}, expected {FORMAT}")
-    names = _names(config)
-    expected = {f"{layer}.{name}" for layer in config["layers"] for name in names}
-    if different := sorted(expected ^ tensors.keys()):
-        state = "missing" if different[0] in expected else "unexpected"
-        raise InputError(f"{folder / WEIGHTS}: tensor {different[0]!r} is {state}")
-    by_layer = {
-        layer: _rebuild(config, {name: tensors[f"{layer}.{name}"] for name in names}, folder)
-        for layer in config["layers"]
+    try:
+        kind = KINDS[config["kind"]]
+        with torch.random.fork_rng(devices=[]):  # starting points are drawn and overwritten
+            by_layer = {int(k): kind.identity(**c) for k, c in config["layers"].items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG} describes no known adapter: {error}") from error
+    _fill(by_layer, tensors, folder / WEIGHTS)
+    positions = Positions.parse(config["positions"])
+    return Adapters(config["location"], by_layer, config["fit"], config["info"], positions)
+
+
+def _fill(by_layer: dict[int, Adapter], tensors: dict[str, Tensor], path: Path) -> None:
+    """Put `tensors` into the adapters, which are of the same names and shapes or refused."""
+    expected = {
+        f"{layer}.{name}": tensor
+        for layer, adapter in by_layer.items()
+        for name, tensor in adapter.state_dict().items()
     }
-    return Adapters(config["location"], by_layer, config["fit"], config["info"])
-
-
-def _names(config: dict) -> tuple[str, ...]:
-    if config["kind"] == "vector":
-        return ("bias",)
-    return ("up", "bias") if config["rank"] == "full" else ("up", "down", "bias")
-
-
-def _rebuild(config: dict, tensors: dict[str, Tensor], folder: Path) -> Adapter:
-    d = len(tensors["bias"])
-    r = d if config["rank"] == "full" else config["rank"]
-    shapes = {"bias": (d,), "up": (d, r), "down": (r, d)}
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes[name]:
+    if different := sorted(expected.keys() ^ tensors.keys()):
+        state = "missing" if different[0] in expected else "unexpected"
+        raise InputError(f"{path}: tensor {different[0]!r} is {state}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
             raise InputError(
-                f"{folder / WEIGHTS}: {name!r} is {list(tensor.shape)}, the config says "
-                f"{list(shapes[name])}"
+                f"{path}: {name!r} is {list(tensors[name].shape)}, the config says "
+                f"{list(tensor.shape)}"
             )
-    if config["kind"] == "vector":
-        return FixedVector(tensors["bias"])
-    return Linear(tensors["up"], tensors.get("down"), tensors["bias"])
+    for layer, adapter in by_layer.items():
+        own = {name: tensors[f"{layer}.{name}"] for name in adapter.state_dict()}
+        adapter.to(next(iter(own.values())).dtype).load_state_dict(own)

@@ -1,0 +1,157 @@
+"""Adapters without a gradient: fitted block by block as the march passes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.analysis.linear_fit import Rank, fit_linear
+from toolkit.documents import Batch, Positions, encode_all, make_batches
+from toolkit.errors import InputError
+from toolkit.lockstep import March, Step, target_of
+from toolkit.pair import ModelPair
+from toolkit.progress import progress
+from toolkit.statistics import Moments, MomentSums
+from toolkit.steering import Adapter, Adapters, Linear, adapter_from, loreft_from
+from toolkit.steering.adapters import Fit
+from toolkit.steering.matching import Tokens, match
+
+STATE, TARGET = "state", "target"
+FITTED_KINDS = ("vector", "linear", "loreft", "nonlinear")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to fit in every block: a kind of adapter at a location.
+
+    `fit`: ``forced`` supplies what each block contributes by itself; ``sequential`` what is still
+    missing behind the adapters of earlier blocks; ``blended`` the block's own contribution and the
+    share `blend` of what earlier blocks left missing (0 and 1 are nearly the other two).
+    `rank` is one for all blocks, or one for each. A non-linear adapter starts from the linear fit
+    and is regressed on the block's tokens.
+    """
+
+    location: str
+    kind: str
+    rank: Rank | tuple[int, ...]
+    fit: Fit
+    blend: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in FITTED_KINDS:
+            raise InputError(f"kind is {self.kind!r}: expected one of {', '.join(FITTED_KINDS)}")
+        if self.fit not in ("forced", "sequential", "blended"):
+            raise InputError(f"fit is {self.fit!r}: expected forced, sequential or blended")
+
+    @property
+    def name(self) -> str:
+        ranks = "-".join(map(str, self.rank)) if isinstance(self.rank, tuple) else str(self.rank)
+        return f"{self.fit}-{self.blend}-{self.location}-{self.kind}-{ranks}"
+
+    def rank_at(self, layer: int) -> Rank:
+        return self.rank[layer] if isinstance(self.rank, tuple) else self.rank
+
+
+def fit_adapters(
+    pair: ModelPair,
+    documents: Iterable[Any],
+    plans: Sequence[Plan],
+    positions: Positions = "all",
+    max_length: int = 512,
+    batch_tokens: int = 2048,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> dict[Plan, Adapters]:
+    """Fit every plan on the fit documents, in one march; no gradient is taken through a model.
+
+    Raises InputError where a location does not apply to the family or the documents do not suffice.
+    """
+    for plan in plans:
+        if reason := pair.missing.get(plan.location):
+            raise InputError(f"this family has no {plan.location!r}: {reason}")
+    encoded = [d for d in encode_all(documents, pair.tokenizer, max_length) if not d.held_out]
+    pad_id = pair.tokenizer.pad_token_id or 0
+    batches = make_batches(encoded, positions, batch_tokens, pad_id, pair.device, seed)
+    return _march(pair, batches, plans, seed, show_progress)
+
+
+@torch.no_grad()
+def _march(
+    pair: ModelPair,
+    batches: list[Batch],
+    plans: Sequence[Plan],
+    seed: int,
+    show_progress: bool,
+) -> dict[Plan, Adapters]:
+    locations = {plan.location for plan in plans} | {"post_block"}
+    locations |= {target_of(location) for location in locations}
+    march = March(
+        pair.base_blocks,
+        pair.tuned_blocks,
+        batches,
+        tuple(sorted(locations)),
+        steered={plan.name: plan.location for plan in plans if plan.fit != "forced"},
+        free=False,
+    )
+    fitted: dict[Plan, dict[int, Adapter]] = {plan: {} for plan in plans}
+    left = pair.n_layers * len(batches)
+    with progress("fitting block by block", left, show_progress) as advance:
+        for layer in march.layers():
+            sums = {plan: _Sums(plan) for plan in plans}
+            for step in march.steps(layer):
+                for plan in plans:
+                    sums[plan].update(step)
+                advance()
+            for plan in plans:
+                fitted[plan][layer] = sums[plan].adapter(layer, pair.dtype, seed)
+            steered = [plan for plan in plans if plan.fit != "forced"]
+            march.advance(layer, {p.name: fitted[p][layer].to(pair.device) for p in steered})
+    return {
+        plan: Adapters(plan.location, by_layer, plan.fit, {"blend": plan.blend})
+        for plan, by_layer in fitted.items()
+    }
+
+
+class _Sums:
+    """What one plan needs of one block: moments, and for a non-linear one the tokens themselves."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.moments = MomentSums([(STATE, STATE), (TARGET, STATE)])
+        self.tokens: list[Tokens] = []
+
+    def update(self, step: Step) -> None:
+        states, targets = pairs(step, self.plan)
+        self.moments.update({STATE: states, TARGET: targets})
+        if self.plan.kind == "nonlinear":
+            self.tokens.append(Tokens(states, targets))
+
+    def adapter(self, layer: int, dtype: torch.dtype, seed: int) -> Adapter:
+        rank = 0 if self.plan.kind == "vector" else self.plan.rank_at(layer)
+        moments = self.moments.result()
+        if self.plan.kind == "loreft":
+            return loreft_from(moments, STATE, TARGET, rank, dtype)
+        linear = _linear(moments, rank, dtype)
+        if self.plan.kind != "nonlinear":
+            return linear
+        assert isinstance(linear, Linear)
+        return match(linear, Tokens.join(self.tokens), seed)
+
+
+def pairs(step: Step, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The state that an adapter reads and what it is to supply, of the counted tokens."""
+    target = target_of(plan.location)
+    own = step.delta("forced", target)
+    if plan.fit == "forced":
+        return step.source("forced", plan.location), own
+    missing = step.missing(plan.name, target)
+    if plan.fit == "blended":
+        missing = own + plan.blend * (missing - own)
+    return step.steered_source(plan.name, plan.location), missing
+
+
+def _linear(moments: Moments, rank: Rank, dtype: torch.dtype) -> Adapter:
+    widest = 0 if rank == "full" else rank
+    return adapter_from(fit_linear(moments, STATE, TARGET, max_rank=widest), rank, dtype)

@@ -1,0 +1,188 @@
+"""Training what asks for gradients, with transformers' Trainer."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from toolkit.errors import InputError
+from toolkit.training.examples import NOT_SUPERVISED, collate
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train.
+
+    `batch_size` examples a step, `micro_batch` of them at a time; the learning rate rises over
+    `warmup` of all steps and falls by a cosine. `seed` orders the examples. `max_steps` ends
+    training before `epochs` do. `save_steps` says how often a resumable run writes a checkpoint.
+    """
+
+    learning_rate: float
+    epochs: float = 1.0
+    batch_size: int = 16
+    micro_batch: int | None = None
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_steps: int = -1
+    save_steps: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        micro = self.micro_batch or self.batch_size
+        if self.learning_rate <= 0 or self.epochs <= 0 or self.batch_size % micro:
+            raise InputError(
+                "learning_rate and epochs must be above 0, batch_size a multiple of micro_batch"
+            )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training took: optimiser `steps`, `tokens` read, `seconds`, and the loss by step."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    losses: tuple[tuple[int, float], ...]
+
+
+class Trainee(nn.Module):
+    """A model, and the adapters beside it, of which some parameters ask for gradients.
+
+    Its state is what is trained and nothing else, so that a checkpoint is as small as that.
+    `penalty` gives what is added to the loss.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: nn.Module | None = None,
+        penalty: Callable[[], Tensor | float] = lambda: 0.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.adapters, self.extra_loss = model, adapters, penalty
+        if not any(p.requires_grad for p in self.parameters()):
+            raise ValueError("no parameter asks for a gradient: there is nothing to train")
+
+    def forward(self, **batch: Any) -> Any:
+        output = self.model(**batch, use_cache=False)
+        output.loss = output.loss + self.extra_loss()
+        return output
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        kept = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in kept}
+
+    def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> Any:
+        missing = self.state_dict().keys() ^ state.keys()
+        if missing:
+            raise ValueError(f"a checkpoint of other parameters: {sorted(missing)[0]!r}")
+        return super().load_state_dict(state, strict=False, assign=assign)
+
+
+def train(
+    trainee: Trainee,
+    rows: Sequence[dict[str, list[int]]],
+    options: TrainingOptions,
+    pad_id: int = 0,
+    folder: Path | None = None,
+    show_progress: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Training:
+    """Train `trainee` on `rows`, supervised examples.
+
+    With a `folder`, checkpoints go there and an interrupted training goes on from the last one.
+    """
+    micro = options.micro_batch or options.batch_size
+    device = next(trainee.parameters()).device
+    log = _Log()
+    with TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=str(folder or scratch),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=options.batch_size // micro,
+            num_train_epochs=options.epochs,
+            max_steps=options.max_steps,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=options.warmup,
+            weight_decay=options.weight_decay,
+            train_sampling_strategy="group_by_length",
+            logging_steps=10,
+            save_strategy="steps" if folder else "no",
+            save_steps=options.save_steps,
+            save_total_limit=1,
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=not show_progress,
+            use_cpu=device.type == "cpu",
+            seed=options.seed,
+        )
+        set_seed(options.seed)
+        trainer = Trainer(
+            model=trainee,
+            train_dataset=list(rows),
+            data_collator=lambda batch: collate(batch, pad_id),
+            args=arguments,
+            callbacks=[log, *callbacks],
+        )
+        if not show_progress:
+            trainer.remove_callback(_printer())
+        found = _last_checkpoint(folder)
+        started = time.perf_counter()
+        trainee.train()
+        trainer.train(resume_from_checkpoint=found)
+        trainee.eval()
+    epochs = trainer.state.epoch or 0.0
+    tokens = round(epochs * sum(len(row["input_ids"]) for row in rows))
+    seconds = time.perf_counter() - started
+    return Training(trainer.state.global_step, tokens, seconds, tuple(log.losses))
+
+
+class _Log(TrainerCallback):
+    """Keeps the loss by step, and stops where a loss is no number."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[int, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            self.losses.append((state.global_step, logs["loss"]))
+
+
+def _printer() -> type:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _last_checkpoint(folder: Path | None) -> str | None:
+    found = sorted((folder or Path("/nonexistent")).glob("checkpoint-*"), key=_step)
+    return str(found[-1]) if found else None
+
+
+def _step(path: Path) -> int:
+    return int(path.name.split("-")[-1])
+
+
+@torch.no_grad()
+def response_loss(
+    model: nn.Module, rows: Sequence[dict[str, list[int]]], pad_id: int, batch_size: int = 16
+) -> float:
+    """The mean negative log-likelihood of supervised tokens, in nats."""
+    total, n = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        batch = collate(rows[start : start + batch_size], pad_id)
+        batch = {name: value.to(next(model.parameters()).device) for name, value in batch.items()}
+        counted = int((batch["labels"][:, 1:] != NOT_SUPERVISED).sum())
+        total += float(model(**batch, use_cache=False).loss) * counted
+        n += counted
+    return total / n
