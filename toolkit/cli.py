@@ -1,21 +1,21 @@
-"""The command line: ``oracle diagnose``, ``oracle demo`` and ``oracle weights``."""
+"""The command line: ``oracle diagnose``, ``demo`` and ``weights``; adapting is in training/cli."""
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table as Grid
 
+from toolkit.console import bad_input, console, errors
 from toolkit.errors import InputError
+from toolkit.training.cli import finetune, steer_app, table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-console = Console(highlight=False)
+app.add_typer(steer_app, name="steer")
+app.command()(finetune)
+app.command()(table)
 
 BaseArgument = Annotated[
     str | None, typer.Argument(help="Hub id, folder, .gguf file or packaged model.", metavar="BASE")
@@ -221,16 +221,6 @@ def show_answer(run: Any, out: Path) -> None:
         if check.status == "failed":
             console.print(f"check failed: {check.name}: {check.detail}", soft_wrap=True)
     console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
-
-
-@contextmanager
-def bad_input() -> Iterator[None]:
-    """Bad input is one line on stderr and exit code 2."""
-    try:
-        yield
-    except InputError as error:
-        errors.print(f"oracle: {' '.join(str(error).split())}")
-        raise typer.Exit(2) from None
 
 
 def main() -> None:

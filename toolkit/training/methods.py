@@ -63,12 +63,16 @@ class Method:
 
 @dataclass
 class Adapted:
-    """A model with a method's parameters in place: `model` answers, `trainee` trains."""
+    """A model with a method's parameters in place: `model` answers, `trainee` trains.
+
+    `weights_changed`: the model is a copy whose own weights (or LoRA's) are what is trained.
+    """
 
     model: nn.Module
     trainee: Trainee | None
     adapters: Adapters | None
     parameters: int
+    weights_changed: bool = False
 
 
 @contextmanager
@@ -95,7 +99,7 @@ def adapted(
             model = with_lora(model, method.rank)
         trained = [p for p in model.parameters() if p.requires_grad]
         if method.kind != "joint":
-            yield Adapted(model, Trainee(model), None, sum(p.numel() for p in trained))
+            yield Adapted(model, Trainee(model), None, _count(trained), True)
             return
     else:
         model, trained = base, []
@@ -110,9 +114,13 @@ def adapted(
             modules.requires_grad_(True)
             trainee = Trainee(model, modules, _penalty(model, adapters, method))
         try:
-            yield Adapted(model, trainee, adapters, sum(p.numel() for p in trained))
+            yield Adapted(model, trainee, adapters, _count(trained), method.kind == "joint")
         finally:
             modules.requires_grad_(False).eval()
+
+
+def _count(parameters: list[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def new_adapters(model: Any, method: Method, sites: Sites) -> Adapters:

@@ -83,6 +83,10 @@ class Bench:
 
     def run(self, method: Method, rate: float | None, seed: int) -> Outcome:
         """Fit, train and judge one method at one learning rate from one seed."""
+        if method.kind == "tuned":
+            whole = sum(p.numel() for p in self.pair.tuned.parameters())
+            there = Adapted(self.pair.tuned, None, None, whole)
+            return self._judge(method, None, seed, there, Training(0, 0, 0.0, ()), 0.0)
         start, fit_seconds = self._start(method, seed)
         done = Training(0, 0, 0.0, ())
         sites = self.pair.base_blocks.sites

@@ -1,0 +1,76 @@
+"""A base model, the same with adapters, and a fine-tune, on one task's test questions."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.analysis.sequential_kl import recovered
+from toolkit.pair import ModelPair
+from toolkit.progress import progress
+from toolkit.provenance import versions
+from toolkit.steering import load_adapters, steer
+from toolkit.tasks import chance, make_task
+from toolkit.training.evaluation import Reference, bootstrap, correct, prompts_of
+from toolkit.weights import load_model, load_tokenizer, quiet_transformers
+
+KL_PROMPTS, KL_TOKENS = 64, 32
+
+
+def judge(
+    base: str,
+    task_files: tuple[str, Path | None, Path | None],
+    adapters: Path | None = None,
+    tuned: str | None = None,
+    n: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    shown: bool = True,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Accuracy with its 95 % interval and, with `tuned`, the divergence from it, of each model."""
+    task = make_task(*task_files)
+    test = task.examples("test", n)
+    loaded = load_adapters(adapters) if adapters else None
+    with quiet_transformers():
+        if tuned:
+            pair = ModelPair.load(base, tuned, dtype, device)
+            model, tokenizer = pair.base, pair.tokenizer
+        else:
+            model = load_model(base, getattr(torch, dtype), device)
+            tokenizer = load_tokenizer(base)
+    who: list[tuple[str, Any, Callable[[], Any]]] = [("base", model, nullcontext)]
+    if loaded is not None:
+        who.append(("steered", model, lambda: steer(model, loaded)))
+    reference = None
+    if tuned:
+        who.append(("tuned", pair.tuned, nullcontext))
+        prompts = prompts_of(tokenizer, test[:KL_PROMPTS])
+        reference = Reference(pair.tuned, tokenizer, prompts, min(KL_TOKENS, task.new_tokens))
+    rows, plain, base_kl = [], [], None
+    total = len(who) * -(-len(test) // batch_size)
+    with progress("asking", total, shown) as advance:
+        for name, asked, context in who:
+            with context():
+                right = correct(asked, tokenizer, task, test, batch_size, advance)
+                kl = reference.divergence(asked) if reference else None
+            base_kl = base_kl or kl
+            low, high = bootstrap(right)
+            share = recovered(kl, base_kl)[0] if kl is not None and base_kl is not None else None
+            plain.append({"who": name, "accuracy": float(right.mean()), "low": low, "high": high,
+                          "kl": kl.mean if kl else None, "recovered": share})  # fmt: skip
+            rows.append((name, f"{right.mean():.3f}", f"{low:.3f} to {high:.3f}",
+                         f"{kl.mean:.3f}" if kl else "", f"{share:.3f}" if kl else ""))  # fmt: skip
+    return {
+        "rows": rows,
+        "results": plain,
+        "task": task.name,
+        "questions": len(test),
+        "chance": chance(task.examples("train", 2000), test),
+        "base": base,
+        "tuned": tuned,
+        "adapters": str(adapters) if adapters else None,
+        "versions": versions(),
+    }
