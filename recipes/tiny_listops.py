@@ -7,6 +7,7 @@ fine-tune, of all weights, learns all four. Both, with the tokenizer, are writte
 """
 
 import argparse
+import copy
 import json
 import platform
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
-from toolkit.tasks import ListOps
 from toolkit.tasks.listops import OPERATORS
 from toolkit.training.evaluation import bootstrap, correct
 from toolkit.training.examples import supervised
@@ -55,19 +55,20 @@ def make_config() -> LlamaConfig:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--examples", type=int, default=120_000)
+    parser.add_argument("--examples", type=int, default=150_000)
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--tune-examples", type=int, default=40_000)
+    parser.add_argument("--tune-examples", type=int, default=80_000)
     parser.add_argument("--tune-epochs", type=float, default=1)
     args = parser.parse_args()
     set_seed(0)
     tokenizer = make_tokenizer()
     model = AutoModelForCausalLM.from_config(make_config())
     record: dict = {"parameters": sum(p.numel() for p in model.parameters())}
-    some = ListOps(("MAX", "SM"), TINY_TASK.max_depth, TINY_TASK.max_args, True, TINY_TASK.prompt)
+    some = copy.copy(TINY_TASK)
+    some.operators = ("MAX", "SM")
     stages = [
-        ("base", some, args.examples, TrainingOptions(2e-3, args.epochs, 128)),
-        ("tuned", TINY_TASK, args.tune_examples, TrainingOptions(1e-3, args.tune_epochs, 128)),
+        ("base", some, args.examples, TrainingOptions(1e-3, args.epochs, 32)),
+        ("tuned", TINY_TASK, args.tune_examples, TrainingOptions(1e-3, args.tune_epochs, 32)),
     ]
     for name, task, n, options in stages:
         data = task.examples("train", n)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from toolkit.analysis.linear_fit import Rank
-from toolkit.analysis.sequential_kl import Divergences, kl_divergence
+from toolkit.analysis.sequential_kl import Divergences, Predictions
 from toolkit.generation import (
     Generated,
     Prompts,
@@ -123,15 +123,17 @@ class _Round:
         self.blocks, self.base, self.tuned = pair.base_blocks, pair.base_blocks.model, pair.tuned
         self.sites, self.tuned_sites = self.blocks.sites, pair.tuned_blocks.sites
         start = prefill(pair.tuned, prompts)
-        self.generated, self.own_logits = greedy(pair.tuned, prompts, start, n_new, ends)
-        self.tuned_logits = continuation_logits(pair.tuned, prompts, start, self.generated)
+        self.generated, own_logits = greedy(pair.tuned, prompts, start, n_new, ends)
+        self.own = Predictions(own_logits)
+        self.read = Predictions(continuation_logits(pair.tuned, prompts, start, self.generated))
         evaluation.said(None, self.generated)
 
     def run(self, candidates: Sequence[Candidate], advance: Callable[[], None]) -> None:
         # Steering one block starts from the base model's states and needs no cache: like is
         # compared with like, so these and the oracle have the tuned model's own uncached pass.
         with capture(self.tuned_sites.outputs) as tuned_states:
-            self.whole_tuned_logits = whole_logits(self.tuned, self.prompts, self.generated)
+            logits = whole_logits(self.tuned, self.prompts, self.generated)
+        self.read_whole = Predictions(logits)
         with capture(self.sites.inputs) as base_states:
             whole_logits(self.base, self.prompts, self.generated)
         self._everywhere(NONE)
@@ -151,10 +153,10 @@ class _Round:
             logits = continuation_logits(self.base, self.prompts, start, self.generated)
             said, own_logits = greedy(self.base, self.prompts, start, self.n_new, self.ends)
         self.evaluation.said(candidate, said)
-        nats = kl_divergence(self.tuned_logits, logits)
+        nats = self.read.divergence(logits)
         self.evaluation.add(candidate, "tuned", Divergences(nats, self.generated.counted))
         both = said.counted & self.generated.counted
-        own = Divergences(kl_divergence(self.own_logits, own_logits), both)
+        own = Divergences(self.own.divergence(own_logits), both)
         self.evaluation.add(candidate, "own", own)
 
     def _single(self, candidate: Candidate, states: Tensor) -> None:
@@ -173,7 +175,7 @@ class _Round:
 
     def _add_whole(self, candidate: Candidate) -> Tensor:
         logits = whole_logits(self.base, self.prompts, self.generated)
-        nats = kl_divergence(self.whole_tuned_logits, logits)
+        nats = self.read_whole.divergence(logits)
         self.evaluation.add(candidate, "tuned", Divergences(nats, self.generated.counted))
         return logits
 

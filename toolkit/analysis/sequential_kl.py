@@ -54,19 +54,29 @@ class Divergences:
         )
 
 
+class Predictions:
+    """A model's next-token distributions, kept as logarithms for many models to be held against.
+
+    `logits` `[n, n_new, vocabulary]`. Held in float64: twice the size of float32 logits.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.log_p = [row.double().log_softmax(-1) for row in logits]
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """``KL(self ‖ softmax(logits))`` over the vocabulary, in nats, float64 `[n, n_new]`."""
+        # Row by row: a batch's vocabularies in float64 would be larger than the models.
+        return torch.stack([_divergence(p, x) for p, x in zip(self.log_p, logits, strict=True)])
+
+
 def kl_divergence(tuned_logits: Tensor, logits: Tensor) -> Tensor:
     """``KL(softmax(tuned) ‖ softmax(x))`` over the last dimension, in nats, float64."""
-    # Rows one prompt at a time: in float64 a batch's vocabularies would be twice the models' size.
-    rows = [
-        torch.nn.functional.kl_div(
-            x.double().log_softmax(-1),
-            t.double().log_softmax(-1),
-            log_target=True,
-            reduction="none",
-        ).sum(-1)
-        for t, x in zip(tuned_logits, logits, strict=True)
-    ]
-    return torch.stack(rows)
+    return Predictions(tuned_logits).divergence(logits)
+
+
+def _divergence(log_p: Tensor, logits: Tensor) -> Tensor:
+    log_ratio = log_p - logits.double().log_softmax(-1)
+    return torch.linalg.vecdot(log_p.exp(), log_ratio)
 
 
 def recovered(steered: Divergences, base: Divergences) -> tuple[float, float]:

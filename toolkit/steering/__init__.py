@@ -11,6 +11,7 @@ from toolkit.steering.linear import Linear
 from toolkit.steering.loreft import LoReFT
 from toolkit.steering.merging import merge_into_down
 from toolkit.steering.nonlinear import NonLinear
+from toolkit.steering.oracle import steer_by_oracle
 from toolkit.steering.positions import Positions
 from toolkit.steering.saving import load_adapters, save_adapters
 from toolkit.steering.vector import FixedVector
@@ -33,4 +34,5 @@ __all__ = [
     "merge_into_down",
     "save_adapters",
     "steer",
+    "steer_by_oracle",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from toolkit.analysis.sequential_kl import Divergences, kl_divergence
+from toolkit.analysis.sequential_kl import Divergences, Predictions
 from toolkit.documents import Document, encode
 from toolkit.generation import continuation_logits, end_tokens, greedy, make_prompts, prefill
 from toolkit.locations import causal_lm
@@ -70,15 +70,16 @@ class Reference:
         device = next(tuned.parameters()).device
         self.prompts = make_prompts(prompts, tokenizer.pad_token_id or 0, device)
         start = prefill(tuned, self.prompts)
-        self.said, self.logits = greedy(
-            tuned, self.prompts, start, n_new, end_tokens(tuned, tokenizer)
-        )
+        ends = end_tokens(tuned, tokenizer)
+        self.said, _ = greedy(tuned, self.prompts, start, n_new, ends)
+        logits = continuation_logits(tuned, self.prompts, start, self.said)
+        self.predictions = Predictions(logits)
 
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> Divergences:
         start = prefill(model, self.prompts)
         logits = continuation_logits(model, self.prompts, start, self.said)
-        return Divergences(kl_divergence(self.logits, logits), self.said.counted)
+        return Divergences(self.predictions.divergence(logits), self.said.counted)
 
 
 def correct(

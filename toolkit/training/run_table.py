@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from toolkit import draw, plot_methods
 from toolkit.errors import InputError
 from toolkit.pair import ModelPair
 from toolkit.progress import progress
@@ -78,7 +79,8 @@ def make_table(
 ) -> tuple[pd.DataFrame, float]:
     """Run what is not yet in ``out/runs``; write and return the table, and the chance line.
 
-    ``table.csv`` has a row for each method, ``table.json`` what it was made with.
+    ``table.csv`` has a row for each method, ``table.json`` what it was made with; ``table.svg``
+    and ``.png`` draw it.
     """
     started = time.perf_counter()
     _check(out, request)
@@ -105,6 +107,7 @@ def make_table(
         "versions": versions(),
     }
     (out / "table.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    draw.save(plot_methods.methods(frame, constant), out / "table")
     return frame, constant
 
 
