@@ -28,7 +28,8 @@ STEERING_RATES = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 class Method:
     """One way to adapt a model.
 
-    `kind` is an adapter's kind, or ``sft`` (all weights), ``lora`` (rank `rank` on all linear
+    `kind` is an adapter's kind, or ``none`` (the base model), ``tuned`` (the fine-tune that it is
+    compared with), ``sft`` (all weights), ``lora`` (rank `rank` on all linear
     modules), ``joint`` (that and a linear adapter of the same rank at `location`, `orthogonal`
     times the overlap of what the two can write added to the loss). `start` says where adapters
     come from: ``identity``, or a fit (forced, sequential, blended); without `trained` they stay as
@@ -44,6 +45,11 @@ class Method:
     trained: bool = True
     orthogonal: float = 0.0
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is trained at all."""
+        return self.trained and self.kind not in ("none", "tuned")
 
     @property
     def family(self) -> str:

@@ -186,7 +186,7 @@ def run_method(
         advance()
         return outcome
 
-    if not method.trained:
+    if not method.learns:
         return [once(None, seed) for seed in (seeds if method.start != "identity" else seeds[:1])]
     swept = [once(rate, seeds[0]) for rate in rates]
     best = max(swept, key=lambda o: (o.validation_accuracy, -o.validation_loss))
