@@ -40,5 +40,5 @@ def loreft_from(
     bias = rows @ mean - change @ moments.mean[x]
     adapter = LoReFT(rows.to(dtype), (rows + change).to(dtype), bias.to(dtype))
     # The parametrisation's own rows differ from those asked for by rounding.
-    adapter.target.data = adapter.rows.detach() + change.to(dtype)
+    adapter.target.data = (adapter.rows.detach() + change.to(dtype)).contiguous()
     return adapter

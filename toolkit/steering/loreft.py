@@ -42,7 +42,7 @@ class LoReFT(Adapter):
         else:
             rows = torch.linalg.qr(torch.randn(width, r)).Q.T.contiguous()
         made = cls(rows, torch.empty(r, width), torch.zeros(r))
-        made.target.data = made.rows.clone()
+        made.target.data = made.rows.contiguous().clone()
         return made
 
     @property
