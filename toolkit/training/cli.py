@@ -211,7 +211,7 @@ def table(
     workers: Annotated[int, typer.Option(help="Processes, a thread each; 0: as fits.")] = 0,
     examples: Examples = None,
     n_test: Annotated[int, typer.Option(help="Test examples.")] = 500,
-    max_steps: MaxSteps = 150,
+    max_steps: MaxSteps = 300,
     batch_size: BatchSize = 32,
     device: Device = "cpu",
     quiet: Quiet = False,

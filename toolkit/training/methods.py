@@ -33,7 +33,7 @@ class Method:
     modules), ``joint`` (that and a linear adapter of the same rank at `location`, `orthogonal`
     times the overlap of what the two can write added to the loss). `start` says where adapters
     come from: ``identity``, or a fit (forced, sequential, blended); without `trained` they stay as
-    they were fitted. `options` are further arguments of the adapters.
+    they were fitted; `blend` is the fit's. `options` are further arguments of the adapters.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Method:
     positions: str = "all"
     start: str = "identity"
     trained: bool = True
+    blend: float = 0.5
     orthogonal: float = 0.0
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
@@ -60,7 +61,7 @@ class Method:
     def plan(self) -> Plan:
         """How its adapters are fitted, where they do not start as the identity."""
         rank: Any = 0 if self.kind == "vector" else self.rank
-        return Plan(self.location, self.kind, rank, self.start)  # type: ignore[arg-type]
+        return Plan(self.location, self.kind, rank, self.start, self.blend)  # type: ignore[arg-type]
 
     @property
     def rates(self) -> tuple[float, ...]:

@@ -40,7 +40,7 @@ class TableRequest:
     test: Path | None = None
     examples: int | None = None
     n_test: int = 500
-    max_steps: int = 150
+    max_steps: int = 300
     batch_size: int = 32
     device: str = "cpu"
     methods: tuple[Method, ...] = tiny.METHODS
@@ -56,7 +56,9 @@ class TableRequest:
         options = TrainingOptions(1.0, batch_size=self.batch_size, max_steps=self.max_steps)
         n_train = self.examples or (tiny.N_TRAIN if self.is_tiny else None)
         if self.is_tiny:
-            return Setting(tiny.tiny_pair(), tiny.TASK, options, n_train, n_test=self.n_test)
+            return Setting(
+                tiny.tiny_pair(), tiny.TASK, options, n_train, n_test=self.n_test, n_fit=2000
+            )
         if self.tuned is None:
             raise InputError(f"--model {self.model} needs --tuned, the fine-tune to compare with")
         task = make_task(self.task, self.train, self.test)

@@ -13,7 +13,7 @@ NAME = "tiny-listops"
 TASK = ListOps(max_depth=2, max_args=3, worked=True, prompt="{expression} =", digits=0.6)
 # A model of a million parameters learns at larger rates than the published ones for billions.
 N_TRAIN = 20_000
-RATES = {"sft": (5e-4, 1e-3), "lora": (3e-3, 1e-2), "steering": (1e-2, 3e-2)}
+RATES = {"sft": (1e-3, 2e-3), "lora": (3e-3, 1e-2), "steering": (1e-2, 3e-2)}
 
 METHODS = (
     Method("base", "none"),
