@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--max-steps", type=int, default=150)
+    parser.add_argument("--max-steps", type=int, default=200)
     args = parser.parse_args()
     request = TableRequest(methods=cells(), max_steps=args.max_steps)
     frame, _ = make_table(request, args.out, range(args.seeds))

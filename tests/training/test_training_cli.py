@@ -103,7 +103,7 @@ def test_finetune_makes_models_that_load(root, tmp_path):
         assert not torch.equal(pair.base(ids).logits, pair.tuned(ids).logits)
 
 
-@pytest.mark.parametrize("fit", ["forced", "sequential", "blended"])
+@pytest.mark.parametrize("fit", ["forced", "sequential", "blended", "best"])
 def test_fit(root, tmp_path, fit):
     """Adapters nearer to the tuned model than the base is, and a start for training."""
     out, data = tmp_path / "fitted", ("--data", root / "train.jsonl")

@@ -15,10 +15,7 @@ OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
     "MED": lambda values: int(statistics.median(values)),
     "SM": lambda values: sum(values) % 10,
 }
-INSTRUCTION = (
-    "Evaluate the ListOps expression. MAX, MIN, MED (median, rounded down) and SM (sum modulo 10) "
-    "take the digits up to the closing bracket.\n{expression}"
-)
+INSTRUCTION = "Evaluate: {expression}"
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def fit(
     location: Location = "post_block",
     kind: Annotated[str, typer.Option(help="vector, linear, loreft or nonlinear.")] = "linear",
     rank: Rank = "8",
-    fit: Annotated[str, typer.Option(help="forced, sequential or blended.")] = "sequential",
+    fit: Annotated[str, typer.Option(help="forced, sequential, blended or best.")] = "best",
     blend: Annotated[float, typer.Option(help="Of blended: 0 is forced, 1 sequential.")] = 0.5,
     allocate: Annotated[
         bool, typer.Option("--allocate", help="Spread the ranks over blocks where they are missed.")
@@ -149,6 +149,7 @@ def fit(
 ) -> None:
     """Fit adapters of BASE to what TUNED does, block by block, without a gradient."""
     with bad_input():
+        from toolkit.best_fit import best_fit, candidates_of
         from toolkit.closed_form import Plan, allocated, fit_adapters
         from toolkit.documents import read_documents
         from toolkit.pair import ModelPair
@@ -156,14 +157,21 @@ def fit(
 
         documents = read_documents(data)
         pair = ModelPair.load(base, tuned, dtype, device)
-        plan = Plan(location, kind, 0 if kind == "vector" else as_rank(rank), fit, blend)  # type: ignore[arg-type]
+        best = fit == "best"
+        form: Any = "sequential" if best else fit
+        plan = Plan(location, kind, 0 if kind == "vector" else as_rank(rank), form, blend)
+        asked: dict[str, Any] = {"max_length": max_length, "seed": seed, "show_progress": not quiet}
         if allocate:
-            plan = allocated(
-                pair, documents, plan, max_length=max_length, seed=seed, show_progress=not quiet
-            )
-        found = fit_adapters(
-            pair, documents, [plan], max_length=max_length, seed=seed, show_progress=not quiet
-        )[plan]
+            plan = allocated(pair, documents, plan, **asked)
+        if best:
+            found, shares = best_fit(pair, documents, candidates_of(plan), **asked)
+            rows = [
+                (p.fit, f"{p.blend:g}", f"{share:.3f} ± {sem:.3f}")
+                for p, (share, sem) in shares.items()
+            ]
+            show(("fit", "blend", "recovered, held out"), rows)
+        else:
+            found = fit_adapters(pair, documents, [plan], **asked)[plan]
         found.info.update(base=base, tuned=tuned, data=str(data))
         save_adapters(found, out)
         console.print(f"{found.parameters:,} numbers, rank {found.rank}: {out.resolve()}")
@@ -211,7 +219,7 @@ def table(
     workers: Annotated[int, typer.Option(help="Processes, a thread each; 0: as fits.")] = 0,
     examples: Examples = None,
     n_test: Annotated[int, typer.Option(help="Test examples.")] = 500,
-    max_steps: MaxSteps = 300,
+    max_steps: MaxSteps = 200,
     batch_size: BatchSize = 32,
     device: Device = "cpu",
     quiet: Quiet = False,

@@ -40,7 +40,7 @@ class TableRequest:
     test: Path | None = None
     examples: int | None = None
     n_test: int = 500
-    max_steps: int = 300
+    max_steps: int = 200
     batch_size: int = 32
     device: str = "cpu"
     methods: tuple[Method, ...] = tiny.METHODS
@@ -89,7 +89,7 @@ def make_table(
     bench = request.bench()
     workers = workers or _workers(bench)
     rows = {}
-    todo = sorted(request.methods, key=lambda m: m.kind not in ("sft", "lora"))  # longest first
+    todo = sorted(request.methods, key=lambda m: m.family == "steering")  # longest first
     with progress("methods", len(todo), show_progress) as advance:
         for method, outcomes in _outcomes(bench, request, todo, seeds, out, workers):
             rows[method] = row_of(method, outcomes, bench.pair.n_parameters)

@@ -1,6 +1,7 @@
 """Training what asks for gradients, with transformers' Trainer."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def train(
             seed=options.seed,
         )
         set_seed(options.seed)
-        trainer = Trainer(
+        trainer = _trainer(
             model=trainee,
             train_dataset=list(rows),
             data_collator=lambda batch: collate(batch, pad_id),
@@ -145,6 +146,13 @@ def train(
     tokens = round(epochs * sum(len(row["input_ids"]) for row in rows))
     seconds = time.perf_counter() - started
     return Training(trainer.state.global_step, tokens, seconds, tuple(log.losses))
+
+
+def _trainer(**arguments: Any) -> Trainer:
+    with warnings.catch_warnings():
+        # transformers' own use of a name that it will rename
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return Trainer(**arguments)
 
 
 class _Log(TrainerCallback):
