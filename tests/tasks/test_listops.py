@@ -176,5 +176,5 @@ def test_more_examples_than_there_are_expressions_are_refused():
 def test_names_of_tasks():
     assert make_task("listops").examples("test", 1)[0].response.isdigit()
     assert "[" in make_task("listops-worked").examples("test", 1)[0].response
-    with pytest.raises(InputError, match="'chess'.*expected one of listops"):
+    with pytest.raises(InputError, match=r"'chess'.*expected one of listops"):
         make_task("chess")

@@ -90,8 +90,9 @@ class StoredTask(Task):
             from datasets import load_dataset
         except ImportError as error:
             raise InputError(
-                f"{self.name} needs --{source} FILE (JSON lines with prompt, response, answer), or "
-                "the package datasets to take it from the hub (pip install 'oracle-toolkit[recipes]')"
+                f"{self.name} needs --{source} FILE (JSON lines with prompt, response, answer), "
+                "or the package datasets to take it from the hub "
+                "(pip install 'oracle-toolkit[recipes]')"
             ) from error
         name, configuration, *splits = self.hub
         rows = load_dataset(name, configuration, split=splits[source == "test"])
@@ -101,7 +102,7 @@ class StoredTask(Task):
         try:
             row = json.loads(line)
             prompt, response = row["prompt"], row["response"]
-            answer = self.extract(row.get("answer", response))
+            answer = self.extract(row.get("answer", response)) or ""
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f'{where}: expected an object with "prompt", "response", "answer" ({error!r})'
