@@ -92,7 +92,7 @@ class StoredTask(Task):
             raise InputError(
                 f"{self.name} needs --{source} FILE (JSON lines with prompt, response, answer), "
                 "or the package datasets to take it from the hub "
-                "(pip install 'oracle-toolkit[recipes]')"
+                "(pip install 'oracle-toolkit[hub]')"
             ) from error
         name, configuration, *splits = self.hub
         rows = load_dataset(name, configuration, split=splits[source == "test"])
