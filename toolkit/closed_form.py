@@ -1,6 +1,6 @@
 """Adapters without a gradient: fitted block by block as the march passes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,12 @@ from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.statistics import Moments, MomentSums
 from toolkit.steering import Adapter, Adapters, Linear, adapter_from, loreft_from
+from toolkit.steering.adapter import columns
 from toolkit.steering.adapters import Fit
 from toolkit.steering.matching import Tokens, match
 
 STATE, TARGET = "state", "target"
+FITTED_AT = ("heads", "pre_mlp", "post_mlp", "post_block")
 FITTED_KINDS = ("vector", "linear", "loreft", "nonlinear")
 
 
@@ -44,6 +46,15 @@ class Plan:
             raise InputError(f"kind is {self.kind!r}: expected one of {', '.join(FITTED_KINDS)}")
         if self.fit not in ("forced", "sequential", "blended"):
             raise InputError(f"fit is {self.fit!r}: expected forced, sequential or blended")
+        if self.location not in FITTED_AT:
+            expected = ", ".join(FITTED_AT)
+            raise InputError(f"location is {self.location!r}: adapters are fitted at {expected}")
+        least = 1 if self.kind in ("loreft", "nonlinear") else 0
+        for rank in self.rank if isinstance(self.rank, tuple) else (self.rank,):
+            if rank != "full" and not (isinstance(rank, int) and rank >= least):
+                raise InputError(
+                    f'rank is {rank!r}: expected a whole number from {least} up, or "full"'
+                )
 
     @property
     def name(self) -> str:
@@ -69,8 +80,11 @@ def fit_adapters(
     Raises InputError where a location does not apply to the family or the documents do not suffice.
     """
     for plan in plans:
-        if reason := pair.missing.get(plan.location):
-            raise InputError(f"this family has no {plan.location!r}: {reason}")
+        _require(pair, plan.location)
+        if isinstance(plan.rank, tuple) and len(plan.rank) != pair.n_layers:
+            raise InputError(
+                f"{len(plan.rank)} ranks for {pair.n_layers} blocks: give one, or one for each"
+            )
     batches = _fit_batches(pair, documents, positions, max_length, batch_tokens, seed)
     return _march(pair, batches, plans, seed, show_progress)
 
@@ -93,6 +107,7 @@ def allocated(
     """
     if not isinstance(plan.rank, int) or plan.rank < 1:
         raise InputError(f"rank is {plan.rank!r}: a whole number above 0 can be spread over blocks")
+    _require(pair, plan.location)
     forced = Plan(plan.location, "linear", plan.rank, "forced")
     batches = _fit_batches(pair, documents, positions, max_length, batch_tokens, seed)
     march = March(
@@ -113,6 +128,11 @@ def allocated(
             gains.append(_gains(sums.moments.result(), stream.result().energy(STATE)))
             advance()
     return replace(plan, rank=spread(gains, plan.rank * pair.n_layers))
+
+
+def _require(pair: ModelPair, location: str) -> None:
+    if reason := pair.missing.get(location):
+        raise InputError(f"this family has no {location!r}: {reason}")
 
 
 def _gains(moments: Moments, energy: float) -> list[float]:
@@ -177,11 +197,18 @@ def _march(
             for plan in plans:
                 fitted[plan][layer] = sums[plan].adapter(layer, pair.dtype, seed)
             steered = [plan for plan in plans if plan.fit != "forced"]
-            march.advance(layer, {p.name: fitted[p][layer].to(pair.device) for p in steered})
+            march.advance(layer, {p.name: _steering(fitted[p][layer], pair) for p in steered})
     return {
         plan: Adapters(plan.location, by_layer, plan.fit, {"blend": plan.blend})
         for plan, by_layer in fitted.items()
     }
+
+
+def _steering(adapter: Adapter, pair: ModelPair) -> Callable[[Tensor], Tensor]:
+    """`adapter` where the models are, on states in its own precision, as `steer` attaches it."""
+    adapter.to(pair.device)
+    dtype = next(adapter.parameters()).dtype
+    return lambda states: adapter(states.to(dtype))
 
 
 class _Sums:
@@ -201,13 +228,20 @@ class _Sums:
     def adapter(self, layer: int, dtype: torch.dtype, seed: int) -> Adapter:
         rank = 0 if self.plan.kind == "vector" else self.plan.rank_at(layer)
         moments = self.moments.result()
+        width = len(moments.mean[STATE])
+        if rank != "full" and rank > width:
+            raise InputError(
+                f"rank {rank} is more than the {width} dimensions at {self.plan.location}"
+            )
         if self.plan.kind == "loreft":
             return loreft_from(moments, STATE, TARGET, rank, dtype)
-        linear = _linear(moments, rank, dtype)
         if self.plan.kind != "nonlinear":
-            return linear
+            return _linear(moments, rank, dtype)
+        # Regressed where the tokens are, and in their precision: the model's may be a half.
+        tokens = Tokens.join(self.tokens)
+        linear = _linear(moments, columns(rank, width), tokens.states.dtype)
         assert isinstance(linear, Linear)
-        return match(linear, Tokens.join(self.tokens), seed)
+        return match(linear.to(tokens.states.device), tokens, seed).to(dtype)
 
 
 def pairs(step: Step, plan: Plan) -> tuple[Tensor, Tensor]:

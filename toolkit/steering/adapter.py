@@ -15,10 +15,15 @@ class Adapter(nn.Module, ABC):
     ``forward(states)`` maps `[..., width]` to the change Δ of the same shape.
     ``identity(width, ...)`` makes the adapter that changes nothing yet, with the shapes that
     training and loading need; `config` are its arguments, from which one on disk is rebuilt.
-    Parameters come without gradients: what trains an adapter asks for them.
+    Parameters come without gradients and the adapter in evaluation mode: what trains it asks for
+    the one and the other.
     """
 
     kind: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()  # gates are noisy in training alone
 
     @property
     @abstractmethod

@@ -28,7 +28,9 @@ def loreft_from(
 
     LoReFT can add nothing outside R's rows, a constant neither. So R's rows lead the second moment,
     not the covariance, of what the full fit explains: ``C_tx (C_xx + ridge)⁻¹ C_xt + t̄ t̄ᵀ``.
+    Half precisions become float32: torch keeps no rows orthonormal in them.
     """
+    dtype = torch.promote_types(dtype, torch.float32)
     c_xx, c_tx = moments.covariance[x, x], moments.covariance[t, x]
     d = len(c_xx)
     ridge = RELATIVE_RIDGE * float(c_xx.trace()) / d or 1.0

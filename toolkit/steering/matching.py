@@ -11,6 +11,7 @@ from toolkit.steering.nonlinear import NonLinear
 
 HELD_BACK = 8  # one token in eight decides when to stop
 STEPS, BATCH, RATE = 300, 1024, 3e-3
+BENT, STRAIGHT = 4.0, 30.0  # where a SiLU is nearly a line, and where it is one
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class Tokens:
 def match(start: Linear, tokens: Tokens, seed: int = 0, steps: int = STEPS) -> NonLinear:
     """The non-linear adapter of the linear fit `start`'s rank that regresses `tokens` best.
 
-    It starts as the same map: ``up σ(down h + a) + b`` with a SiLU is linear where its input is
-    large, so a shift `a` into that range gives the linear fit nearly, from which Adam goes on. The
-    step with the least error on tokens held back is kept: never worse than the start there.
+    ``up σ(down h + a) + b`` with a SiLU is linear where its input is large, so a shift `a` into
+    that range gives the linear fit: nearly, from where Adam goes on, or as exactly as precision
+    lets it. Of the latter and Adam's steps the one with the least error on tokens held back is
+    kept: never worse than the linear fit there.
     """
-    adapter = _shifted(start, tokens.states)
+    adapter, straight = (_shifted(start, tokens.states, shift) for shift in (BENT, STRAIGHT))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(tokens.states), generator=generator)
     n_back = max(1, len(order) // HELD_BACK)
@@ -45,7 +47,9 @@ def match(start: Linear, tokens: Tokens, seed: int = 0, steps: int = STEPS) -> N
     with torch.enable_grad():
         optimiser = torch.optim.Adam(adapter.parameters(), RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        best = (_error(adapter, back), _copied(adapter))
+        best = (_error(straight, back), _copied(straight))
+        if (error := _error(adapter, back)) < best[0]:
+            best = (error, _copied(adapter))
         for step in range(1, steps + 1):
             rows = used[torch.randint(len(used), (min(BATCH, len(used)),), generator=generator)]
             loss = (adapter(tokens.states[rows]) - tokens.targets[rows]).square().mean() / scale
@@ -59,15 +63,15 @@ def match(start: Linear, tokens: Tokens, seed: int = 0, steps: int = STEPS) -> N
     return adapter.requires_grad_(False)
 
 
-def _shifted(start: Linear, states: Tensor) -> NonLinear:
+def _shifted(start: Linear, states: Tensor, shift: float) -> NonLinear:
     """The linear map through SiLUs that work where they are nearly straight.
 
-    Inner values are scaled to a spread of 1 and shifted by 4: silu(4 + x) is 4 + 1.06 x there.
+    Inner values are scaled to a spread of 1 and shifted, say by 4: silu(4 + x) is nearly
+    3.93 + 1.05 x.
     """
     assert start.down is not None
     inner = states @ start.down.T
     mean, spread = inner.mean(0), inner.std(0).clamp_min(1e-6)
-    shift = 4.0
     down = start.down / spread[:, None]
     point = torch.tensor(shift, dtype=states.dtype)
     gate = point.sigmoid()

@@ -7,6 +7,9 @@ from typing import Any, final
 
 from toolkit.tasks.task import Example, StoredTask
 
+# Commas belong to a number where they stand before three digits; a dash behind one is no sign.
+NUMBER = r"(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+
 
 @final
 class GSM8K(StoredTask):
@@ -24,9 +27,9 @@ class GSM8K(StoredTask):
         return Example(row["question"], row["answer"], answer)
 
     def extract(self, text: str) -> str | None:
-        numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+        numbers = re.findall(NUMBER, text)
         return numbers[-1].replace(",", "") if numbers else None
 
     def correct(self, text: str, example: Example) -> bool:
         said = self.extract(text)
-        return said is not None and float(said) == float(example.answer.replace(",", ""))
+        return said is not None and float(said) == float(example.answer)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from toolkit.errors import InputError
 from toolkit.tasks.task import Example, Split, Task, hash_of
 
 OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
@@ -15,6 +16,7 @@ OPERATORS: dict[str, Callable[[Sequence[int]], int]] = {
     "MED": lambda values: int(statistics.median(values)),
     "SM": lambda values: sum(values) % 10,
 }
+PATIENCE = 10_000  # draws in a row without a new expression: there are no more, or nearly
 INSTRUCTION = "Evaluate: {expression}"
 
 
@@ -88,16 +90,23 @@ class ListOps(Task):
         """By default 1,000 examples. The hash of an expression says which split it may be in."""
         draw = random.Random(f"{split} {seed}")
         unique: dict[str, Example] = {}
-        while len(unique) < (n or 1000):
+        wanted, stale = n or 1000, 0
+        while len(unique) < wanted:
             tree = self._operation(draw, 1)
-            if _split_of(str(tree)) == split:
-                unique.setdefault(str(tree), self._example(tree))
+            if _split_of(str(tree)) == split and str(tree) not in unique:
+                unique[str(tree)], stale = self._example(tree), 0
+            elif (stale := stale + 1) == PATIENCE:
+                raise InputError(
+                    f"{wanted} {split} examples are more than there are: {len(unique)} were found; "
+                    "ask for fewer, or give a larger max_depth or max_args"
+                )
         return list(unique.values())
 
     def extract(self, text: str) -> str | None:
-        found = re.findall(r"(?<![\w.-])\d(?![\w.])", text.replace("].", "]"))
-        closed = not text.rstrip().endswith("]")
-        return found[-1] if found and closed else None
+        """The last digit behind the last bracket: what stands inside one is no answer."""
+        behind = text.rpartition("]")[2]
+        found = re.findall(r"(?<![\w.-])\d(?!\w|\.\d)", behind)
+        return found[-1] if found and "[" not in behind else None
 
     def _example(self, tree: Operation) -> Example:
         answer = str(tree.value)

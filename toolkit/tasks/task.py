@@ -66,12 +66,21 @@ class StoredTask(Task):
     def examples(self, split: Split, n: int | None = None, seed: int = 0) -> list[Example]:
         source: Source = "test" if split == "test" else "train"
         unique = {example.prompt: example for example in self._stored(source)}
+        if split != "test":
+            for prompt in self._tested():
+                unique.pop(prompt, None)
         found = list(unique.values())
         if split != "test":
             found = [e for e in found if _validates(e) == (split == "validation")]
         if not found:
             raise InputError(f"{self.name} has no {split} examples: give more training examples")
         return found[:n]
+
+    def _tested(self) -> set[str]:
+        """The prompts of the test split, where it comes from where the training split does."""
+        if self.files["test"] is None and self.files["train"] is not None:
+            return set()
+        return {example.prompt for example in self._stored("test")}
 
     def _stored(self, source: Source) -> list[Example]:
         path = self.files[source]
@@ -81,8 +90,9 @@ class StoredTask(Task):
             from datasets import load_dataset
         except ImportError as error:
             raise InputError(
-                f"{self.name} needs --{source} FILE (JSON lines with prompt, response, answer), or "
-                "the package datasets to take it from the hub (pip install 'oracle-toolkit[hub]')"
+                f"{self.name} needs --{source} FILE (JSON lines with prompt, response, answer), "
+                "or the package datasets to take it from the hub "
+                "(pip install 'oracle-toolkit[hub]')"
             ) from error
         name, configuration, *splits = self.hub
         rows = load_dataset(name, configuration, split=splits[source == "test"])
@@ -92,13 +102,16 @@ class StoredTask(Task):
         try:
             row = json.loads(line)
             prompt, response = row["prompt"], row["response"]
-            answer = row.get("answer", self.extract(response))
+            answer = self.extract(row.get("answer", response)) or ""
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f'{where}: expected an object with "prompt", "response", "answer" ({error!r})'
             ) from error
         if not all(isinstance(text, str) and text for text in (prompt, response, answer)):
-            raise InputError(f"{where}: prompt, response and answer must be texts, not empty")
+            raise InputError(
+                f"{where}: prompt and response must be texts, not empty, and the answer "
+                f"one that {self.name} can read"
+            )
         return Example(prompt, response, answer)
 
 
@@ -120,5 +133,8 @@ def _validates(example: Example) -> bool:
 def _lines(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise InputError(f"no such data file: {path}")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
     return [(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]

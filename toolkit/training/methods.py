@@ -108,13 +108,17 @@ def adapted(
         if method.kind != "joint":
             yield Adapted(model, Trainee(model), None, _count(trained), True)
             return
+        sites = None  # those of `base` are not the copy's
     else:
         model, trained = base, []
     sites = sites or resolve(model)
-    adapters = start or new_adapters(model, method, sites)
+    # A start serves several learning rates: what is trained is a copy.
+    adapters = copy.deepcopy(start) if start else new_adapters(model, method, sites)
     modules = adapters.modules.to(next(model.parameters()).device)
     trained += list(modules.parameters())
     with ExitStack() as stack:
+        if model is base:
+            stack.enter_context(_frozen(base))
         stack.enter_context(steer(model, adapters, sites))
         trainee = None
         if method.trained:
@@ -124,6 +128,18 @@ def adapted(
             yield Adapted(model, trainee, adapters, _count(trained), method.kind == "joint")
         finally:
             modules.requires_grad_(False).eval()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of `model` asks for a gradient meanwhile."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def _count(parameters: list[nn.Parameter]) -> int:

@@ -29,8 +29,6 @@ METHODS = (
     Method("post-block vector", "vector", "post_block"),
     Method("JoLA", "gated_heads", "heads"),
     Method("post-block r=1", "linear", "post_block", 1),
-    Method("LoRA r=8 and post-block r=8", "joint", "post_block", 8),
-    Method("the same, orthogonal", "joint", "post_block", 8, orthogonal=1.0),
     Method("post-block r=8, fitted", "linear", "post_block", 8, start="sequential", trained=False),
     Method("post-block r=8, fitted, trained", "linear", "post_block", 8, start="sequential"),
 )

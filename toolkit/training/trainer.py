@@ -1,8 +1,9 @@
 """Training what asks for gradients, with transformers' Trainer."""
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,10 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.errors import InputError
 from toolkit.training.examples import NOT_SUPERVISED, collate
+
+_PRIME = 1_000_003  # keeps epochs of one seed apart from those of the next
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,10 @@ class Trainee(nn.Module):
 
     def forward(self, **batch: Any) -> Any:
         output = self.model(**batch, use_cache=False)
-        output.loss = output.loss + self.extra_loss()
+        # Losses of a step's micro batches are summed: each brings its share of the penalty.
+        whole = batch.get("num_items_in_batch")
+        share = 1.0 if whole is None else _supervised(batch["labels"]) / whole
+        output.loss = output.loss + share * self.extra_loss()
         return output
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,10 +91,15 @@ class Trainee(nn.Module):
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if k in kept}
 
     def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> Any:
-        missing = self.state_dict().keys() ^ state.keys()
-        if missing:
-            raise ValueError(f"a checkpoint of other parameters: {sorted(missing)[0]!r}")
-        return super().load_state_dict(state, strict=False, assign=assign)
+        ours, theirs = (
+            {k: v.shape for k, v in some.items()} for some in (self.state_dict(), state)
+        )
+        different = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        if different:
+            raise InputError(f"a checkpoint of other parameters: {different[0]!r} differs")
+        found = super().load_state_dict(state, strict=False, assign=assign)
+        found.missing_keys.clear()  # what is not trained is nothing to warn of
+        return found
 
 
 def train(
@@ -104,7 +117,6 @@ def train(
     """
     micro = options.micro_batch or options.batch_size
     device = next(trainee.parameters()).device
-    log = _Log()
     with TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=str(folder or scratch),
@@ -116,8 +128,8 @@ def train(
             lr_scheduler_type="cosine",
             warmup_steps=options.warmup,
             weight_decay=options.weight_decay,
-            train_sampling_strategy="group_by_length",
             logging_steps=10,
+            logging_nan_inf_filter=False,
             save_strategy="steps" if folder else "no",
             save_steps=options.save_steps,
             save_total_limit=1,
@@ -133,7 +145,7 @@ def train(
             train_dataset=list(rows),
             data_collator=lambda batch: collate(batch, pad_id),
             args=arguments,
-            callbacks=[log, *callbacks],
+            callbacks=[_StopAtNoNumber(), *callbacks],
         )
         if not show_progress:
             trainer.remove_callback(_printer())
@@ -145,25 +157,57 @@ def train(
     epochs = trainer.state.epoch or 0.0
     tokens = round(epochs * sum(len(row["input_ids"]) for row in rows))
     seconds = time.perf_counter() - started
-    return Training(trainer.state.global_step, tokens, seconds, tuple(log.losses))
+    # The trainer's own history is in its checkpoints: nothing is lost where a run is resumed.
+    losses = tuple((int(r["step"]), r["loss"]) for r in trainer.state.log_history if "loss" in r)
+    return Training(trainer.state.global_step, tokens, seconds, losses)
 
 
 def _trainer(**arguments: Any) -> Trainer:
     with warnings.catch_warnings():
         # transformers' own use of a name that it will rename
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return Trainer(**arguments)
+        return _Trainer(**arguments)
 
 
-class _Log(TrainerCallback):
-    """Keeps the loss by step, and stops where a loss is no number."""
+class _Trainer(Trainer):
+    """transformers' Trainer with an order of examples that seed and epoch alone decide.
 
-    def __init__(self) -> None:
-        self.losses: list[tuple[int, float]] = []
+    Its own is drawn from the state of the global generator, which a resumed run does not have.
+    """
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return _Order(self)
+
+
+class _Order(Sampler[int]):
+    """Every example once, those of like length together, the order anew in each epoch."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.lengths = [len(row["input_ids"]) for row in trainer.train_dataset]  # type: ignore
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        arguments = self.trainer.args
+        epoch = int(self.trainer.state.epoch or 0)
+        generator = torch.Generator().manual_seed(arguments.seed + _PRIME * epoch)
+        size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        return iter(get_length_grouped_indices(self.lengths, size, generator=generator))
+
+
+class _StopAtNoNumber(TrainerCallback):
+    """Ends a training whose loss is no number: it would stay so."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if "loss" in logs:
-            self.losses.append((state.global_step, logs["loss"]))
+        if not math.isfinite(logs.get("loss", 0.0)):
+            control.should_training_stop = True
+
+
+def _supervised(labels: Tensor) -> Tensor:
+    """How many tokens of a batch are learned from, as the trainer counts them."""
+    return (labels[:, 1:] != NOT_SUPERVISED).sum()
 
 
 def _printer() -> type:
@@ -190,7 +234,7 @@ def response_loss(
     for start in range(0, len(rows), batch_size):
         batch = collate(rows[start : start + batch_size], pad_id)
         batch = {name: value.to(next(model.parameters()).device) for name, value in batch.items()}
-        counted = int((batch["labels"][:, 1:] != NOT_SUPERVISED).sum())
+        counted = int(_supervised(batch["labels"]))
         total += float(model(**batch, use_cache=False).loss) * counted
         n += counted
     return total / n
