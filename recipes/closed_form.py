@@ -46,9 +46,11 @@ def beside_training(fitted: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="0: as many as fit")
     args = parser.parse_args()
-    frame, _ = make_table(TableRequest(methods=fits()), args.out, range(args.seeds))
+    request = TableRequest(methods=fits())
+    frame, _ = make_table(request, args.out, range(args.seeds), args.workers)
     both = beside_training(frame, pd.read_csv(FACTORIAL / "table.csv"))
     both.to_csv(args.out / "beside_training.csv", index=False)
     print(both.to_string(index=False))

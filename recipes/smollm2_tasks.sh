@@ -11,11 +11,12 @@ base=SmolLM2-135M-Instruct
 out=$(dirname "$0")/../data/smollm2-tasks
 mkdir -p "$work" "$out"
 
+# run TASK FILES EXAMPLES DOCUMENTS QUESTIONS
 run() {
-    local task=$1 files=$2 examples=$3 shown=$4
-    local common="--task $task $files --examples $examples --validation 100 --batch-size 8 --quiet"
+    local task=$1 files=$2 examples=$3 documents=$4 questions=$5
+    local common="--task $task $files --examples $examples --validation 60 --batch-size 8 --quiet"
     oracle finetune $base $common --method lora --rate 1e-3 --out "$work/$task-lora"
-    python - "$task" "$work/$task-documents.jsonl" "$examples" $files <<'PY'
+    python - "$task" "$work/$task-documents.jsonl" "$documents" $files <<'PY'
 import json, sys
 from toolkit.tasks import make_task
 name, path, n, *files = sys.argv[1:]
@@ -24,21 +25,19 @@ with open(path, "w") as file:
     file.writelines(json.dumps({"prompt": r.prompt, "response": r.response}) + "\n" for r in rows)
 PY
     for fit in forced sequential; do
+        date +%s > "$work/clock"
         oracle steer fit $base "$work/$task-lora" --data "$work/$task-documents.jsonl" --quiet \
             --rank 8 --fit $fit --out "$work/$task-$fit"
+        echo "$task $fit: $(($(date +%s) - $(cat "$work/clock"))) seconds" | tee -a "$out/seconds.txt"
     done
-    oracle steer train $base $common --rate 3e-3 --out "$work/$task-post-block-r8"
-    [ "$task" = listops ] && oracle steer train $base $common --rate 3e-3 --kind loreft \
-        --location post_mlp --out "$work/$task-reft-r8"
-    for which in forced sequential post-block-r8 reft-r8; do
-        [ -d "$work/$task-$which" ] || continue
-        oracle steer eval $base --adapters "$work/$task-$which" --tuned "$work/$task-lora" \
-            --task $task $files --n "$shown" --quiet --out "$out/$task-$which.json"
-        [ -f "$work/$task-$which/training.json" ] &&
-            cp "$work/$task-$which/training.json" "$out/$task-$which-training.json"
+    oracle steer train $base $common --rate 3e-3 --out "$work/$task-post-block"
+    oracle steer eval $base --tuned "$work/$task-lora" --task $task $files --n "$questions" \
+        --adapters "$work/$task-forced" --adapters "$work/$task-sequential" \
+        --adapters "$work/$task-post-block" --quiet --out "$out/$task.json"
+    for which in lora post-block; do
+        cp "$work/$task-$which/training.json" "$out/$task-$which-training.json"
     done
-    cp "$work/$task-lora/training.json" "$out/$task-lora-training.json"
 }
 
-run listops "" 400 200
-run arc-easy "--train $train --test $test" 240 200
+run listops "" 240 100 150
+run arc-easy "--train $train --test $test" 120 60 100

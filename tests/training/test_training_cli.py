@@ -62,7 +62,7 @@ def test_train_and_judge(root, tmp_path, kind, location):
                     "--tuned", root / "tuned", "--out", found)  # fmt: skip
     assert judged.exit_code == 0, judged.output
     results = {row["who"]: row for row in json.loads(found.read_text())["results"]}
-    assert results.keys() == {"base", "steered", "tuned"}
+    assert results.keys() == {"base", str(out), "tuned"}
     assert results["base"]["recovered"] == 0
     assert results["tuned"]["recovered"] == pytest.approx(1)
 

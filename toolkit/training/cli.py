@@ -182,7 +182,7 @@ def evaluate(
     base: Base,
     task: TaskName,
     adapters: Annotated[
-        Path | None, typer.Option(help="Folder of adapters; without it, BASE alone.")
+        list[Path] | None, typer.Option(help="Folder of adapters; several are judged in turn.")
     ] = None,
     tuned: Annotated[
         str | None, typer.Option(help="Fine-tune to compare with: accuracy, and KL(tuned ‖ x).")
@@ -195,11 +195,11 @@ def evaluate(
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Accuracy of BASE, of it with adapters, and of a fine-tune, with 95 % intervals."""
+    """Accuracy of BASE, of BASE with adapters, and of a fine-tune, with 95 % intervals."""
     with bad_input():
         from toolkit.training.judging import judge
 
-        found = judge(base, (task, train, test), adapters, tuned, n, dtype, device, not quiet)
+        found = judge(base, (task, train, test), adapters or [], tuned, n, dtype, device, not quiet)
         show(("who", "accuracy", "95 % interval", "KL(tuned ‖ x)", "recovered"), found["rows"])
         console.print(f"chance {found['chance']:.3f}, {found['questions']} questions")
         if out is not None:

@@ -1,7 +1,8 @@
 """A base model, the same with adapters, and a fine-tune, on one task's test questions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ KL_PROMPTS, KL_TOKENS = 64, 32
 def judge(
     base: str,
     task_files: tuple[str, Path | None, Path | None],
-    adapters: Path | None = None,
+    adapters: Sequence[Path] = (),
     tuned: str | None = None,
     n: int | None = None,
     dtype: str = "float32",
@@ -33,7 +34,7 @@ def judge(
     """Accuracy with its 95 % interval and, with `tuned`, the divergence from it, of each model."""
     task = make_task(*task_files)
     test = task.examples("test", n)
-    loaded = load_adapters(adapters) if adapters else None
+    loaded = {str(path): load_adapters(path) for path in adapters}
     with quiet_transformers():
         if tuned:
             pair = ModelPair.load(base, tuned, dtype, device)
@@ -42,8 +43,8 @@ def judge(
             model = load_model(base, getattr(torch, dtype), device)
             tokenizer = load_tokenizer(base)
     who: list[tuple[str, Any, Callable[[], Any]]] = [("base", model, nullcontext)]
-    if loaded is not None:
-        who.append(("steered", model, lambda: steer(model, loaded)))
+    for name, found in loaded.items():
+        who.append((name, model, partial(steer, model, found)))
     reference = None
     if tuned:
         who.append(("tuned", pair.tuned, nullcontext))
@@ -71,6 +72,6 @@ def judge(
         "chance": chance(task.examples("train", 2000), test),
         "base": base,
         "tuned": tuned,
-        "adapters": str(adapters) if adapters else None,
+        "parameters": {name: found.parameters for name, found in loaded.items()},
         "versions": versions(),
     }

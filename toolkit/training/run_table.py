@@ -31,7 +31,10 @@ SMALL = 10_000_000  # parameters below which a model trains better on one thread
 
 @dataclass(frozen=True)
 class TableRequest:
-    """What a table is asked for; each process makes its own `Bench` from it."""
+    """What a table is asked for; each process makes its own `Bench` from it.
+
+    `rate`: one learning rate for all, instead of those that suit each method.
+    """
 
     model: str = tiny.NAME
     tuned: str | None = None
@@ -43,6 +46,7 @@ class TableRequest:
     max_steps: int = 200
     batch_size: int = 32
     device: str = "cpu"
+    rate: float | None = None
     methods: tuple[Method, ...] = tiny.METHODS
 
     @property
@@ -66,6 +70,8 @@ class TableRequest:
         return Setting(pair, task, options, n_train, n_test=self.n_test, n_kl=32, batch_size=32)
 
     def rates(self, method: Method) -> Sequence[float]:
+        if self.rate is not None:
+            return (self.rate,)
         return tiny.RATES[method.family] if self.is_tiny else method.rates
 
 
