@@ -37,10 +37,9 @@ class LoReFT(Adapter):
     @classmethod
     def identity(cls, width: int, rank: Rank) -> Self:
         r = columns(rank, width)
-        if torch.empty(0).is_meta:  # only the shapes are asked for
-            rows = torch.empty(r, width)
-        else:
-            rows = torch.linalg.qr(torch.randn(width, r)).Q.T.contiguous()
+        if torch.empty(0).is_meta:  # only the shapes are asked for, and torch makes no base there
+            return cls(torch.empty(r, width), torch.empty(r, width), torch.zeros(r))
+        rows = torch.linalg.qr(torch.randn(width, r)).Q.T.contiguous()
         made = cls(rows, torch.empty(r, width), torch.zeros(r))
         made.target.data = made.rows.contiguous().clone()
         return made
