@@ -32,7 +32,7 @@ class LoReFT(Adapter):
         super().__init__()
         self.basis = orthogonal(_Rows(rows))
         self.target, self.bias = fixed(target), fixed(bias)
-        self.requires_grad_(False)
+        self.requires_grad_(False).eval()
 
     @classmethod
     def identity(cls, width: int, rank: Rank) -> Self:
