@@ -26,6 +26,11 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
     sites = sites or resolve(model)
     if reason := sites.missing.get(adapters.location):
         raise ValueError(f"this model has no {adapters.location!r}: {reason}")
+    if lacking := [k for k in adapters.by_layer if (adapters.location, k) not in sites.at]:
+        raise ValueError(
+            f"adapters for block {lacking[0]} at {adapters.location!r}: this model has blocks 0 to "
+            f"{sites.n_layers - 1}"
+        )
     tokens = _Tokens(adapters.positions)
     language_model = causal_lm(model)
     with ExitStack() as stack:
