@@ -47,6 +47,9 @@ class LoReFT(Adapter):
     @property
     def rows(self) -> Tensor:
         """R."""
+        with torch.no_grad():  # torch cuts this to integers, which must not be weight decay's 0
+            signs = self.basis.parametrizations["weight"].original.diagonal()  # type: ignore
+            signs.copy_(signs.sign())
         return cast(Tensor, self.basis.weight)
 
     @property
