@@ -96,6 +96,31 @@ def test_in_generation_the_prompt_is_what_is_read_before_the_cache(name, family)
             assert bool(step[row, 0]) == (name in ("all", "every"))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("llama", "sdpa"), ("llama", "eager"), ("gemma3", "sdpa"), ("gemma3", "eager")],
+)
+def test_a_static_cache_changes_nothing(name, family, attention):
+    """The model is then called with masks of who attends to whom, not of which are tokens."""
+    model = tiny.make_model(family, torch.float32)  # eager float64 overflows at its least number
+    model.set_attn_implementation(attention)
+    model.generation_config.eos_token_id = None
+    prompts = make_prompts(PROMPTS, tiny.PAD)
+    found = []
+    for cache in (None, "static"):
+        with watched(model, name) as changed:
+            model.generate(
+                input_ids=prompts.ids,
+                attention_mask=prompts.mask.long(),
+                max_new_tokens=6,
+                do_sample=False,
+                cache_implementation=cache,
+            )
+        found.append(torch.cat(changed, 1))
+    assert torch.equal(*found)
+
+
 def test_labels_of_one_pass_are_forgotten_by_the_next():
     """Also where the pass between them broke off."""
     model = tiny.make_model("llama")
