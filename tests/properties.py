@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -112,3 +112,12 @@ def assert_mergeable(
         assert_close(rebuilt.result(), whole, 0)
         rebuilt.merge(fed(updates[:1]))
         assert_close(rebuilt.result(), fed([*updates, updates[0]]).result(), rtol)
+
+
+def assert_identity_at_start(
+    model: torch.nn.Module, attached: Callable[[], AbstractContextManager], **inputs: Any
+) -> None:
+    """In the context `attached` the model's logits are bit for bit those it has without."""
+    bare = model(**inputs).logits
+    with attached():
+        assert torch.equal(model(**inputs).logits, bare)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
     sites = sites or resolve(model)
     if reason := sites.missing.get(adapters.location):
         raise ValueError(f"this model has no {adapters.location!r}: {reason}")
+    if lacking := [k for k in adapters.by_layer if (adapters.location, k) not in sites.at]:
+        raise ValueError(
+            f"adapters for block {lacking[0]} at {adapters.location!r}: this model has blocks 0 to "
+            f"{sites.n_layers - 1}"
+        )
     tokens = _Tokens(adapters.positions)
     language_model = causal_lm(model)
     with ExitStack() as stack:
@@ -58,14 +64,30 @@ class _Tokens:
         inputs = ids if ids is not None else call.kwargs["inputs_embeds"]
         n_rows, n_new = inputs.shape[:2]
         mask = call.kwargs.get("attention_mask")
-        if mask is None or mask.ndim != 2:
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
             cache = call.kwargs.get("past_key_values")
-            seen = cache.get_seq_length() if cache is not None else 0
+            seen = int(cache.get_seq_length()) if cache is not None else 0
+            attended = mask
             mask = torch.ones(n_rows, seen + n_new, dtype=torch.bool, device=inputs.device)
+            if seen == 0:  # padding stands on the left: behind a cache there is none
+                mask &= _are_tokens(attended)
         mask, n_seen = mask.bool(), mask.shape[1] - n_new
         prompt = torch.zeros_like(mask)
         prompt[:, n_seen:] = prompt_tokens(mask[:, n_seen:], self.labels, n_seen)
         self.where = self.positions.of(mask, prompt)[:, n_seen:]
+
+
+def _are_tokens(attended: Any) -> Any:
+    """Which of a prompt's tokens are no padding, by the mask of who attends to whom (None: all).
+
+    Generation with a static cache makes that mask, `[batch, 1, new, cached]`, or one for each type
+    of attention, before it calls the model. Tokens attend to themselves; to padding nobody does.
+    """
+    masks = attended.values() if isinstance(attended, dict) else [attended]
+    if (mask := next((m for m in masks if m is not None), None)) is None:
+        return True
+    own = mask[:, 0].diagonal(0, 1, 2)
+    return own if own.dtype == torch.bool else own == 0
 
 
 def _edit(adapter: Adapter, tokens: _Tokens) -> Edit:

@@ -32,15 +32,14 @@ class LoReFT(Adapter):
         super().__init__()
         self.basis = orthogonal(_Rows(rows))
         self.target, self.bias = fixed(target), fixed(bias)
-        self.requires_grad_(False)
+        self.requires_grad_(False).eval()
 
     @classmethod
     def identity(cls, width: int, rank: Rank) -> Self:
         r = columns(rank, width)
-        if torch.empty(0).is_meta:  # only the shapes are asked for
-            rows = torch.empty(r, width)
-        else:
-            rows = torch.linalg.qr(torch.randn(width, r)).Q.T.contiguous()
+        if torch.empty(0).is_meta:  # only the shapes are asked for, and torch makes no base there
+            return cls(torch.empty(r, width), torch.empty(r, width), torch.zeros(r))
+        rows = torch.linalg.qr(torch.randn(width, r)).Q.T.contiguous()
         made = cls(rows, torch.empty(r, width), torch.zeros(r))
         made.target.data = made.rows.contiguous().clone()
         return made
@@ -48,6 +47,9 @@ class LoReFT(Adapter):
     @property
     def rows(self) -> Tensor:
         """R."""
+        with torch.no_grad():  # torch cuts this to integers, which must not be weight decay's 0
+            signs = self.basis.parametrizations["weight"].original.diagonal()  # type: ignore
+            signs.copy_(signs.sign())
         return cast(Tensor, self.basis.weight)
 
     @property

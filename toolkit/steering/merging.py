@@ -19,7 +19,9 @@ def merge_into_down(model: nn.Module, adapters: Adapters) -> None:
     """Put adapters at ``post_mlp`` into the down projections: ``W_d + A W_d``, the post's ΔW_d^eff.
 
     `model`, which is changed, then gives the logits of the steered model. Raises ValueError where
-    weights cannot do what the adapters do, before anything is changed.
+    weights cannot do what the adapters do, before anything is changed. Where adapters have a
+    constant, down projections get a bias; a family whose projections have none forgets it when it
+    is saved and loaded by transformers.
     """
     if adapters.location != "post_mlp" or str(adapters.positions) != "every":
         raise ValueError(
@@ -39,6 +41,7 @@ def merge_into_down(model: nn.Module, adapters: Adapters) -> None:
     for layer, (matrix, bias) in maps.items():
         down = downs[layer]
         weight = down.weight.double()
+        matrix, bias = matrix.to(weight), bias.to(weight)
         if down.bias is not None:
             bias = bias + down.bias.double() + matrix @ down.bias.double()
         down.weight.copy_(weight + matrix @ weight)

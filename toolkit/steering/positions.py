@@ -33,7 +33,7 @@ class Positions:
             return cls(sink=text == "every")
         if text == "last_prompt":
             return cls(0, 1)
-        if found := re.fullmatch(r"first_last\((\d+)\)", text.replace(" ", "")):
+        if found := re.fullmatch(r"first_last\(([1-9]\d*)\)", text.replace(" ", "")):
             return cls(int(found[1]), int(found[1]))
         raise InputError(
             f"positions is {text!r}: expected all, every, last_prompt or first_last(k)"

@@ -57,11 +57,13 @@ def load_adapters(folder: str | Path) -> Adapters:
         kind = KINDS[config["kind"]]
         with torch.random.fork_rng(devices=[]):  # starting points are drawn and overwritten
             by_layer = {int(k): kind.identity(**c) for k, c in config["layers"].items()}
+        location, fit, info = config["location"], config["fit"], config["info"]
+        _ = POINTS[location]
+        positions = Positions.parse(config["positions"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} describes no known adapter: {error}") from error
     _fill(by_layer, tensors, folder / WEIGHTS)
-    positions = Positions.parse(config["positions"])
-    return Adapters(config["location"], by_layer, config["fit"], config["info"], positions)
+    return Adapters(location, by_layer, fit, info, positions)
 
 
 def _fill(by_layer: dict[int, Adapter], tensors: dict[str, Tensor], path: Path) -> None:

@@ -22,7 +22,7 @@ def supervised(example: Example, tokenizer: Any, max_length: int) -> dict[str, l
     document = Document(prompt=example.prompt, response=example.response)
     encoded = encode(document, tokenizer, max_length + 1)
     ids, start = list(encoded.ids), encoded.response_start
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and ids[-1:] != [tokenizer.eos_token_id]:  # some add their own
         ids.append(tokenizer.eos_token_id)
     if len(ids) > max_length:
         raise InputError(
