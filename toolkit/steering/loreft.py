@@ -30,7 +30,8 @@ class LoReFT(Adapter):
 
     def __init__(self, rows: Tensor, target: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.basis = orthogonal(_Rows(rows))
+        # Without torch's trivialisation, which would keep a [d, d] matrix beside the r rows.
+        self.basis = orthogonal(_Rows(rows), orthogonal_map="householder", use_trivialization=False)
         self.target, self.bias = fixed(target), fixed(bias)
         self.requires_grad_(False).eval()
 
