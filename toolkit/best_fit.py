@@ -41,7 +41,8 @@ def best_fit(
     )
     held_out = [d for d in encode_all(documents, pair.tokenizer, max_length) if d.held_out]
     prompts = [document.prompt_ids for document in held_out[:max_prompts]]
-    candidates = {plan: Candidate.of(fitted[plan]) for plan in plans}
+    # Candidates are told apart by their words: two blends of one kind need a name of their own.
+    candidates = {plan: replace(Candidate.of(fitted[plan]), fit=plan.name) for plan in plans}
     found = evaluate(pair, prompts, list(candidates.values()), new_tokens).divergences
     shares = {
         plan: recovered(found[candidate, "tuned"], found[NONE, "tuned"])

@@ -29,8 +29,8 @@ def methods(frame: pd.DataFrame, chance: float | None = None) -> Figure:
         _line(axes, frame[frame.kind == "none"].accuracy.mean(), "base")
         if chance is not None:
             _line(axes, chance, "chance")
-        axes.set(xlabel="share of test questions answered rightly (95 % interval)")
-        axes.set_title("Accuracy by method, and the numbers that each trains")
+        axes.set(xlabel="accuracy on test questions (95 % interval)")
+        axes.set_title("Accuracy, by method and size")
         axes.grid(axis="y", visible=False)
         axes.set_ylim(-0.7, len(rows) - 0.3)
     return figure
