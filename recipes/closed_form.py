@@ -2,8 +2,8 @@
 
     python recipes/closed_form.py
 
-Every location and kind, fitted forced, sequential and halfway between, on the tiny pair, judged as
-`oracle table` judges its methods; then the rank correlation of what the fits recover with what
+Every location and kind, fitted forced and sequentially on the tiny pair, judged as `oracle table`
+judges its methods; then the rank correlation of what the fits recover with what
 training the same cells reached (data/tiny-listops/factorial, made by recipes/factorial.py).
 """
 
@@ -20,7 +20,7 @@ from toolkit.training.methods import Method
 from toolkit.training.run_table import TableRequest, make_table
 
 OUT = FACTORIAL.with_name("closed-form")
-FITS = ("forced", "blended", "sequential")
+FITS = ("forced", "sequential")
 CELL = ["location", "kind", "rank"]
 
 
@@ -28,6 +28,7 @@ def fits() -> tuple[Method, ...]:
     return tuple(
         Method(f"{where} {kind} {rank or 0} {fit}", kind, where, rank, start=fit, trained=False)
         for where, (kind, rank), fit in product(LOCATIONS, KINDS, FITS)
+        if rank != 1
     )
 
 

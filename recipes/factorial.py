@@ -25,11 +25,11 @@ POSITIONS = ("all", "last_prompt", "first_last(7)")
 
 
 def cells() -> tuple[Method, ...]:
-    """Every combination; rank 1 at all positions alone, where it meets JoLA's size."""
+    """Every combination at all positions; the linear and LoReFT of rank 8 at the others too."""
     return tuple(
         Method(f"{location} {kind} {rank or 0} {positions}", kind, location, rank, positions)
         for location, (kind, rank), positions in product(LOCATIONS, KINDS, POSITIONS)
-        if rank != 1 or positions == "all"
+        if positions == "all" or (kind in ("linear", "loreft") and rank == 8)
     )
 
 

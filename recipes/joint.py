@@ -20,7 +20,7 @@ METHODS = (
 
 
 def main() -> None:
-    frame, _ = make_table(TableRequest(methods=METHODS), OUT, range(2))
+    frame, _ = make_table(TableRequest(methods=METHODS), OUT, range(2), workers=1)
     shown = ["method", "parameters", "learning_rate", "accuracy", "accuracy_low", "kl"]
     print(frame[shown].to_string(index=False))
 

@@ -46,7 +46,7 @@ Keep = Annotated[bool, typer.Option("--keep-statistics", help="Keep about 20Â·dÂ
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
-DEMO_SHARED_SAMPLE = 128  # half the default: the demonstration is to end within eight minutes
+DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 
 
