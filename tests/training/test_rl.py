@@ -1,4 +1,4 @@
-"""Training by reward: what TRL learns from is the steered model, its answers and the task's word."""
+"""Training by reward: TRL learns from the steered model, its answers and the task's word."""
 
 import sys
 
@@ -130,11 +130,22 @@ def test_seeds_reproduce_and_differ(trl):
     assert not torch.equal(numbers_of(one.adapters), numbers_of(other.adapters))
 
 
-def test_what_is_likely_to_be_rewarded_becomes_so(trl):
-    """The words that are right grow likelier, by a policy that answers and learns alone."""
-    options = RewardOptions(3e-2, max_steps=25, prompts=4, generations=8)
-    rewards = [reward for _, reward in run(options=options).rewards]
-    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
+def test_right_answers_become_likelier(trl):
+    """The exact probability of an even first word, on average over prompts."""
+    model, adapters = make_model(), make_adapters()
+    found = run(model, adapters, RewardOptions(5e-2, max_steps=40, prompts=4, generations=8))
+    assert chance_of_even(model, found.adapters) > chance_of_even(model, adapters) + 0.05
+
+
+@torch.no_grad()
+def chance_of_even(model, adapters):
+    tokenizer = tiny.make_tokenizer()
+    words = tokenizer.batch_decode([[i] for i in range(tiny.N_VOCABULARY)])
+    even = torch.tensor([TASK.extract(word) == "even" for word in words])
+    prompts = prompts_of(tokenizer, TASK.examples("train"))
+    with steer(model, adapters):
+        logits = [model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
+    return float(torch.stack(logits).softmax(-1)[:, even].sum(-1).mean())
 
 
 @pytest.mark.parametrize("positions", ["all", "every", "last_prompt"])
@@ -218,7 +229,7 @@ def test_micro_batches_are_one_batch(trl):
 
 
 def test_an_interrupted_training_goes_on(trl, tmp_path, monkeypatch):
-    """The third step fails; what follows is as if it had not, from checkpoints of adapters alone."""
+    """The third step fails; what follows is as if it had not. Checkpoints hold adapters alone."""
     options = RewardOptions(**{**vars(OPTIONS), "save_steps": 1})
     whole = run(options=options)
     asked = []

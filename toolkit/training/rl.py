@@ -2,8 +2,10 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,6 +89,7 @@ def grpo(
     with (
         adapted(model, method_of(adapters), seed=options.seed, start=adapters) as found,
         TemporaryDirectory() as scratch,
+        _quiet_trl(),
     ):
         trained: Any = found.adapters
         trainer = make_trainer(
@@ -111,9 +114,7 @@ def grpo(
         seconds = time.perf_counter() - started
     history = trainer.state.log_history
     rewards = tuple((int(r["step"]), float(r["reward"])) for r in history if "reward" in r)
-    result = Adapters(
-        trained.location, trained.by_layer, "trained", dict(trained.info), trained.positions
-    )
+    result = replace(trained, fit="trained", info={**trained.info, "grpo": asdict(options)})
     return Rewarded(result, trainer.state.global_step, seconds, rewards)
 
 
@@ -189,6 +190,14 @@ def arguments_of(options: RewardOptions) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _quiet_trl() -> Iterator[None]:
+    """No word of the names, such as gradient_checkpointing, that transformers will change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        yield
+
+
 def _from_trl() -> tuple[Any, Any]:
     """TRL's trainer, with checkpoints that hold the adapters alone, and its arguments' class."""
     try:
@@ -204,7 +213,7 @@ def _from_trl() -> tuple[Any, Any]:
             super().__init__(**arguments)
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            save_adapters(self.adapters, output_dir or self.args.output_dir)
+            save_adapters(self.adapters, str(output_dir or self.args.output_dir))
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
             saved = load_adapters(resume_from_checkpoint)
