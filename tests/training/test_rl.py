@@ -148,8 +148,12 @@ def chance_of_even(model, adapters):
     return float(torch.stack(logits).softmax(-1)[:, even].sum(-1).mean())
 
 
-@pytest.mark.parametrize("positions", ["all", "every", "last_prompt"])
-def test_the_first_step_follows_the_textbooks_gradient(trl, monkeypatch, positions):
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [("llama", "all"), ("llama", "every"), ("llama", "last_prompt"), ("gemma3", "all"),
+     ("gpt2", "all"), ("opt", "all")],
+)  # fmt: skip
+def test_the_first_step_follows_the_textbooks_gradient(trl, monkeypatch, family, positions):
     """Adam's first step is the gradient's sign. Here it comes from one answer at a time, unpadded.
 
     Advantages are rewards less their prompt's mean, over its standard deviation; every token of
@@ -169,7 +173,8 @@ def test_the_first_step_follows_the_textbooks_gradient(trl, monkeypatch, positio
         return record
 
     monkeypatch.setattr(rl, "reward_of", recording)
-    model, adapters, tokenizer = make_model(), make_adapters(positions), tiny.make_tokenizer()
+    model, tokenizer = tiny.make_model(family, torch.float64), tiny.make_tokenizer()
+    adapters = make_adapters(positions)
     options = RewardOptions(1e-3, max_steps=1, prompts=4, generations=6, warmup=0.0)
     found = run(model, adapters, options)
     step = numbers_of(found.adapters) - numbers_of(adapters)

@@ -1,6 +1,7 @@
 """Training adapters by reward alone: TRL's GRPO, where a right answer is worth 1."""
 
 import copy
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from toolkit.errors import InputError
+from toolkit.generation import positions_of
 from toolkit.steering import Adapters, load_adapters, save_adapters
 from toolkit.tasks import Example, Task
 from toolkit.training.methods import Method, adapted
@@ -78,10 +80,9 @@ def grpo(
     """Train a copy of `adapters` on `model` by the correctness of its answers to `examples`.
 
     The policy is the steered model as it answers, without dropout or noisy gates; there is no
-    reference model, and an adapter's own penalty takes no part. TRL scores left-padded rows
-    without position ids: that is exact for relative positions such as rotary ones, not for learned
-    absolute ones. With a `folder`, checkpoints go there and an interrupted training goes on from
-    the last one. InputError where trl is missing, or examples are fewer than a step's prompts.
+    reference model, and an adapter's own penalty takes no part. With a `folder`, checkpoints go
+    there and an interrupted training goes on from the last one. InputError where trl is missing,
+    or examples are fewer than a step's prompts.
     """
     make_trainer, make_arguments = _from_trl()
     if len(examples) < options.prompts:
@@ -190,6 +191,21 @@ def arguments_of(options: RewardOptions) -> dict[str, Any]:
     }
 
 
+def at_own_positions(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """TRL's `forward`, scoring tokens at the positions at which they were generated.
+
+    TRL counts the padding on the left, which learned absolute positions notice.
+    """
+
+    @functools.wraps(forward)
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("fused_lm_head"):
+            kwargs["position_ids"] = positions_of(kwargs["attention_mask"])
+        return forward(*args, **kwargs)
+
+    return placed
+
+
 @contextmanager
 def _quiet_trl() -> Iterator[None]:
     """No word of the names, such as gradient_checkpointing, that transformers will change."""
@@ -211,6 +227,7 @@ def _from_trl() -> tuple[Any, Any]:
         def __init__(self, adapters: Adapters, **arguments: Any) -> None:
             self.adapters = adapters
             super().__init__(**arguments)
+            self.model.forward = at_own_positions(self.model.forward)
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             save_adapters(self.adapters, str(output_dir or self.args.output_dir))
