@@ -55,7 +55,7 @@ def prefill(model: nn.Module, prompts: Prompts) -> Prefilled:
     output = model(
         input_ids=prompts.ids,
         attention_mask=prompts.mask.long(),
-        position_ids=_positions(prompts.mask),
+        position_ids=positions_of(prompts.mask),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -78,7 +78,7 @@ def greedy(
         output = model(
             input_ids=ids[:, -1:],
             attention_mask=mask.long(),
-            position_ids=_positions(mask)[:, -1:],
+            position_ids=positions_of(mask)[:, -1:],
             past_key_values=cache,
             use_cache=True,
         )
@@ -102,7 +102,7 @@ def continuation_logits(
     output = model(
         input_ids=generated.ids[:, :-1],
         attention_mask=mask.long(),
-        position_ids=_positions(mask)[:, -n_read:],
+        position_ids=positions_of(mask)[:, -n_read:],
         past_key_values=copy.deepcopy(start.cache),
         use_cache=True,
     )
@@ -118,13 +118,13 @@ def whole_logits(model: nn.Module, prompts: Prompts, generated: Generated) -> Te
     return model(
         input_ids=ids,
         attention_mask=mask.long(),
-        position_ids=_positions(mask),
+        position_ids=positions_of(mask),
         use_cache=False,
         logits_to_keep=n_new,
     ).logits
 
 
-def _positions(mask: Tensor) -> Tensor:
+def positions_of(mask: Tensor) -> Tensor:
     """Each token's place in its own row, padding left out."""
     return (mask.long().cumsum(1) - 1).clamp_min(0)
 

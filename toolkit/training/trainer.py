@@ -148,8 +148,8 @@ def train(
             callbacks=[_StopAtNoNumber(), *callbacks],
         )
         if not show_progress:
-            trainer.remove_callback(_printer())
-        found = _last_checkpoint(folder)
+            trainer.remove_callback(printer())
+        found = last_checkpoint(folder)
         started = time.perf_counter()
         trainee.train()
         trainer.train(resume_from_checkpoint=found)
@@ -210,13 +210,13 @@ def _supervised(labels: Tensor) -> Tensor:
     return (labels[:, 1:] != NOT_SUPERVISED).sum()
 
 
-def _printer() -> type:
+def printer() -> type:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
 
 
-def _last_checkpoint(folder: Path | None) -> str | None:
+def last_checkpoint(folder: Path | None) -> str | None:
     found = sorted((folder or Path("/nonexistent")).glob("checkpoint-*"), key=_step)
     return str(found[-1]) if found else None
 
