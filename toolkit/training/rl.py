@@ -227,7 +227,8 @@ def _from_trl() -> tuple[Any, Any]:
         def __init__(self, adapters: Adapters, **arguments: Any) -> None:
             self.adapters = adapters
             super().__init__(**arguments)
-            self.model.forward = at_own_positions(self.model.forward)
+            policy: Any = self.model
+            policy.forward = at_own_positions(policy.forward)
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             save_adapters(self.adapters, str(output_dir or self.args.output_dir))
