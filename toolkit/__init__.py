@@ -14,7 +14,9 @@ A run, from two models to an adapter that steers the base model::
         pair.base.generate(**inputs, max_new_tokens=32)
 """
 
+from toolkit.best_fit import best_fit
 from toolkit.checks import Check
+from toolkit.closed_form import Plan, fit_adapters
 from toolkit.diagnose import diagnose
 from toolkit.documents import Document, read_documents
 from toolkit.errors import InputError
@@ -30,9 +32,12 @@ __all__ = [
     "InputError",
     "ModelPair",
     "Options",
+    "Plan",
     "Run",
     "Table",
+    "best_fit",
     "diagnose",
+    "fit_adapters",
     "load_adapters",
     "read_documents",
     "save_adapters",
