@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from toolkit.errors import InputError
 from toolkit.locations import resolve
 from toolkit.progress import progress
@@ -75,7 +77,7 @@ def train_method(
             }
             if all(_score(result) > _score(other) for other in record["rates"]):
                 record["best"] = rate
-                _save(found, out, {"learning_rate": rate, **request})
+                _save(found, tokenizer, out, {"learning_rate": rate, **request})
             record["rates"].append(result)
             _write(out, record)
     return record
@@ -103,7 +105,7 @@ def _write(out: Path, record: dict[str, Any]) -> None:
     (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _save(found: Adapted, out: Path, info: dict[str, Any]) -> None:
+def _save(found: Adapted, tokenizer: Any, out: Path, info: dict[str, Any]) -> None:
     """Adapters as the toolkit keeps them; LoRA as PEFT does; a whole model as transformers does."""
     if found.adapters is not None:
         kept = Adapters(
@@ -116,4 +118,8 @@ def _save(found: Adapted, out: Path, info: dict[str, Any]) -> None:
         save_adapters(kept, out)
     if found.weights_changed:
         model: Any = found.model
+        if isinstance(model, PeftModel) and "base" in info:
+            model.peft_config["default"].base_model_name_or_path = info["base"]
         model.save_pretrained(out)
+        if not isinstance(model, PeftModel):
+            tokenizer.save_pretrained(out)
