@@ -33,9 +33,9 @@ def fits() -> tuple[Method, ...]:
 
 
 def beside_training(fitted: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
-    """Each cell's best fit, by validation accuracy, beside the cell trained at all positions."""
+    """Each cell's best fit, by what it recovers, beside the cell trained at all positions."""
     fitted, trained = (f.assign(rank=f["rank"].fillna(0).astype(int)) for f in (fitted, trained))
-    best = fitted.sort_values("validation_accuracy").groupby(CELL, as_index=False).last()
+    best = fitted.sort_values("recovered").groupby(CELL, as_index=False).last()
     names = [*CELL, "accuracy", "kl", "recovered"]
     both = best[[*names, "start", "fit_seconds"]].merge(
         trained[trained.positions == "all"][[*names, "train_seconds", "tokens"]],
