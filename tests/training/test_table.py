@@ -80,6 +80,12 @@ def test_the_rate_is_chosen_on_validation_and_run_with_every_seed(tmp_path):
     assert [(o.learning_rate, o.seed) for o in found] == [(3, 7), (3, 8), (3, 9)]
 
 
+def test_a_loss_that_is_no_number_is_never_chosen(tmp_path):
+    bench = Told({1: (0.0, float("nan")), 2: (0.0, 9.0)})
+    found = run_method(bench, METHODS[2], (1, 2), (0,), Record(tmp_path / "x.jsonl"))
+    assert found[0].learning_rate == 2
+
+
 def test_finished_runs_are_not_run_again(tmp_path):
     """A line cut off by a kill counts as not there."""
     bench = Told({1: (0.5, 0.1), 2: (0.9, 0.3)})

@@ -1,5 +1,6 @@
 """How often a model is right, with the uncertainty of having asked so many questions."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,6 +94,11 @@ def correct(
     """Whether `model` answers each example of `task` rightly, bool `[n]`."""
     said = answers(model, tokenizer, examples, task.new_tokens, batch_size, advance)
     return np.array([task.correct(text, e) for text, e in zip(said, examples, strict=True)])
+
+
+def merit(accuracy: float, loss: float) -> tuple[float, float]:
+    """What chooses a learning rate: accuracy, then loss; a loss that is no number comes last."""
+    return accuracy, -loss if math.isfinite(loss) else -math.inf
 
 
 def bootstrap(right: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:

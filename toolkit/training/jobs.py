@@ -14,7 +14,7 @@ from toolkit.progress import progress
 from toolkit.provenance import versions
 from toolkit.steering import Adapters, save_adapters
 from toolkit.tasks import Task
-from toolkit.training.evaluation import bootstrap, correct
+from toolkit.training.evaluation import bootstrap, correct, merit
 from toolkit.training.examples import supervised
 from toolkit.training.methods import Adapted, Method, adapted
 from toolkit.training.trainer import TrainingOptions, response_loss, train
@@ -84,7 +84,7 @@ def train_method(
 
 
 def _score(result: dict[str, Any]) -> tuple[float, float]:
-    return result["validation_accuracy"], -result["validation_loss"]
+    return merit(result["validation_accuracy"], result["validation_loss"])
 
 
 def _opened(out: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from toolkit.documents import Document, Positions
 from toolkit.pair import ModelPair
 from toolkit.steering import Adapters
 from toolkit.tasks import Example, Task
-from toolkit.training.evaluation import Reference, bootstrap, correct, prompts_of
+from toolkit.training.evaluation import Reference, bootstrap, correct, merit, prompts_of
 from toolkit.training.examples import supervised
 from toolkit.training.methods import Adapted, Method, adapted
 from toolkit.training.trainer import Training, TrainingOptions, response_loss, train
@@ -189,7 +189,7 @@ def run_method(
     if not method.learns:
         return [once(None, seed) for seed in (seeds if method.start != "identity" else seeds[:1])]
     swept = [once(rate, seeds[0]) for rate in rates]
-    best = max(swept, key=lambda o: (o.validation_accuracy, -o.validation_loss))
+    best = max(swept, key=lambda o: merit(o.validation_accuracy, o.validation_loss))
     return [best, *(once(best.learning_rate, seed) for seed in seeds[1:])]
 
 
