@@ -4,7 +4,9 @@ import torch
 
 from tests import tiny
 from toolkit.best_fit import best_fit, candidates_of
-from toolkit.closed_form import Plan, allocated, spread
+from toolkit.allocation import allocated
+from toolkit.analysis.rank_budget import spread
+from toolkit.closed_form import Plan
 from toolkit.pair import ModelPair
 
 

@@ -10,7 +10,9 @@ import torch
 from tests import textbook, tiny
 from tests.properties import restores
 from toolkit import InputError, ModelPair
-from toolkit.closed_form import Plan, allocated, fit_adapters, spread
+from toolkit.allocation import allocated
+from toolkit.analysis.rank_budget import spread
+from toolkit.closed_form import Plan, fit_adapters
 from toolkit.documents import encode_all
 from toolkit.steering import FixedVector, Linear, LoReFT, NonLinear, steer
 from toolkit.steering.matching import HELD_BACK, Tokens, match

@@ -1,7 +1,7 @@
 """Adapters without a gradient: fitted block by block as the march passes."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,81 +80,22 @@ def fit_adapters(
     Raises InputError where a location does not apply to the family or the documents do not suffice.
     """
     for plan in plans:
-        _require(pair, plan.location)
+        require(pair, plan.location)
         if isinstance(plan.rank, tuple) and len(plan.rank) != pair.n_layers:
             raise InputError(
                 f"{len(plan.rank)} ranks for {pair.n_layers} blocks: give one, or one for each"
             )
-    batches = _fit_batches(pair, documents, positions, max_length, batch_tokens, seed)
+    batches = fit_batches(pair, documents, positions, max_length, batch_tokens, seed)
     return _march(pair, batches, plans, seed, show_progress)
 
 
-def allocated(
-    pair: ModelPair,
-    documents: Iterable[Any],
-    plan: Plan,
-    positions: Positions = "all",
-    max_length: int = 512,
-    batch_tokens: int = 2048,
-    seed: int = 0,
-    show_progress: bool = False,
-) -> Plan:
-    """`plan` with the same parameters in all, spread over blocks where they explain most.
-
-    Each direction of a block's forced fit explains some of its delta's energy; as a share of the
-    energy of the stream that it is added to, which is the scale that the next norm reads on,
-    directions of different blocks compare, and the largest are taken. Every block keeps one.
-    """
-    if not isinstance(plan.rank, int) or plan.rank < 1:
-        raise InputError(f"rank is {plan.rank!r}: a whole number above 0 can be spread over blocks")
-    _require(pair, plan.location)
-    forced = Plan(plan.location, "linear", plan.rank, "forced")
-    batches = _fit_batches(pair, documents, positions, max_length, batch_tokens, seed)
-    march = March(
-        pair.base_blocks,
-        pair.tuned_blocks,
-        batches,
-        tuple(sorted({plan.location, target_of(plan.location), "post_block"})),
-        free=False,
-    )
-    gains: list[list[float]] = []
-    with torch.no_grad(), progress("spreading ranks", pair.n_layers, show_progress) as advance:
-        for layer in march.layers():
-            sums, stream = _Sums(forced), MomentSums([(STATE, STATE)])
-            for step in march.steps(layer):
-                sums.update(step)
-                stream.update({STATE: step.source("forced", "post_block")})
-            march.advance(layer, {})
-            gains.append(_gains(sums.moments.result(), stream.result().energy(STATE)))
-            advance()
-    return replace(plan, rank=spread(gains, plan.rank * pair.n_layers))
-
-
-def _require(pair: ModelPair, location: str) -> None:
+def require(pair: ModelPair, location: str) -> None:
+    """Raise InputError, with the reason, where the family has no such location."""
     if reason := pair.missing.get(location):
         raise InputError(f"this family has no {location!r}: {reason}")
 
 
-def _gains(moments: Moments, energy: float) -> list[float]:
-    """What each direction of the fit explains of the target's energy, over `energy`."""
-    c_tx = moments.covariance[TARGET, STATE]
-    fit = fit_linear(moments, STATE, TARGET, max_rank=len(c_tx))
-    explained = (fit.directions.T @ fit.full @ c_tx.T @ fit.directions).diagonal()
-    return (explained / energy).tolist()
-
-
-def spread(gains: Sequence[Sequence[float]], total: int) -> tuple[int, ...]:
-    """How many of each row's (falling) gains are among the largest `total`, at least one each."""
-    ranks = [1] * len(gains)
-    rest = sorted(
-        ((gain, row) for row, found in enumerate(gains) for gain in found[1:]), reverse=True
-    )
-    for _, row in rest[: total - len(gains)]:
-        ranks[row] += 1
-    return tuple(ranks)
-
-
-def _fit_batches(
+def fit_batches(
     pair: ModelPair,
     documents: Iterable[Any],
     positions: Positions,
@@ -162,6 +103,7 @@ def _fit_batches(
     batch_tokens: int,
     seed: int,
 ) -> list[Batch]:
+    """The fit documents, in batches."""
     encoded = [d for d in encode_all(documents, pair.tokenizer, max_length) if not d.held_out]
     pad_id = pair.tokenizer.pad_token_id or 0
     return make_batches(encoded, positions, batch_tokens, pad_id, pair.device, seed)
@@ -189,7 +131,7 @@ def _march(
     left = pair.n_layers * len(batches)
     with progress("fitting block by block", left, show_progress) as advance:
         for layer in march.layers():
-            sums = {plan: _Sums(plan) for plan in plans}
+            sums = {plan: Sums(plan) for plan in plans}
             for step in march.steps(layer):
                 for plan in plans:
                     sums[plan].update(step)
@@ -211,12 +153,15 @@ def _steering(adapter: Adapter, pair: ModelPair) -> Callable[[Tensor], Tensor]:
     return lambda states: adapter(states.to(dtype))
 
 
-class _Sums:
-    """What one plan needs of one block: moments, and for a non-linear one the tokens themselves."""
+class Sums:
+    """What one plan needs of one block: moments, and for a non-linear one the tokens themselves.
 
-    def __init__(self, plan: Plan) -> None:
+    `more` are moments that are asked for beside those of a fit.
+    """
+
+    def __init__(self, plan: Plan, more: Sequence[tuple[str, str]] = ()) -> None:
         self.plan = plan
-        self.moments = MomentSums([(STATE, STATE), (TARGET, STATE)])
+        self.moments = MomentSums([(STATE, STATE), (TARGET, STATE), *more])
         self.tokens: list[Tokens] = []
 
     def update(self, step: Step) -> None:

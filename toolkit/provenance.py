@@ -64,13 +64,18 @@ def describe_run(
         "data": {"fit": side(False), "held_out": side(True), "prompts": len(prompts)},
         "statistics_dtype": "float64",
         "device": str(pair.device),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
         "seed": options.seed,
         "options": asdict(options),
         "noise_floor": floor,
         "not_applicable": pair.missing,
         "stages": stages.figures,
     }
+
+
+def machine() -> str:
+    """The processor's kind, and how many threads torch uses."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ both ship (``recipes/tiny_listops.py`` made them). Methods stand beside others o
 """
 
 from toolkit.demo import shipped
+from toolkit.documents import Document
 from toolkit.pair import ModelPair
 from toolkit.tasks import ListOps
 from toolkit.training.methods import Method
@@ -38,3 +39,8 @@ def tiny_pair() -> ModelPair:
     """The two models, from where they ship."""
     folder = shipped(NAME)
     return ModelPair.load(folder / "base", folder / "tuned")
+
+
+def tiny_documents(n: int = 250) -> list[Document]:
+    """The task's first `n` validation questions with their answers: the fine-tune saw none."""
+    return [Document(prompt=e.prompt, response=e.response) for e in TASK.examples("validation", n)]

@@ -1,0 +1,170 @@
+"""The bound on a block's gain, read from a live model: `toolkit.analysis.error_bounds` in numbers.
+
+For blocks with root-mean-square norms and attention of separate query, key, value and output
+projections, with or without norms on queries, keys and branches (Llama, Qwen, Gemma, ...).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.analysis.error_bounds import (
+    AttentionSizes,
+    attention_gain,
+    block_gain,
+    mlp_gain,
+    norm_gain,
+)
+from toolkit.documents import Batch
+from toolkit.hooks import Site, capture
+from toolkit.jacobian import MLPJacobian
+from toolkit.lockstep import Blocks, steerable
+from toolkit.mlp import affine, mlps
+from toolkit.pair import ModelPair
+from toolkit.tail import Tail, read_tails
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class WeightBound:
+    """The most that one block can enlarge an error, and what its two branches can."""
+
+    attention: float
+    mlp: float
+
+    @property
+    def block(self) -> float:
+        return block_gain(self.attention, self.mlp)
+
+
+@torch.no_grad()
+def weight_bounds(pair: ModelPair, document: Batch) -> list[WeightBound]:
+    """The bound of every block of the tuned model on `document`, one unpadded row.
+
+    Raises ValueError, with the reason, where a block is not of the form that the bound is for.
+    """
+    blocks = pair.tuned_blocks
+    tails = read_tails(blocks, [mlp for mlp, _ in mlps(pair.tuned, pair.tuned)], document)
+    found = []
+    with capture(blocks.sites.inputs) as entering:
+        mask = document.mask.long()
+        blocks.model.base_model(input_ids=document.ids, attention_mask=mask, use_cache=False)
+    for layer, (tail, heads) in enumerate(tails):
+        call = blocks.call(layer, document)
+        states = _Inside(blocks, layer, call, entering[str(layer)], steerable(document.mask))
+        found.append(WeightBound(states.attention(heads.post), states.mlp(tail)))
+    return found
+
+
+class _Inside:
+    """One block's run on a document: the states that the bound needs."""
+
+    def __init__(
+        self, blocks: Blocks, layer: int, call: Any, hidden: Tensor, where: Tensor
+    ) -> None:
+        self.config = blocks.model.config.get_text_config()
+        block = blocks.sites.blocks[layer]
+        self.module = _attention(block)
+        children = {f"child {name}": child for name, child in block.named_children()}
+        norms = {name: getattr(self.module, name, None) for name in ("q_norm", "k_norm")}
+        self.norms = {name: norm for name, norm in norms.items() if norm is not None}
+        parts = {name: getattr(self.module, name) for name in PROJECTIONS}
+        modules = {**children, **parts, **self.norms}
+        places = {name: Site(module, "output") for name, module in modules.items()}
+        places["attention input"] = Site(self.module.q_proj, "input")
+        places["mid"] = blocks.sites.at["resid_mid", layer]
+        with capture(places) as states:
+            blocks.run(layer, call, hidden, ())
+        self.states, self.where = states, where
+        self.hidden, self.children = hidden, children
+
+    def attention(self, post: nn.Module | None) -> float:
+        """The attention branch, its norms included."""
+        width = self.module.head_dim
+        n_query, n_key = (
+            affine(getattr(self.module, name))[0].shape[0] // width for name in ("q_proj", "k_proj")
+        )
+        sizes = AttentionSizes(
+            n_tokens=self.hidden.shape[1],
+            groups=n_query // n_key,
+            scale=self.module.scaling,
+            **{n: _norm(getattr(self.module, f"{n[0]}_proj")) for n in ("query", "key", "value")},
+            out=_norm(self.module.o_proj),
+            query_norm=self._head_norm("q_norm", "q_proj"),
+            key_norm=self._head_norm("k_norm", "k_proj"),
+            largest_query=self._largest("q_norm", "q_proj", width),
+            largest_key=self._largest("k_norm", "k_proj", width),
+            largest_value=self._largest("", "v_proj", width),
+        )
+        before = _rms_gain(self._first_norm(), self.hidden[self.where])
+        behind = _rms_gain(post, self.states["o_proj"][self.where])
+        return before * attention_gain(sizes) * behind
+
+    def mlp(self, tail: Tail) -> float:
+        """The MLP branch, its norms included."""
+        x = self.states["mid"][self.where].to("cpu", tail.mlp.down.dtype)
+        h = tail.inputs(x)
+        jacobian = MLPJacobian.at(tail.mlp, h)
+        gate, down = _spectral(tail.mlp.gate), _spectral(tail.mlp.down)
+        up = 0.0 if tail.mlp.up is None else _spectral(tail.mlp.up)
+        gain = mlp_gain(down, gate, up, jacobian.by_gate, jacobian.by_up)
+        return _rms_gain(tail.norm, x) * gain * _rms_gain(tail.post, tail.mlp(h))
+
+    def _first_norm(self) -> nn.Module | None:
+        """The norm in front of attention: the child that gives what the queries are made from."""
+        wanted = self.states["attention input"]
+        if torch.equal(wanted, self.hidden):
+            return None
+        for name, child in self.children.items():
+            if name in self.states and torch.equal(self.states[name], wanted):
+                return child
+        raise ValueError("no norm of the block gives what its attention reads")
+
+    def _heads(self, name: str, width: int) -> Tensor:
+        """The vectors of single heads at `name`, `[n, width]`, the first token's among them."""
+        return self.states[name].reshape(-1, width)
+
+    def _head_norm(self, name: str, projection: str) -> float:
+        if name not in self.norms:
+            return 1.0
+        norm: Any = self.norms[name]  # of each head, or (OLMo-2) of all heads together
+        return _rms_gain(norm, self._heads(projection, norm.weight.numel()))
+
+    def _largest(self, norm: str, projection: str, width: int) -> float:
+        name = norm if norm in self.norms else projection
+        return float(self._heads(name, width).norm(dim=-1).max())
+
+
+def _attention(block: nn.Module) -> Any:
+    for module in block.modules():
+        if all(hasattr(module, name) for name in (*PROJECTIONS, "head_dim", "scaling")):
+            return module
+    raise ValueError("the bound is written for attention with q_proj, k_proj, v_proj and o_proj")
+
+
+def _norm(projection: Any) -> float:
+    return _spectral(affine(projection)[0])
+
+
+def _spectral(weight: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(weight.float(), 2))
+
+
+def _rms_gain(norm: nn.Module | None, states: Tensor) -> float:
+    """The most that `norm` passes at `states` `[n, d]`; 1 where there is no norm.
+
+    Raises ValueError if it is no root-mean-square norm.
+    """
+    if norm is None:
+        return 1.0
+    states = states.float()
+    rms = states.square().mean(-1).sqrt()
+    weight = norm(torch.ones_like(states[:1])).float()[0]
+    expected = weight * states / rms[:, None]
+    off = (norm(states).float() - expected).norm() / expected.norm()
+    if off > 0.02:
+        raise ValueError(f"{type(norm).__name__} is no root-mean-square norm")
+    return norm_gain(weight, rms)
