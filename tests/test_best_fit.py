@@ -3,9 +3,8 @@
 import torch
 
 from tests import tiny
-from toolkit.best_fit import best_fit, candidates_of
 from toolkit.allocation import allocated
-from toolkit.analysis.rank_budget import spread
+from toolkit.best_fit import best_fit, candidates_of
 from toolkit.closed_form import Plan
 from toolkit.pair import ModelPair
 
@@ -20,12 +19,6 @@ def test_what_is_kept_recovers_most(tokenizer):
     best = max(shares, key=lambda plan: shares[plan][0])
     assert found.fit == best.fit
     assert found.info["recovered"]["mean"] == max(share for share, _ in shares.values())
-
-
-def test_ranks_go_where_they_explain_most():
-    """The largest gains of all rows, but one a row at least."""
-    assert spread([[9, 8, 7, 1], [6, 2, 1, 0], [0.1, 0.1, 0, 0]], 6) == (3, 2, 1)
-    assert sum(spread([[1, 1, 1], [1, 1, 1]], 4)) == 4
 
 
 def test_a_block_that_changed_alone_gets_the_ranks(tokenizer):

@@ -11,7 +11,6 @@ from tests import textbook, tiny
 from tests.properties import restores
 from toolkit import InputError, ModelPair
 from toolkit.allocation import allocated
-from toolkit.analysis.rank_budget import spread
 from toolkit.closed_form import Plan, fit_adapters
 from toolkit.documents import encode_all
 from toolkit.steering import FixedVector, Linear, LoReFT, NonLinear, steer
@@ -283,11 +282,6 @@ def test_loreft_at_full_rank_is_the_linear_fit(location):
 
 
 # --- ranks
-
-
-def test_spread_takes_the_largest_gains():
-    assert spread([[9, 1, 1], [8, 7, 6], [0.1, 0, 0]], 5) == (1, 3, 1)
-    assert spread([[1, 0.5], [1, 0.6]], 2) == (1, 1)
 
 
 def test_allocated_ranks_go_where_tuning_changed_most(tokenizer):

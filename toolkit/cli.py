@@ -38,6 +38,10 @@ Sample = Annotated[int, typer.Option(help="Tokens a block for reachability; 0 le
 SharedSample = Annotated[
     int, typer.Option(help="Tokens a block that fit one steering map for all; 0 leaves it out.")
 ]
+MaxKL = Annotated[
+    float | None,
+    typer.Option("--max-kl", help="Find the smallest ranks within so many nats a token."),
+]
 BatchTokens = Annotated[int, typer.Option(help="Tokens a batch.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
 Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda, ...")]
@@ -68,6 +72,7 @@ def diagnose(
     max_prompts: MaxPrompts = None,
     sample: Sample = 8,
     shared_sample: SharedSample = 256,
+    max_kl: MaxKL = None,
     batch_tokens: BatchTokens = 2048,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -93,6 +98,7 @@ def diagnose(
             "max_prompts": max_prompts,
             "sample": sample,
             "shared_sample": shared_sample,
+            "max_kl": max_kl,
             "batch_tokens": batch_tokens,
             "seed": seed,
         }
@@ -217,6 +223,12 @@ def show_answer(run: Any, out: Path) -> None:
     console.print(grid)
     console.print()
     console.print(report.summary(run)["headline"], style="bold", soft_wrap=True)
+    if run.rank_set:
+        from toolkit.findings import smallest_set
+
+        console.print(smallest_set(run.rank_set), soft_wrap=True)
+        if run.rank_set.ranks:
+            console.print(f"ranks by block: {' '.join(map(str, run.rank_set.ranks))}")
     for check in run.checks:
         if check.status == "failed":
             console.print(f"check failed: {check.name}: {check.detail}", soft_wrap=True)

@@ -18,6 +18,7 @@ from toolkit.mlp import mlps
 from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.provenance import Stages, describe_run
+from toolkit.rank_set import RankSet, smallest_ranks
 from toolkit.recommend import recommend
 from toolkit.replacement import ORACLE, Candidate, Evaluation, evaluate
 from toolkit.run import Options, Run
@@ -74,6 +75,7 @@ def diagnose(
     """
     options, listeners, stages = options or Options(), listeners or Listeners(), Stages()
     with torch.no_grad(), quiet_openblas():
+        documents = list(documents)
         encoded = encode_all(documents, pair.tokenizer, options.max_length)
         batches = _batches(pair, encoded, options)
         with stages.stage("march"):
@@ -88,6 +90,10 @@ def diagnose(
             tables = make_tables(pair, blocks, candidates, evaluation, rows)
             floor = noise_floor(pair.base_blocks, _noise_batch(batches))
             checks = _checks(pair, tables, batches, evaluation, floor)
+        rank_set = None
+        if options.max_kl is not None:
+            with stages.stage("rank set"):
+                rank_set = _rank_set(pair, documents, options, show_progress)
     choice = recommend(candidates, evaluation)
     return Run(
         **tables,
@@ -96,6 +102,7 @@ def diagnose(
         samples=samples(pair, asked, choice, evaluation),
         checks=checks,
         info=describe_run(pair, options, encoded, batches, prompts, stages, floor),
+        rank_set=rank_set,
     )
 
 
@@ -199,6 +206,22 @@ def _evaluate(
     total = rounds * (len(candidates) + 1)
     with progress("putting fits in place of tuning", total, show_progress) as advance:
         return evaluate(pair, prompts, candidates, options.new_tokens, batch_size, advance)
+
+
+def _rank_set(
+    pair: ModelPair, documents: list[Any], options: Options, show_progress: bool
+) -> RankSet:
+    assert options.max_kl is not None
+    return smallest_ranks(
+        pair,
+        documents,
+        options.max_kl,
+        options.max_length,
+        options.new_tokens,
+        options.max_prompts,
+        options.seed,
+        show_progress,
+    )
 
 
 def _noise_batch(batches: list[Batch]) -> Batch:

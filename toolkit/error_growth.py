@@ -53,7 +53,7 @@ class Propagation:
         layers = [str(layer) for layer in range(blocks.sites.n_layers)]
         self.entering = [entering[name] for name in layers]
         self.leaving = [leaving[name] for name in layers]
-        self.read = Predictions([logits[batch.counted]])  # one long row
+        self.read = Predictions(logits[batch.counted][None])
 
     @torch.no_grad()
     def inject(self, layer: int, location: str, error: Tensor) -> Growth:
@@ -75,7 +75,7 @@ class Propagation:
                      self.leaving[int(name)][counted])
             for name in later
         ]  # fmt: skip
-        kl = float(self.read.divergence([logits[counted]]).mean())
+        kl = float(self.read.divergence(logits[counted][None]).mean())
         return Growth(tuple(errors), kl)
 
     def random_error(self, layer: int, generator: torch.Generator, size: float = SIZE) -> Tensor:
@@ -119,7 +119,9 @@ def measure_growth(
     blocks, generator = pair.tuned_blocks, torch.Generator().manual_seed(seed)
     passed = Propagation(blocks, batch)
     locations = [location for location in LOCATIONS if location not in pair.missing]
-    bounds, reason = _bounds(pair, batch)
+    document = first_document(batch)
+    entering = _entering(blocks, document)
+    bounds, reason = _bounds(pair, document)
     rows = []
     with progress("errors growing", pair.n_layers, show_progress) as advance:
         for layer in range(pair.n_layers):
@@ -127,7 +129,7 @@ def measure_growth(
             for location in locations:
                 growth = passed.inject(layer, location, error)
                 rows.append({"layer": layer, "location": location, **_described(growth)})
-            worst = worst_gain(blocks, layer, batch)
+            worst = worst_gain(blocks, layer, document, entering[layer])
             bound = bounds[layer].block if bounds else float("nan")
             rows[-1] |= {"worst": worst, "bound": bound}
             advance()
@@ -146,9 +148,9 @@ def _described(growth: Growth) -> dict[str, float]:
     }
 
 
-def _bounds(pair: ModelPair, batch: Batch) -> tuple[Sequence[WeightBound] | None, str]:
+def _bounds(pair: ModelPair, document: Batch) -> tuple[Sequence[WeightBound] | None, str]:
     try:
-        return weight_bounds(pair, first_document(batch)), ""
+        return weight_bounds(pair, document), ""
     except ValueError as error:
         return None, " ".join(str(error).split())
 
@@ -160,23 +162,21 @@ def first_document(batch: Batch) -> Batch:
     return Batch(ids, mask, counted, batch.keys[: int(counted.sum())], batch.held_out)
 
 
-def worst_gain(blocks: Blocks, layer: int, batch: Batch, steps: int = 15) -> float:
+def worst_gain(
+    blocks: Blocks, layer: int, document: Batch, entering: Tensor, steps: int = 15
+) -> float:
     """The largest ``‖δout‖ / ‖δh‖`` of an error in block `layer`, at all tokens but the first.
 
-    The 2-norm of the block's Jacobian on the batch's first document, by power iteration on
-    ``JᵀJ``: from below, and the nearer the more steps.
+    The 2-norm of the block's Jacobian at the states `entering` it on one unpadded document, by
+    power iteration on ``JᵀJ``: from below, and the nearer the more steps.
     """
-    document = first_document(batch)
     with torch.no_grad():
-        states = _entering(blocks, document)
         call = blocks.call(layer, document)
-    where = steerable(document.mask)[..., None]
-    hidden = states[layer]
 
     def block(state: Tensor) -> Tensor:
         return blocks.run(layer, call, state, ())[0]
 
-    return operator_norm(block, hidden, where, steps)
+    return operator_norm(block, entering, steerable(document.mask)[..., None], steps)
 
 
 def operator_norm(
@@ -185,18 +185,20 @@ def operator_norm(
     """The 2-norm of the Jacobian of `function` at `x`, of changes `where` that is true."""
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(x.shape, generator=generator).to(x) * where
-    norm = 0.0
+    norm = torch.ones(())
     # The attention whose derivative has a derivative: a forward product is two backward ones.
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         for _ in range(steps):
-            v = v / v.norm()
-            _, pushed = torch.autograd.functional.jvp(function, x, v)
-            norm = float(pushed.norm())
+            _, pushed = torch.autograd.functional.jvp(function, x, v / v.norm())
+            norm = pushed.norm()
+            if norm == 0:
+                break
             _, v = torch.autograd.functional.vjp(function, x, pushed)
             v = v * where
-    return norm
+    return float(norm)
 
 
+@torch.no_grad()
 def _entering(blocks: Blocks, batch: Batch) -> list[Tensor]:
     with capture(blocks.sites.inputs) as states:
         mask = batch.mask.long()

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from toolkit.rank_set import RankSet
+
 NAMES = {"pre_mlp": "pre-MLP", "post_mlp": "post-MLP", "post_block": "post-block"}
 PLACES = {
     "pre_mlp": "before the MLP (pre-MLP, the attention branch)",
@@ -51,6 +53,30 @@ def ties(recommendation: dict[str, Any] | None) -> str:
         f"Within one standard error of the difference on the same held-out prompts it cannot be "
         f"told from {names}. The smallest is recommended; the most is recovered by "
         f"{_candidate(best)}."
+    )
+
+
+def smallest_set(found: RankSet) -> str:
+    """What was found of the smallest ranks within a KL."""
+    bound, row = f"{found.max_kl:g} nats a token", found.chosen
+    if found.ranks == ():
+        return f"No steering is needed: the base model is within {bound} of the tuned one."
+    measured = f"{_pm(row.kl, row.kl_sem)} nats on {row.n_prompts:.0f} held-out prompts"
+    if found.ranks is None:
+        return (
+            f"No set of ranks that was tried comes within {bound}: the nearest, "
+            f"{row.total:.0f} ranks in all, leaves {measured}."
+        )
+    said = (
+        f"Within {bound}: {row.total:.0f} ranks after the blocks ({min(found.ranks)} to "
+        f"{max(found.ranks)} a block), {row.parameters:,.0f} parameters, {measured}."
+    )
+    below = found.next_smaller
+    if below is None:
+        return said
+    return (
+        f"{said} The next smaller set that was tried, {below.total:.0f} ranks, leaves "
+        f"{_pm(below.kl, below.kl_sem)}."
     )
 
 

@@ -4,14 +4,19 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from toolkit import draw, report
 from toolkit.checks import Check
 from toolkit.errors import InputError
+from toolkit.rank_set import RankSet
 from toolkit.run import Run
 from toolkit.steering import load_adapters, save_adapters
 from toolkit.store import REPORT, RUN, read_statistics, read_tables, write_json, write_tables
 from toolkit.survey import analyse
 from toolkit.table import Table
+
+RANK_SET = "rank_set"
 
 
 def publish(run: Run, folder: Path) -> None:
@@ -20,6 +25,8 @@ def publish(run: Run, folder: Path) -> None:
     write_tables(run.tables, folder / "tables")
     if run.adapters:
         save_adapters(run.adapters, folder / "adapters")
+    if run.rank_set:
+        save_rank_set(run.rank_set, folder / RANK_SET)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for table in run.tables:
@@ -44,7 +51,26 @@ def read_run(folder: Path) -> Run:
         samples=kept["samples"],
         checks=[Check(**fields) for fields in kept["checks"]],
         info=json.loads((folder / RUN).read_text("utf-8")),
+        rank_set=load_rank_set(folder / RANK_SET) if (folder / RANK_SET).is_dir() else None,
     )
+
+
+def save_rank_set(found: RankSet, folder: Path) -> None:
+    """Write ``ranks.json``, ``tried.csv`` and, where ranks were found, ``adapters``."""
+    folder.mkdir(exist_ok=True)
+    write_json({"max_kl": found.max_kl, "ranks": found.ranks}, folder / "ranks.json")
+    found.tried.to_csv(folder / "tried.csv", index=False, lineterminator="\n")
+    if found.adapters:
+        save_adapters(found.adapters, folder / "adapters")
+
+
+def load_rank_set(folder: Path) -> RankSet:
+    """What `save_rank_set` wrote."""
+    kept = json.loads((folder / "ranks.json").read_text("utf-8"))
+    adapters = load_adapters(folder / "adapters") if (folder / "adapters").is_dir() else None
+    tried = pd.read_csv(folder / "tried.csv", dtype={"ranks": str}).fillna({"ranks": ""})
+    ranks = None if kept["ranks"] is None else tuple(kept["ranks"])
+    return RankSet(kept["max_kl"], ranks, adapters, tried)
 
 
 def _redone(folder: Path) -> dict[str, Table]:

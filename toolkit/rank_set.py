@@ -73,8 +73,7 @@ def smallest_ranks(
     judged on the same held-out prompts, which chose: a bound that is just held may just be missed
     on others. Raises InputError for a bound that is not above 0.
     """
-    if not max_kl > 0:
-        raise InputError(f"max_kl is {max_kl}: expected nats per token, a number above 0")
+    require_bound(max_kl)
     documents = list(documents)
     errors = block_errors(pair, documents, max_length, seed=seed, show_progress=show_progress)
     held_out = [d for d in encode_all(documents, pair.tokenizer, max_length) if d.held_out]
@@ -94,6 +93,12 @@ def smallest_ranks(
         nearest = min(trials.adapters, key=lambda place: trials.rows[place]["kl"])
         return RankSet(max_kl, None, trials.adapters[nearest], tried)
     return RankSet(max_kl, trials.sets[index], trials.adapters[index], tried)
+
+
+def require_bound(max_kl: float) -> None:
+    """Raise InputError unless `max_kl` is a number of nats above 0."""
+    if not max_kl > 0:
+        raise InputError(f"max_kl is {max_kl}: expected nats per token, a number above 0")
 
 
 class _Trials:

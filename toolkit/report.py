@@ -7,7 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from toolkit.findings import FINDINGS, NAMES, headline, ties
+from toolkit.findings import FINDINGS, NAMES, headline, smallest_set, ties
+from toolkit.rank_set import RankSet
 from toolkit.run import Run
 
 # Title and how to read it, in the order of the report.
@@ -107,6 +108,8 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
         names=NAMES,
         sections=[_section(run, name, figures) for name in SECTIONS],
         candidates=_candidates(run),
+        rank_set=run.rank_set,
+        smallest_set=smallest_set(run.rank_set) if run.rank_set else "",
         checks=sorted(run.checks, key=lambda c: STATUS_ORDER.index(c.status)),
     )
 
@@ -126,6 +129,16 @@ def summary(run: Run) -> dict[str, Any]:
         "tables": {name: f"tables/{name}.csv" for name in SECTIONS},
         "figures": {name: f"figures/{name}.svg" for name in SECTIONS},
         "adapters": "adapters" if run.adapters else None,
+        "rank_set": _rank_set(run.rank_set) if run.rank_set else None,
+    }
+
+
+def _rank_set(found: RankSet) -> dict[str, Any]:
+    return {
+        "max_kl": found.max_kl,
+        "ranks": found.ranks,
+        "finding": smallest_set(found),
+        "adapters": "rank_set/adapters" if found.adapters else None,
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from toolkit.checks import Check
 from toolkit.documents import MAX_LENGTH, POSITIONS, Positions
 from toolkit.errors import InputError
+from toolkit.rank_set import RankSet, require_bound
 from toolkit.steering import Adapters
 from toolkit.table import Table
 
@@ -18,7 +19,9 @@ class Options:
     new_tokens: tokens generated a prompt. max_prompts: at most so many held-out prompts (None:
     all). sample: tokens a block that are looked at one by one (reachability; 0: none).
     shared_sample: tokens a block on which one steering map before the MLP is fitted for all (half
-    as many judge it; 0: none). batch_tokens: tokens a batch. seed: of the samples.
+    as many judge it; 0: none). max_kl: look for the smallest ranks that bring the steered model
+    within so many nats a token of the tuned one (None: do not). batch_tokens: tokens a batch.
+    seed: of the samples.
     """
 
     positions: Positions = "all"
@@ -27,6 +30,7 @@ class Options:
     max_prompts: int | None = None
     sample: int = 8
     shared_sample: int = 256
+    max_kl: float | None = None
     batch_tokens: int = 2048
     seed: int = 0
 
@@ -40,6 +44,8 @@ class Options:
             self.max_prompts is not None and self.max_prompts < 1
         ):
             raise InputError("sample and shared_sample must be 0 or more, max_prompts 1 or more")
+        if self.max_kl is not None:
+            require_bound(self.max_kl)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Run:
 
     `adapters` are the recommended ones (None where steering recovers nothing). `samples` are
     held-out prompts with the answers of base, steered and tuned model. `info` is ``run.json``.
+    `rank_set` are the smallest ranks within a KL, where they were asked for.
     """
 
     norms: Table
@@ -69,6 +76,7 @@ class Run:
     samples: list[dict[str, str]]
     checks: list[Check]
     info: dict[str, Any]
+    rank_set: RankSet | None = None
 
     @property
     def tables(self) -> list[Table]:

@@ -61,8 +61,7 @@ def predicted(
 ) -> float:
     """``Σ costs[l] · left[l][ranks[l]]``: the errors' costs at the end, each by itself, summed."""
     return sum(
-        cost * max(shares[rank], 0.0)
-        for shares, cost, rank in zip(left, costs, ranks, strict=True)
+        cost * max(shares[rank], 0.0) for shares, cost, rank in zip(left, costs, ranks, strict=True)
     )
 
 

@@ -149,8 +149,8 @@ def fit(
 ) -> None:
     """Fit adapters of BASE to what TUNED does, block by block, without a gradient."""
     with bad_input():
-        from toolkit.best_fit import best_fit, candidates_of
         from toolkit.allocation import allocated
+        from toolkit.best_fit import best_fit, candidates_of
         from toolkit.closed_form import Plan, fit_adapters
         from toolkit.documents import read_documents
         from toolkit.pair import ModelPair
