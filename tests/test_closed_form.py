@@ -12,9 +12,11 @@ from tests.properties import restores
 from toolkit import InputError, ModelPair
 from toolkit.allocation import allocated
 from toolkit.closed_form import Plan, fit_adapters
-from toolkit.documents import encode_all
+from toolkit.documents import encode_all, make_batches
+from toolkit.lockstep import March
 from toolkit.steering import FixedVector, Linear, LoReFT, NonLinear, steer
 from toolkit.steering.matching import HELD_BACK, Tokens, match
+from toolkit.survey import Recipe, survey
 
 LOCATIONS = ("heads", "pre_mlp", "post_mlp", "post_block")
 INSIDE = ("heads", "pre_mlp")
@@ -279,6 +281,22 @@ def test_loreft_at_full_rank_is_the_linear_fit(location):
             np.testing.assert_allclose(adapter(states).numpy(), change, atol=1e-8 * scale)
             narrow = found[plans[1]].by_layer[layer](states)
         assert torch.linalg.matrix_rank(narrow) == 2  # a constant included
+
+
+def test_free_fits_are_those_of_a_diagnosis(tokenizer):
+    """The post's linearised oracle: both models on their own states."""
+    pair = tiny.make_pair("llama", torch.float64, tokenizer)
+    plan = Plan("post_block", "linear", 4, "free")
+    found = fit_adapters(pair, DOCUMENTS, [plan])[plan]
+    batches = make_batches(encode_all(DOCUMENTS, tokenizer), "all", 2048, 0, "cpu", 0)
+    march = March(pair.base_blocks, pair.tuned_blocks, batches, pair.branches)
+    recipe = Recipe("post_block", 4, "free")
+    blocks = survey(march, pair.branches, [recipe], None, (0, 0), torch.float64)
+    states = torch.randn(5, tiny.D_MODEL, dtype=torch.float64)
+    for block in blocks:
+        torch.testing.assert_close(
+            found.by_layer[block.layer](states), block.adapters[recipe](states)
+        )
 
 
 # --- ranks

@@ -21,6 +21,8 @@ from toolkit.steering.matching import Tokens, match
 
 STATE, TARGET = "state", "target"
 FITTED_AT = ("heads", "pre_mlp", "post_mlp", "post_block")
+FITS = ("free", "forced", "sequential", "blended")
+STEERED = ("sequential", "blended")  # fits that read a stream of their own
 FITTED_KINDS = ("vector", "linear", "loreft", "nonlinear")
 
 
@@ -29,8 +31,9 @@ class Plan:
     """What to fit in every block: a kind of adapter at a location.
 
     `fit`: ``forced`` supplies what each block contributes by itself; ``sequential`` what is still
-    missing behind the adapters of earlier blocks; ``blended`` the block's own contribution and the
-    share `blend` of what earlier blocks left missing (0 and 1 are nearly the other two).
+    missing behind the adapters of earlier blocks; ``free`` the whole difference of the two models'
+    own states, upstream changes again in every block; ``blended`` the block's own contribution and
+    the share `blend` of what earlier blocks left missing (0 and 1 are nearly the other two).
     `rank` is one for all blocks, or one for each. A non-linear adapter starts from the linear fit
     and is regressed on the block's tokens.
     """
@@ -44,8 +47,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.kind not in FITTED_KINDS:
             raise InputError(f"kind is {self.kind!r}: expected one of {', '.join(FITTED_KINDS)}")
-        if self.fit not in ("forced", "sequential", "blended"):
-            raise InputError(f"fit is {self.fit!r}: expected forced, sequential or blended")
+        if self.fit not in FITS:
+            raise InputError(f"fit is {self.fit!r}: expected {', '.join(FITS)}")
         if self.location not in FITTED_AT:
             expected = ", ".join(FITTED_AT)
             raise InputError(f"location is {self.location!r}: adapters are fitted at {expected}")
@@ -124,8 +127,8 @@ def _march(
         pair.tuned_blocks,
         batches,
         tuple(sorted(locations)),
-        steered={plan.name: plan.location for plan in plans if plan.fit != "forced"},
-        free=False,
+        steered={plan.name: plan.location for plan in plans if plan.fit in STEERED},
+        free=any(plan.fit == "free" for plan in plans),
     )
     fitted: dict[Plan, dict[int, Adapter]] = {plan: {} for plan in plans}
     left = pair.n_layers * len(batches)
@@ -138,7 +141,7 @@ def _march(
                 advance()
             for plan in plans:
                 fitted[plan][layer] = sums[plan].adapter(layer, pair.dtype, seed)
-            steered = [plan for plan in plans if plan.fit != "forced"]
+            steered = [plan for plan in plans if plan.fit in STEERED]
             march.advance(layer, {p.name: _steering(fitted[p][layer], pair) for p in steered})
     return {
         plan: Adapters(plan.location, by_layer, plan.fit, {"blend": plan.blend})
@@ -191,6 +194,8 @@ class Sums:
 
 def pairs(step: Step, plan: Plan) -> tuple[Tensor, Tensor]:
     """The state that an adapter reads and what it is to supply, of the counted tokens."""
+    if plan.fit == "free":
+        return step.source("free", plan.location), step.delta("free", plan.location)
     target = target_of(plan.location)
     own = step.delta("forced", target)
     if plan.fit == "forced":

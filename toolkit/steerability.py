@@ -26,20 +26,24 @@ def make_tables(
         name: Table.of(name, [row for block in blocks for row in block.rows.get(name, [])])
         for name in names
     }
+    tables["sequential_kl"] = Table.of("sequential_kl", curves(candidates, evaluation))
     shown = [NONE, ORACLE, *candidates]
-    curves = [
-        {**_labels(candidate), "forcing": forcing, "token_index": index, "kl_mean": mean,
-         "kl_sem": sem, "n_prompts": n}
-        for candidate in shown
-        for forcing in ("tuned", "own")
-        if (candidate, forcing) in evaluation.divergences
-        for index, mean, sem, n in evaluation.divergences[candidate, forcing].curve()
-    ]  # fmt: skip
-    tables["sequential_kl"] = Table.of("sequential_kl", curves)
     rows = [_steerability(candidate, evaluation, pair.n_parameters) for candidate in shown]
     tables["steerability"] = Table.of("steerability", rows)
     tables["weights"] = Table.of("weights", weights)
     return tables
+
+
+def curves(candidates: list[Candidate], evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The rows of the table ``sequential_kl``: no steering, the oracle and `candidates`."""
+    return [
+        {**_labels(candidate), "forcing": forcing, "token_index": index, "kl_mean": mean,
+         "kl_sem": sem, "n_prompts": n}
+        for candidate in (NONE, ORACLE, *candidates)
+        for forcing in ("tuned", "own")
+        if (candidate, forcing) in evaluation.divergences
+        for index, mean, sem, n in evaluation.divergences[candidate, forcing].curve()
+    ]  # fmt: skip
 
 
 def _labels(candidate: Candidate) -> dict[str, Any]:
