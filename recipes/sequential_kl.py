@@ -54,9 +54,7 @@ def main() -> None:
     plans = [Plan("post_block", "linear", RANK, fit) for fit in FITS]
     adapters = list(fit_adapters(pair, documents, plans, show_progress=True).values())
     if args.trained:
-        trained = Adapters.from_pretrained(args.trained)
-        trained.fit = "trained"
-        adapters.append(trained)
+        adapters.append(Adapters.from_pretrained(args.trained))
     held_out = [d for d in encode_all(documents, pair.tokenizer) if d.held_out]
     candidates = [Candidate.of(found) for found in adapters]
     evaluation = evaluate(pair, [d.prompt_ids for d in held_out], candidates, args.new_tokens)
