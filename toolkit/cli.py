@@ -1,4 +1,4 @@
-"""The command line: ``oracle diagnose``, ``demo`` and ``weights``; adapting is in training/cli."""
+"""The command line: ``oracle diagnose``, ``demo``, ``weights``; the rest is in files of its own."""
 
 import hashlib
 import os
@@ -10,12 +10,14 @@ from rich.table import Table as Grid
 
 from toolkit.console import bad_input, console, errors
 from toolkit.errors import InputError
+from toolkit.figures_cli import figures
 from toolkit.training.cli import finetune, steer_app, table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(steer_app, name="steer")
 app.command()(finetune)
 app.command()(table)
+app.command()(figures)
 
 BaseArgument = Annotated[
     str | None, typer.Argument(help="Hub id, folder, .gguf file or packaged model.", metavar="BASE")

@@ -1,0 +1,109 @@
+"""The scripts of ``figures/``: found, drawn from ``data/``, and their data made anew.
+
+A script is one figure: its docstring says what it shows, ``MADE_BY`` names the commands, run from
+the repository's root, that make the data it reads, and ``draw(data)`` takes the folder ``data/``
+and returns a figure, or figures by the suffix of their file's name. It opens no model.
+"""
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from toolkit.draw import STYLE, save
+from toolkit.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+# The shipped pairs, in the order in which figures show them: their name and their run in data/.
+PAIRS = {"smollm2": ("SmolLM2-135M", "demo-run"), "gemma3": ("Gemma-3-270m", "gemma-run")}
+
+Drawn = Figure | Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Script:
+    """One file of ``figures/``, imported."""
+
+    name: str
+    root: Path
+    about: str
+    made_by: tuple[str, ...]
+    draw: Callable[[Path], Drawn]
+
+    @property
+    def summary(self) -> str:
+        return self.about.split("\n\n")[0].replace("\n", " ")
+
+
+def find_scripts(names: Sequence[str] = (), root: Path = ROOT) -> list[Script]:
+    """The scripts of `names`, all of them by default."""
+    paths = {path.stem: path for path in sorted((root / "figures").glob("*.py"))}
+    if not paths:
+        raise InputError(
+            f"{root / 'figures'} holds no scripts: figures are redrawn in a checkout of the "
+            "repository, with `python -m toolkit figures` in its root"
+        )
+    unknown = [name for name in names if name not in paths]
+    if unknown:
+        raise InputError(f"no figure is named {unknown[0]!r}: expected any of {', '.join(paths)}")
+    return [load_script(paths[name], root) for name in dict.fromkeys(names or paths)]
+
+
+def load_script(path: Path, root: Path = ROOT) -> Script:
+    """Import one script, by its path."""
+    spec = importlib.util.spec_from_file_location(f"figures.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Script(path.stem, root, (module.__doc__ or "").strip(), module.MADE_BY, module.draw)
+
+
+def draw_figures(script: Script) -> dict[str, Figure]:
+    """The script's figures by their files' names, drawn from the data that is there."""
+    made_by = " and ".join(f"`{command}`" for command in script.made_by)
+    try:
+        with matplotlib.rc_context(STYLE):
+            drawn = script.draw(script.root / "data")
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is not here; {made_by} makes it") from None
+    except InputError as error:
+        raise InputError(f"{error}; {made_by} makes what {script.name} reads") from None
+    if isinstance(drawn, Figure):
+        return {script.name: drawn}
+    return {f"{script.name}-{suffix}": figure for suffix, figure in drawn.items()}
+
+
+def redraw(script: Script, out: Path | None = None) -> list[Path]:
+    """Draw and save, in ``figures/`` by default; the same bytes every time. The files' paths."""
+    folder = out or script.root / "figures"
+    figures = draw_figures(script)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+
+
+def recompute(scripts: Sequence[Script], say: Callable[[str], None] = print) -> None:
+    """Run each command that makes data of `scripts` once, in order, in the repository's root."""
+    for command in dict.fromkeys(command for script in scripts for command in script.made_by):
+        say(f"running: {command}")
+        # Shell recipes call `oracle` and `python` themselves: let them find this environment's.
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+        done = subprocess.run(
+            as_arguments(command), cwd=scripts[0].root, env={**os.environ, "PATH": path}
+        )
+        if done.returncode:
+            raise InputError(f"`{command}` failed with exit code {done.returncode}: see above")
+
+
+def as_arguments(command: str) -> list[str]:
+    """`command` with this interpreter in place of ``oracle`` and ``python``."""
+    program, *rest = shlex.split(command)
+    here = {"oracle": [sys.executable, "-m", "toolkit"], "python": [sys.executable]}
+    return [*here.get(program, [program]), *rest]
