@@ -1,7 +1,7 @@
-"""What each fit recovers of the fine-tune that ships, by location and size.
+"""What each fit recovers of the fine-tune that ships, by its size; and one block steered alone.
 
-SmolLM2-135M-Instruct and its LoRA on GSM8K; 1 is the tuned model, 0 the base model. The picture of
-the README.
+Fitted maps stand in place of the oracle in SmolLM2-135M-Instruct, on held-out prompts. 1 is the
+tuned model, 0 the base model; whiskers are standard errors over prompts.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from toolkit.store import read_tables
 
-MADE_BY = ("python recipes/shipped_runs.py smollm2",)
+MADE_BY = ("python recipes/shipped_runs.py demo-run",)
 
 
 def draw(data: Path) -> Figure:

@@ -11,27 +11,29 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.draw import BLACK, BLUE, ORANGE, STYLE, draw_line, finish, make_panels
-from toolkit.figures import MADE_BY_RUNS, shipped_frames
+from toolkit.draw import STYLE, draw_line, finish, make_panels
+from toolkit.figures import PAIRS, PUBLISHED_STYLE
 
-MADE_BY = MADE_BY_RUNS
-STYLES = {
-    "smollm2": {"color": BLUE, "marker": "o", "label": "SmolLM2-135M"},
-    "gemma3": {"color": ORANGE, "marker": "s", "linestyle": "--", "label": "Gemma-3-270m"},
-}
-PUBLISHED = {"color": BLACK, "marker": "D", "linestyle": ":", "label": "Llama-3.2-1B (published)"}
+MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_runs.py gemma-run")
 
 
 def draw(data: Path) -> Figure:
     published = pd.read_csv(data / "published" / "norm_ratio.csv")
-    frames = shipped_frames(data, "norms")
     with matplotlib.rc_context(STYLE):
         figure, (base, change) = make_panels(2)
-        draw_line(base, _by_depth(published), "depth", "percent", **PUBLISHED)
-        for name, style in STYLES.items():
+        draw_line(
+            base,
+            _by_depth(published),
+            "depth",
+            "percent",
+            label="Llama-3.2-1B (published)",
+            **PUBLISHED_STYLE,
+        )
+        for pair in PAIRS.values():
+            frame = pair.table(data, "norms")
             for axes, of in ((base, "base"), (change, "delta_forced")):
-                rows = frames[name][frames[name].of == of]
-                draw_line(axes, _by_depth(rows), "depth", "percent", **style)
+                rows = _by_depth(frame[frame.of == of])
+                draw_line(axes, rows, "depth", "percent", label=pair.name, **pair.style)
         base.set_title("The MLP's share of the two branches, in the base model")
         change.set_title("The MLP's share of what fine-tuning changed in the block")
         for axes in (base, change):

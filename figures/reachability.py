@@ -8,10 +8,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from toolkit.figures import MADE_BY_RUNS, shipped_plots
+from toolkit.figures import each_pair
+from toolkit.plot import PLOTS
 
-MADE_BY = MADE_BY_RUNS
+MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_runs.py gemma-run")
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return shipped_plots(data, "reachability")
+    return each_pair(data, "reachability", PLOTS["reachability"])

@@ -28,7 +28,7 @@ from toolkit.draw import (
     log_scale,
     make_panels,
 )
-from toolkit.figures import RUNS
+from toolkit.figures import PAIRS
 
 COMMAND = "python recipes/sequential_kl.py "
 MADE_BY = (
@@ -53,14 +53,14 @@ PUBLISHED = {
 def draw(data: Path) -> dict[str, Figure]:
     published = pd.read_csv(data / "published" / "sequential_kl.csv")
     with matplotlib.rc_context(STYLE):
-        return {name: _pair(data / "sequential-kl", name, published) for name in RUNS}
+        return {name: _pair(data / "sequential-kl", name, published) for name in PAIRS}
 
 
 def _pair(folder: Path, name: str, published: pd.DataFrame) -> Figure:
     frame, drift = (pd.read_csv(folder / f"{name}{kind}.csv") for kind in ("", "-drift"))
     frame["fit"] = frame.fit.where(frame.kind != "none", "none")
     figure, (tuned, own, way) = make_panels(3, 3.9)
-    figure.suptitle(RUNS[name][0], fontsize=11.5, color=GREY)
+    figure.suptitle(PAIRS[name].name, fontsize=11.5, color=GREY)
     _curves(tuned, frame[frame.forcing == "tuned"])
     tuned.set_title("On the tuned model's tokens")
     for column, style in PUBLISHED.items():

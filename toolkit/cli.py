@@ -1,4 +1,4 @@
-"""The command line: ``diagnose``, ``demo``, ``weights``, ``figures``; adapting: training/cli."""
+"""The command line: ``oracle diagnose``, ``demo``, ``weights``; the rest is in files of its own."""
 
 import hashlib
 import os
@@ -10,12 +10,14 @@ from rich.table import Table as Grid
 
 from toolkit.console import bad_input, console, errors
 from toolkit.errors import InputError
+from toolkit.figures_cli import figures
 from toolkit.training.cli import finetune, steer_app, table
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(steer_app, name="steer")
 app.command()(finetune)
 app.command()(table)
+app.command()(figures)
 
 BaseArgument = Annotated[
     str | None, typer.Argument(help="Hub id, folder, .gguf file or packaged model.", metavar="BASE")
@@ -145,32 +147,6 @@ def weights(
         table.frame.to_csv(out, index=False, lineterminator="\n")
         console.print(FINDINGS["weights"](table.frame), soft_wrap=True)
         console.print(f"table: {out.resolve()}", soft_wrap=True)
-
-
-@app.command()
-def figures(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="First make their data anew: minutes to hours.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder, if not figures/.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Only say what there is.")] = False,
-) -> None:
-    """Redraw the figures and tables of the post, and of what followed, from committed data."""
-    with bad_input():
-        from toolkit.figures import commands, draw_figures, find_scripts
-        from toolkit.figures import recompute as run_command
-
-        scripts = find_scripts(names or ())
-        if list_:
-            for script in scripts:
-                console.print(f"{script.name}: {script.title}", soft_wrap=True)
-            return
-        for command in commands(scripts) if recompute else []:
-            errors.print(f"running: {command}", soft_wrap=True)
-            run_command(command)
-        for path in draw_figures(scripts, out):
-            console.print(str(path), soft_wrap=True)
 
 
 def run_job(

@@ -1,134 +1,141 @@
-"""``oracle figures``: the scripts of the folder ``figures/``, drawn from ``data/``.
+"""The scripts of ``figures/``: found, drawn from ``data/``, and their data made anew.
 
-A script has a docstring, ``MADE_BY`` (the commands, run from the repository's root, that make the
-data it reads) and ``draw(data)``, which reads files below the folder `data` and returns a figure,
-or several by the suffix of their file's name. It opens no model.
+A script is one figure: its docstring says what it shows, ``MADE_BY`` names the commands, run from
+the repository's root, that make the data it reads, and ``draw(data)`` takes the folder ``data/``
+and returns a figure, or figures by the suffix of their file's name. It opens no model.
 """
 
 import importlib.util
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit import draw
+from toolkit.draw import BLACK, BLUE, PURPLE, STYLE, save
 from toolkit.errors import InputError
-from toolkit.plot import PLOTS
 from toolkit.store import read_tables
 
 ROOT = Path(__file__).parent.parent
-# The runs of the main job that ship: the pair's name, its folder in data/, what makes it.
-RUNS = {
-    "smollm2": ("SmolLM2-135M and its LoRA on GSM8K", "demo-run"),
-    "gemma3": ("Gemma-3-270m and its LoRA on GSM8K", "gemma-run"),
+Drawn = Figure | Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class ShippedPair:
+    """How figures name and draw a shipped pair, and its run in ``data/``."""
+
+    name: str
+    run: str
+    style: dict[str, Any]
+
+    def table(self, data: Path, name: str) -> pd.DataFrame:
+        """The run's table `name`."""
+        return read_tables(data / self.run / "tables")[name].frame
+
+
+PAIRS = {
+    "smollm2": ShippedPair(
+        "SmolLM2-135M", "demo-run", {"color": BLUE, "marker": "o", "linestyle": "-"}
+    ),
+    "gemma3": ShippedPair(
+        "Gemma-3-270m", "gemma-run", {"color": PURPLE, "marker": "s", "linestyle": "--"}
+    ),
 }
-MADE_BY_RUNS = tuple(f"python recipes/shipped_runs.py {name}" for name in RUNS)
+PUBLISHED_STYLE: dict[str, Any] = {"color": BLACK, "marker": "D", "linestyle": ":"}
 
 
 @dataclass(frozen=True)
 class Script:
-    """One script of ``figures/``."""
+    """One file of ``figures/``, imported."""
 
-    path: Path
-    module: Any
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @property
-    def title(self) -> str:
-        """The first line of its docstring."""
-        return self.module.__doc__.strip().split("\n")[0]
+    name: str
+    root: Path
+    about: str
+    made_by: tuple[str, ...]
+    draw: Callable[[Path], Drawn]
 
     @property
-    def made_by(self) -> tuple[str, ...]:
-        return self.module.MADE_BY
-
-    def figures(self, data: Path) -> dict[str, Figure]:
-        """What it draws, by file name without suffix.
-
-        Raises InputError, with the commands that make it, where data is missing.
-        """
-        try:
-            drawn = self.module.draw(data)
-        except (FileNotFoundError, InputError) as error:
-            raise InputError(
-                f"figure {self.name} lacks data: {error}; make it with {'; '.join(self.made_by)} "
-                f"(oracle figures {self.name} --recompute does)"
-            ) from error
-        if not isinstance(drawn, Mapping):
-            return {self.name: drawn}
-        return {f"{self.name}_{suffix}": figure for suffix, figure in drawn.items()}
+    def summary(self) -> str:
+        return self.about.split("\n\n")[0].replace("\n", " ")
 
 
-def shipped_frames(data: Path, table: str) -> dict[str, pd.DataFrame]:
-    """One table of each run that ships, by the pair's short name."""
-    return {
-        name: read_tables(data / folder / "tables")[table].frame
-        for name, (_, folder) in RUNS.items()
-    }
-
-
-def shipped_plots(data: Path, table: str) -> dict[str, Figure]:
-    """The table's own plot for each run that ships, headed by the pair's name."""
-    drawn = {}
-    for name, frame in shipped_frames(data, table).items():
-        drawn[name] = PLOTS[table](frame)
-        drawn[name].suptitle(RUNS[name][0], fontsize=11.5, color=draw.GREY)
+def each_pair(data: Path, table: str, plot: Callable[[pd.DataFrame], Figure]) -> dict[str, Figure]:
+    """One plot of a run's table for each shipped pair, under the pair's name."""
+    drawn = {key: plot(pair.table(data, table)) for key, pair in PAIRS.items()}
+    for key, figure in drawn.items():
+        figure.suptitle(PAIRS[key].name, x=0.01, ha="left", fontsize=13, color="#555555")
     return drawn
 
 
 def find_scripts(names: Sequence[str] = (), root: Path = ROOT) -> list[Script]:
-    """The scripts called `names`, or all. Raises InputError where there are none so called."""
+    """The scripts of `names`, all of them by default."""
     paths = {path.stem: path for path in sorted((root / "figures").glob("*.py"))}
     if not paths:
         raise InputError(
-            f"{root / 'figures'} has no scripts: figures are drawn in a checkout of the repository"
+            f"{root / 'figures'} holds no scripts: figures are redrawn in a checkout of the "
+            "repository, with `python -m toolkit figures` in its root"
         )
-    if unknown := [name for name in names if name not in paths]:
-        raise InputError(f"there is no figure {unknown[0]!r}: expected {', '.join(paths)}")
-    return [_load(paths[name]) for name in names or paths]
+    unknown = [name for name in names if name not in paths]
+    if unknown:
+        raise InputError(f"no figure is named {unknown[0]!r}: expected any of {', '.join(paths)}")
+    return [load_script(paths[name], root) for name in dict.fromkeys(names or paths)]
 
 
-def draw_figures(
-    scripts: Iterable[Script], out: Path | None = None, root: Path = ROOT
-) -> Iterable[Path]:
-    """Draw each of `scripts` from the data, and yield the files as they are written."""
-    out = out or root / "figures"
-    out.mkdir(parents=True, exist_ok=True)
-    for script in scripts:
-        for name, figure in script.figures(root / "data").items():
-            yield from draw.save(figure, out / name)
-
-
-def commands(scripts: Iterable[Script]) -> list[str]:
-    """What makes the data of `scripts`, each command once, in order."""
-    return list(dict.fromkeys(command for script in scripts for command in script.made_by))
-
-
-def recompute(command: str, root: Path = ROOT) -> None:
-    """Run one command from the root. Raises InputError if it fails."""
-    words = shlex.split(command)
-    ours = {"python": [sys.executable], "oracle": [sys.executable, "-m", "toolkit"]}
-    done = subprocess.run([*ours.get(words[0], [words[0]]), *words[1:]], cwd=root)
-    if done.returncode:
-        raise InputError(
-            f"{command!r} failed with exit code {done.returncode}: what it printed says why; "
-            "the data that was there before is as the command left it"
-        )
-
-
-def _load(path: Path) -> Script:
-    spec = importlib.util.spec_from_file_location(f"figures_{path.stem}", path)
+def load_script(path: Path, root: Path = ROOT) -> Script:
+    """Import one script, by its path."""
+    spec = importlib.util.spec_from_file_location(f"figures.{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return Script(path, module)
+    return Script(path.stem, root, (module.__doc__ or "").strip(), module.MADE_BY, module.draw)
+
+
+def draw_figures(script: Script) -> dict[str, Figure]:
+    """The script's figures by their files' names, drawn from the data that is there."""
+    made_by = " and ".join(f"`{command}`" for command in script.made_by)
+    try:
+        with matplotlib.rc_context(STYLE):
+            drawn = script.draw(script.root / "data")
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is not here; {made_by} makes it") from None
+    except InputError as error:
+        raise InputError(f"{error}; {made_by} makes what {script.name} reads") from None
+    if isinstance(drawn, Figure):
+        return {script.name: drawn}
+    return {f"{script.name}-{suffix}": figure for suffix, figure in drawn.items()}
+
+
+def redraw(script: Script, out: Path | None = None) -> list[Path]:
+    """Draw and save, in ``figures/`` by default; the same bytes every time. The files' paths."""
+    folder = out or script.root / "figures"
+    figures = draw_figures(script)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [path for name, figure in figures.items() for path in save(figure, folder / name)]
+
+
+def recompute(scripts: Sequence[Script], say: Callable[[str], None] = print) -> None:
+    """Run each command that makes data of `scripts` once, in order, in the repository's root."""
+    for command in dict.fromkeys(command for script in scripts for command in script.made_by):
+        say(f"running: {command}")
+        # Shell recipes call `oracle` and `python` themselves: let them find this environment's.
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+        done = subprocess.run(
+            as_arguments(command), cwd=scripts[0].root, env={**os.environ, "PATH": path}
+        )
+        if done.returncode:
+            raise InputError(f"`{command}` failed with exit code {done.returncode}: see above")
+
+
+def as_arguments(command: str) -> list[str]:
+    """`command` with this interpreter in place of ``oracle`` and ``python``."""
+    program, *rest = shlex.split(command)
+    here = {"oracle": [sys.executable, "-m", "toolkit"], "python": [sys.executable]}
+    return [*here.get(program, [program]), *rest]
