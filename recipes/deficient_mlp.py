@@ -5,12 +5,14 @@
 Models of one block (`toolkit/deficient_mlp.py`), W_d's best approximations of rank 0 to full, three
 seeds; in each, adapters of full rank trained to say a fixed permutation of every token, and judged
 on sequences that none of them saw. Adapters of one seed start alike and see the same sequences.
-Written are OUT.csv, a row for each model and adapter, and OUT.json. About three minutes on one core.
+Written are OUT.csv, a row for each model and adapter, and OUT.json. About three minutes on one
+core.
 """
 
 import argparse
 import json
 import platform
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -78,7 +80,7 @@ def main() -> None:
             rows.append(row_of(*cell, args.rate))
             advance()
     record = {
-        "command": f"python recipes/deficient_mlp.py --out {args.out.as_posix()}",
+        "command": " ".join(["python", *sys.argv]),
         "versions": versions(),
         "commit": commit(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import scipy.linalg
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from toolkit.errors import InputError
 from toolkit.hooks import capture
@@ -43,14 +43,14 @@ class Outcome:
 
 def one_block_model(
     rank: int, seed: int = 0, d_model: int = D_MODEL, dtype: torch.dtype = torch.float32
-) -> LlamaForCausalLM:
+) -> nn.Module:
     """A random Llama of one block; W_d is the best rank-`rank` approximation of one W_d per seed.
 
     Rank 0 is W_d = 0. All else is the same at every rank.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(
+        model = AutoModelForCausalLM.from_config(
             LlamaConfig(
                 vocab_size=N_TOKENS,
                 hidden_size=d_model,
@@ -102,7 +102,8 @@ def train_adapter(
 ) -> Adapters:
     """The method's adapters, trained on `rows` at `options`; `model` stays as it is."""
     with adapted(model, method, seed=options.seed) as found:
-        assert found.trainee is not None and found.adapters is not None
+        assert found.trainee is not None
+        assert found.adapters is not None
         train(found.trainee, rows, options)
     return copy.deepcopy(found.adapters)
 
@@ -145,7 +146,7 @@ def spread_of(model: nn.Module, changes: Tensor, tolerance: float = 1e-4) -> Spr
     assert isinstance(down, Tensor)
     columns = torch.from_numpy(scipy.linalg.orth(down.double().numpy(), rcond=1e-6))
     inside = float((centred @ columns).square().sum() / centred.square().sum())
-    return Spread(dimensions, 1 - inside)
+    return Spread(dimensions, max(0.0, 1 - inside))
 
 
 @torch.no_grad()

@@ -1,0 +1,288 @@
+"""On real models: how nearly a post-block steer does what a post-MLP steer does.
+
+In every block of the base model the skip term (`resid_mid`), the MLP's output (`post_mlp`) and
+their sum, the block's output, are gathered over documents: how the subspaces of the first two lie
+to each other, and how well the best affine map P* guesses the MLP's output from the sum. With P* a
+post-MLP adapter A becomes the post-block adapter ``A P*`` of the same rank, and both are run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from toolkit.analysis.linear_fit import RELATIVE_RIDGE, fit_linear
+from toolkit.analysis.projection import (
+    AffineMap,
+    centred_r2,
+    compose,
+    energy_subspace,
+    oblique_projection,
+    overlap,
+)
+from toolkit.analysis.sequential_kl import recovered, recovered_difference
+from toolkit.closed_form import Plan, fit_adapters
+from toolkit.documents import Batch, Encoded, encode_all, make_batches
+from toolkit.errors import InputError
+from toolkit.lockstep import Blocks, shift, steerable, wide
+from toolkit.pair import ModelPair
+from toolkit.replacement import NONE, Candidate, Evaluation, evaluate
+from toolkit.statistics import Moments, MomentSums
+from toolkit.steering import Adapters, Linear
+
+SKIP, MLP, OUT = "skip", "mlp", "out"
+PAIRS = ((SKIP, SKIP), (MLP, MLP), (OUT, OUT), (MLP, OUT))
+SHARES = (0.9, 0.99)
+Stream = Literal["base", "steered", "own"]
+
+
+@dataclass(frozen=True)
+class BlockMoments:
+    """One block's skip term, MLP output and sum of both, over fit and over held-out tokens."""
+
+    layer: int
+    fit: Moments
+    held_out: Moments
+
+
+# What is added to the block's output, from the MLP's output and from it; None: nothing.
+Shift = Callable[[Tensor, Tensor], Tensor]
+Steering = Callable[[BlockMoments], Shift | None]
+
+
+@torch.no_grad()
+def block_moments(
+    blocks: Blocks, batches: Sequence[Batch], steering: Steering = lambda _: None
+) -> Iterator[BlockMoments]:
+    """March one model over `batches`, block by block, gathering what `PAIRS` names.
+
+    What `steering` makes of a block's moments is added to its output before the next block, at all
+    tokens but each document's first; the moments are of the states that it reads.
+    """
+    streams = [blocks.embed(batch) for batch in batches]
+    for layer in range(blocks.sites.n_layers):
+        sums = {False: MomentSums(PAIRS), True: MomentSums(PAIRS)}
+        written: list[Tensor] = []
+        for index, batch in enumerate(batches):
+            call = blocks.call(layer, batch)
+            output, states = blocks.run(layer, call, streams[index], ("resid_mid", "post_mlp"))
+            named = {SKIP: states["resid_mid"], MLP: states["post_mlp"], OUT: output}
+            counted = {name: wide(state[batch.counted]) for name, state in named.items()}
+            sums[batch.held_out].update(counted)
+            streams[index] = output
+            written.append(states["post_mlp"])
+        found = BlockMoments(layer, sums[False].result(), sums[True].result())
+        if change := steering(found):
+            for index, batch in enumerate(batches):
+                supplied = partial(change, written[index])
+                output = streams[index]
+                streams[index] = output + shift(supplied, output, steerable(batch.mask))
+        yield found
+
+
+@dataclass(frozen=True)
+class Replication:
+    """One row a block: how far apart the skip term and the MLP's output are on the base model.
+
+    `frame` has ``layer, d``; for 90 and 99 % of the energy the dimensions of both subspaces
+    (``skip_90, mlp_90``), their smallest and median principal angle in degrees, and the held-out R²
+    of the MLP's output as the oblique projection between the two takes it from the block's (None
+    where they meet); R² of P*'s guess, and how many tokens it was fitted and judged on.
+    """
+
+    frame: pd.DataFrame
+
+
+def measure(
+    pair: ModelPair,
+    documents: Iterable[Any],
+    max_length: int = 512,
+    relative_ridge: float = RELATIVE_RIDGE,
+) -> Replication:
+    """Compare the two subspaces in every block of the base model, unsteered.
+
+    Subspaces and P* are of the fit documents. Raises InputError where the family has no sum of a
+    skip term and an MLP's output.
+    """
+    rows = []
+    for found in block_moments(pair.base_blocks, _batches(pair, documents, max_length)):
+        row: dict[str, Any] = {"layer": found.layer, "d": len(found.fit.mean[OUT])}
+        for share in SHARES:
+            skip, mlp = (energy_subspace(found.fit.second_moment(x), share) for x in (SKIP, MLP))
+            seen, percent = overlap(skip, mlp), round(100 * share)
+            row |= {
+                f"skip_{percent}": seen.skip,
+                f"mlp_{percent}": seen.mlp,
+                f"smallest_{percent}": seen.smallest,
+                f"median_{percent}": seen.median,
+                f"r2_oblique_{percent}": _r2_oblique(skip, mlp, found.held_out),
+            }
+        guess = best_guess(found.fit, relative_ridge)
+        row |= {
+            "r2_fit": centred_r2(guess, found.fit, OUT, MLP),
+            "r2_heldout": centred_r2(guess, found.held_out, OUT, MLP),
+            "n_fit": found.fit.n,
+            "n_heldout": found.held_out.n,
+        }
+        rows.append(row)
+    return Replication(pd.DataFrame(rows))
+
+
+def _r2_oblique(skip: Tensor, mlp: Tensor, moments: Moments) -> float | None:
+    """R² of the MLP's output as the projection onto `mlp` along `skip` gives it; None: no such."""
+    if overlap(skip, mlp).meet:
+        return None
+    projection = oblique_projection(mlp, skip)
+    return centred_r2(AffineMap(projection, torch.zeros(len(mlp)).double()), moments, OUT, MLP)
+
+
+def best_guess(moments: Moments, relative_ridge: float = RELATIVE_RIDGE) -> AffineMap:
+    """P*: the best affine map from the block's output to the MLP's."""
+    return AffineMap.of(fit_linear(moments, OUT, MLP, 0, relative_ridge))
+
+
+def replicate(
+    pair: ModelPair,
+    documents: Iterable[Any],
+    adapters: Adapters,
+    stream: Stream = "steered",
+    max_length: int = 512,
+    relative_ridge: float = RELATIVE_RIDGE,
+) -> Adapters:
+    """The post-block adapters ``A P*`` that stand in for linear post-MLP adapters A.
+
+    P* is fitted on the states of `stream`: the ``base`` model's, those of the model as A steers it
+    (``steered``: what ``A P*`` meets where it succeeds), or those of the model as ``A P*`` itself
+    steers it in all earlier blocks (``own``: what it meets). ``info["r2"]`` holds by block the
+    held-out R² of A's steer, on the same stream.
+    """
+    if adapters.location != "post_mlp" or adapters.kind != "linear":
+        raise InputError(
+            f"these are {adapters.kind} adapters at {adapters.location}: linear ones at post_mlp "
+            "have a counterpart behind the block"
+        )
+    by_layer, r2 = {}, {}
+
+    def steering(found: BlockMoments) -> Shift | None:
+        adapter = adapters.by_layer[found.layer]
+        assert isinstance(adapter, Linear)
+        guess = best_guess(found.fit, relative_ridge)
+        made = by_layer[found.layer] = behind_block(adapter, guess)
+        r2[found.layer] = centred_r2(guess, found.held_out, OUT, MLP, matrix_of(adapter))
+        if stream == "base":
+            return None
+        dtype = adapter.up.dtype
+        if stream == "steered":
+            return lambda y, _: adapter(y.to(dtype))
+        return lambda _, h: made(h.to(dtype))
+
+    for _ in block_moments(pair.base_blocks, _batches(pair, documents, max_length), steering):
+        pass
+    info = {**adapters.info, "stream": stream, "r2": r2}
+    return Adapters("post_block", by_layer, adapters.fit, info, adapters.positions)
+
+
+def behind_block(adapter: Linear, guess: AffineMap) -> Linear:
+    """``A guess(h) + b`` as an adapter of the block's output, of A's rank at most."""
+    down = torch.eye(len(adapter.up)) if adapter.down is None else adapter.down
+    up, down, bias = compose(adapter.up, down, adapter.bias, guess)
+    dtype = adapter.up.dtype
+    if adapter.down is None:
+        return Linear((up @ down).to(dtype), None, bias.to(dtype))
+    return Linear(up.to(dtype), down.to(dtype), bias.to(dtype))
+
+
+def matrix_of(adapter: Linear) -> Tensor:
+    """A, `[d, d]`."""
+    return adapter.up if adapter.down is None else adapter.up @ adapter.down
+
+
+def cost(
+    pair: ModelPair,
+    documents: Iterable[Any],
+    rank: int = 8,
+    fits: Sequence[Literal["forced", "sequential"]] = ("forced", "sequential"),
+    streams: Sequence[Stream] = ("base", "steered", "own"),
+    n_prompts: int = 8,
+    n_new: int = 24,
+    max_length: int = 512,
+    relative_ridge: float = RELATIVE_RIDGE,
+) -> pd.DataFrame:
+    """What it costs in KL to steer behind the block with ``A P*`` in place of A behind the MLP.
+
+    Adapters of `rank` in every block, fitted and judged as everywhere: tuned forcing, held-out
+    prompts. Beside them stand adapters fitted behind the block themselves. ``lost`` is what A
+    recovers less what the row recovers, with its standard error over the same prompts.
+    """
+    documents = list(documents)
+    plans = {
+        (fit, location): Plan(location, "linear", rank, fit)
+        for fit in fits
+        for location in ("post_mlp", "post_block")
+    }
+    fitted = fit_adapters(pair, documents, list(plans.values()), max_length=max_length)
+    labelled: dict[tuple[str, str, str], Adapters] = {}
+    for fit in fits:
+        behind_mlp = fitted[plans[fit, "post_mlp"]]
+        labelled[fit, "post-MLP A", ""] = behind_mlp
+        for stream in streams:
+            made = replicate(pair, documents, behind_mlp, stream, max_length, relative_ridge)
+            labelled[fit, "post-block A P*", stream] = made
+        labelled[fit, "post-block fitted", ""] = fitted[plans[fit, "post_block"]]
+    candidates = {
+        label: Candidate("linear", found.location, rank, " ".join(label), "all", found)
+        for label, found in labelled.items()
+    }
+    prompts = [e.prompt_ids for e in _encoded(pair, documents, max_length) if e.held_out]
+    evaluation = evaluate(pair, prompts[:n_prompts], list(candidates.values()), n_new)
+    reference = {fit: candidates[fit, "post-MLP A", ""] for fit in fits}
+    return pd.DataFrame(
+        [_cost_row(*label, c, evaluation, reference[label[0]]) for label, c in candidates.items()]
+    )
+
+
+def _cost_row(
+    fit: str,
+    adapter: str,
+    stream: str,
+    candidate: Candidate,
+    evaluation: Evaluation,
+    reference: Candidate,
+) -> dict[str, Any]:
+    assert candidate.adapters is not None
+    base, own, other = (evaluation.divergences[c, "tuned"] for c in (NONE, candidate, reference))
+    share, share_sem = recovered(own, base)
+    lost, lost_sem = recovered_difference(other, own, base)
+    r2 = list(candidate.adapters.info.get("r2", {}).values())
+    return {
+        "fit": fit,
+        "adapter": adapter,
+        "stream": stream,
+        "parameters": candidate.parameters,
+        "steer_r2_median": float(pd.Series(r2, dtype=float).median()),
+        "kl_base": base.mean,
+        "kl": own.mean,
+        "kl_sem": own.sem,
+        "recovered": share,
+        "recovered_sem": share_sem,
+        "lost": lost,
+        "lost_sem": lost_sem,
+        "n_prompts": len(own.nats),
+    }
+
+
+def _encoded(pair: ModelPair, documents: Iterable[Any], max_length: int) -> list[Encoded]:
+    return encode_all(documents, pair.tokenizer, max_length)
+
+
+def _batches(pair: ModelPair, documents: Iterable[Any], max_length: int) -> list[Batch]:
+    for location in ("resid_mid", "post_mlp"):
+        if reason := pair.missing.get(location):
+            raise InputError(f"this family has no {location!r}: {reason}")
+    encoded = _encoded(pair, documents, max_length)
+    pad_id = pair.tokenizer.pad_token_id or 0
+    return make_batches(encoded, pad_id=pad_id, device=pair.device)
