@@ -23,7 +23,8 @@ import torch
 from toolkit import ModelPair, read_documents
 from toolkit.demo import ADAPTER, BASE, PROMPTS, shipped
 from toolkit.provenance import commit, versions
-from toolkit.replication import cost, measure
+from toolkit.replication import measure
+from toolkit.replication_cost import replication_cost
 from toolkit.training.tiny import TASK, tiny_pair
 
 N_EXPRESSIONS = 250
@@ -58,7 +59,8 @@ def main() -> None:
     started = time.perf_counter()
     blocks = measure(pair, documents).frame
     print(blocks.round(3).to_string(index=False), flush=True)
-    costs = cost(pair, documents, args.rank, n_prompts=N_PROMPTS[args.pair], n_new=N_NEW)
+    n_prompts = N_PROMPTS[args.pair]
+    costs = replication_cost(pair, documents, args.rank, n_prompts=n_prompts, n_new=N_NEW)
     print(costs.round(4).to_string(index=False))
     record = {
         "command": " ".join(["python", *sys.argv]),
@@ -69,7 +71,7 @@ def main() -> None:
         "base": pair.base_name,
         "tuned": pair.tuned_name,
         "documents": len(documents),
-        "prompts": N_PROMPTS[args.pair],
+        "prompts": n_prompts,
         "new_tokens": N_NEW,
         "rank": args.rank,
     }

@@ -3,7 +3,7 @@
 In every block of the base model the skip term (`resid_mid`), the MLP's output (`post_mlp`) and
 their sum, the block's output, are gathered over documents: how the subspaces of the first two lie
 to each other, and how well the best affine map P* guesses the MLP's output from the sum. With P* a
-post-MLP adapter A becomes the post-block adapter ``A P*`` of the same rank, and both are run.
+post-MLP adapter A becomes the post-block adapter ``A P*`` of the same rank.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,13 +24,10 @@ from toolkit.analysis.projection import (
     oblique_projection,
     overlap,
 )
-from toolkit.analysis.sequential_kl import recovered, recovered_difference
-from toolkit.closed_form import Plan, fit_adapters
-from toolkit.documents import Batch, Encoded, encode_all, make_batches
+from toolkit.documents import Batch, encode_all, make_batches
 from toolkit.errors import InputError
 from toolkit.lockstep import Blocks, shift, steerable, wide
 from toolkit.pair import ModelPair
-from toolkit.replacement import NONE, Candidate, Evaluation, evaluate
 from toolkit.statistics import Moments, MomentSums
 from toolkit.steering import Adapters, Linear
 
@@ -90,7 +87,7 @@ class Replication:
 
     `frame` has ``layer, d``; for 90 and 99 % of the energy the dimensions of both subspaces
     (``skip_90, mlp_90``), their smallest and median principal angle in degrees, and the held-out R²
-    of the MLP's output as the oblique projection between the two takes it from the block's (None
+    of the MLP's output as the oblique projection between the two takes it from the block's (NaN
     where they meet); R² of P*'s guess, and how many tokens it was fitted and judged on.
     """
 
@@ -132,10 +129,10 @@ def measure(
     return Replication(pd.DataFrame(rows))
 
 
-def _r2_oblique(skip: Tensor, mlp: Tensor, moments: Moments) -> float | None:
-    """R² of the MLP's output as the projection onto `mlp` along `skip` gives it; None: no such."""
+def _r2_oblique(skip: Tensor, mlp: Tensor, moments: Moments) -> float:
+    """R² of the MLP's output as the projection onto `mlp` along `skip` gives it; NaN: no such."""
     if overlap(skip, mlp).meet:
-        return None
+        return float("nan")
     projection = oblique_projection(mlp, skip)
     return centred_r2(AffineMap(projection, torch.zeros(len(mlp)).double()), moments, OUT, MLP)
 
@@ -168,7 +165,8 @@ def replicate(
     by_layer, r2 = {}, {}
 
     def steering(found: BlockMoments) -> Shift | None:
-        adapter = adapters.by_layer[found.layer]
+        if (adapter := adapters.by_layer.get(found.layer)) is None:
+            return None
         assert isinstance(adapter, Linear)
         guess = best_guess(found.fit, relative_ridge)
         made = by_layer[found.layer] = behind_block(adapter, guess)
@@ -201,88 +199,10 @@ def matrix_of(adapter: Linear) -> Tensor:
     return adapter.up if adapter.down is None else adapter.up @ adapter.down
 
 
-def cost(
-    pair: ModelPair,
-    documents: Iterable[Any],
-    rank: int = 8,
-    fits: Sequence[Literal["forced", "sequential"]] = ("forced", "sequential"),
-    streams: Sequence[Stream] = ("base", "steered", "own"),
-    n_prompts: int = 8,
-    n_new: int = 24,
-    max_length: int = 512,
-    relative_ridge: float = RELATIVE_RIDGE,
-) -> pd.DataFrame:
-    """What it costs in KL to steer behind the block with ``A P*`` in place of A behind the MLP.
-
-    Adapters of `rank` in every block, fitted and judged as everywhere: tuned forcing, held-out
-    prompts. Beside them stand adapters fitted behind the block themselves. ``lost`` is what A
-    recovers less what the row recovers, with its standard error over the same prompts.
-    """
-    documents = list(documents)
-    plans = {
-        (fit, location): Plan(location, "linear", rank, fit)
-        for fit in fits
-        for location in ("post_mlp", "post_block")
-    }
-    fitted = fit_adapters(pair, documents, list(plans.values()), max_length=max_length)
-    labelled: dict[tuple[str, str, str], Adapters] = {}
-    for fit in fits:
-        behind_mlp = fitted[plans[fit, "post_mlp"]]
-        labelled[fit, "post-MLP A", ""] = behind_mlp
-        for stream in streams:
-            made = replicate(pair, documents, behind_mlp, stream, max_length, relative_ridge)
-            labelled[fit, "post-block A P*", stream] = made
-        labelled[fit, "post-block fitted", ""] = fitted[plans[fit, "post_block"]]
-    candidates = {
-        label: Candidate("linear", found.location, rank, " ".join(label), "all", found)
-        for label, found in labelled.items()
-    }
-    prompts = [e.prompt_ids for e in _encoded(pair, documents, max_length) if e.held_out]
-    evaluation = evaluate(pair, prompts[:n_prompts], list(candidates.values()), n_new)
-    reference = {fit: candidates[fit, "post-MLP A", ""] for fit in fits}
-    return pd.DataFrame(
-        [_cost_row(*label, c, evaluation, reference[label[0]]) for label, c in candidates.items()]
-    )
-
-
-def _cost_row(
-    fit: str,
-    adapter: str,
-    stream: str,
-    candidate: Candidate,
-    evaluation: Evaluation,
-    reference: Candidate,
-) -> dict[str, Any]:
-    assert candidate.adapters is not None
-    base, own, other = (evaluation.divergences[c, "tuned"] for c in (NONE, candidate, reference))
-    share, share_sem = recovered(own, base)
-    lost, lost_sem = recovered_difference(other, own, base)
-    r2 = list(candidate.adapters.info.get("r2", {}).values())
-    return {
-        "fit": fit,
-        "adapter": adapter,
-        "stream": stream,
-        "parameters": candidate.parameters,
-        "steer_r2_median": float(pd.Series(r2, dtype=float).median()),
-        "kl_base": base.mean,
-        "kl": own.mean,
-        "kl_sem": own.sem,
-        "recovered": share,
-        "recovered_sem": share_sem,
-        "lost": lost,
-        "lost_sem": lost_sem,
-        "n_prompts": len(own.nats),
-    }
-
-
-def _encoded(pair: ModelPair, documents: Iterable[Any], max_length: int) -> list[Encoded]:
-    return encode_all(documents, pair.tokenizer, max_length)
-
-
 def _batches(pair: ModelPair, documents: Iterable[Any], max_length: int) -> list[Batch]:
     for location in ("resid_mid", "post_mlp"):
         if reason := pair.missing.get(location):
             raise InputError(f"this family has no {location!r}: {reason}")
-    encoded = _encoded(pair, documents, max_length)
+    encoded = encode_all(documents, pair.tokenizer, max_length)
     pad_id = pair.tokenizer.pad_token_id or 0
     return make_batches(encoded, pad_id=pad_id, device=pair.device)
