@@ -112,9 +112,8 @@ def test_where_the_subspaces_meet_trivially_the_post_block_steer_is_the_post_mlp
 def test_leaning_subspaces_are_no_hindrance():
     """An MLP that writes into the skip term's dimensions too, but in no direction of theirs."""
     model, adapters = constructed(), adapters_behind_mlp()
-    for block in tiny.blocks_of(model)[-1:]:
-        weight = block.mlp.down_proj.weight
-        weight[:EACH] = 0.7 * weight[-EACH:]
+    weight = tiny.blocks_of(model)[-1].mlp.down_proj.weight
+    weight[:EACH] = 0.7 * weight[-EACH:]
     made = projected(model, adapters)
     assert gap(model, made, adapters) < 1e-10
     straight = torch.zeros(D, D, dtype=torch.float64)
@@ -279,6 +278,13 @@ def test_only_linear_adapters_behind_the_mlp_have_a_counterpart(location):
     adapter = linear if location == "post_block" else FixedVector(draw(D))
     adapters = Adapters(location, dict.fromkeys(LAYERS, adapter), "trained")
     with pytest.raises(InputError, match=f"adapters at {location}: linear ones at post_mlp"):
+        replicate(pair, DOCUMENTS, adapters)
+
+
+def test_only_adapters_of_all_tokens_have_a_counterpart():
+    pair, _ = pair_and_adapters()
+    adapters = Adapters.identity("linear", "post_mlp", LAYERS, D, "last_prompt", rank=RANK)
+    with pytest.raises(InputError, match="these adapters steer last_prompt tokens"):
         replicate(pair, DOCUMENTS, adapters)
 
 

@@ -6,6 +6,7 @@ to each other, and how well the best affine map P* guesses the MLP's output from
 post-MLP adapter A becomes the post-block adapter ``A P*`` of the same rank.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +56,7 @@ Steering = Callable[[BlockMoments], Shift | None]
 def block_moments(
     blocks: Blocks, batches: Sequence[Batch], steering: Steering = lambda _: None
 ) -> Iterator[BlockMoments]:
-    """March one model over `batches`, block by block, gathering what `PAIRS` names.
+    """March one model, where `March` has two, over `batches`, gathering what `PAIRS` names.
 
     What `steering` makes of a block's moments is added to its output before the next block, at all
     tokens but each document's first; the moments are of the states that it reads.
@@ -162,6 +163,11 @@ def replicate(
             f"these are {adapters.kind} adapters at {adapters.location}: linear ones at post_mlp "
             "have a counterpart behind the block"
         )
+    if str(adapters.positions) != "all":
+        raise InputError(
+            f"these adapters steer {adapters.positions} tokens: replicas are made from all of a "
+            "document's tokens, so give adapters of positions all"
+        )
     by_layer, r2 = {}, {}
 
     def steering(found: BlockMoments) -> Shift | None:
@@ -186,17 +192,16 @@ def replicate(
 
 def behind_block(adapter: Linear, guess: AffineMap) -> Linear:
     """``A guess(h) + b`` as an adapter of the block's output, of A's rank at most."""
-    down = torch.eye(len(adapter.up)) if adapter.down is None else adapter.down
-    up, down, bias = compose(adapter.up, down, adapter.bias, guess)
-    dtype = adapter.up.dtype
-    if adapter.down is None:
-        return Linear((up @ down).to(dtype), None, bias.to(dtype))
-    return Linear(up.to(dtype), down.to(dtype), bias.to(dtype))
+    own = copy.deepcopy(adapter).cpu()  # where statistics are
+    down = torch.eye(len(own.up)) if own.down is None else own.down
+    up, down, bias = compose(own.up, down, own.bias, guess)
+    made = Linear(up, down, bias) if own.down is not None else Linear(up @ down, None, bias)
+    return made.to(adapter.up)
 
 
 def matrix_of(adapter: Linear) -> Tensor:
-    """A, `[d, d]`."""
-    return adapter.up if adapter.down is None else adapter.up @ adapter.down
+    """A, `[d, d]`, on the CPU."""
+    return (adapter.up if adapter.down is None else adapter.up @ adapter.down).cpu()
 
 
 def _batches(pair: ModelPair, documents: Iterable[Any], max_length: int) -> list[Batch]:
