@@ -146,6 +146,28 @@ def test_directions_in_the_null_space_of_the_down_projection_are_not_seen(kind):
 # --- the model and its task
 
 
+def test_an_outcome_is_read_from_the_steered_logits():
+    """Token by token: what the vector makes of the logits behind each token but the first."""
+    model, adapters = trained(4, "vector")
+    nats, right = [], []
+    for row in HELD_OUT[:20]:
+        with torch.no_grad():
+            inner = model.model.layers[0](
+                model.model.embed_tokens(torch.tensor([row["input_ids"]])),
+                position_embeddings=model.model.rotary_emb(
+                    torch.zeros(1), torch.arange(len(row["input_ids"]))[None]
+                ),
+            )
+            inner[:, 1:] += adapters.by_layer[0].bias
+            logits = model.lm_head(model.model.norm(inner))[0]
+        for place, label in enumerate(row["labels"][2:], 1):
+            nats.append(-float(logits[place].double().log_softmax(0)[label]))
+            right.append(int(logits[place].argmax()) == label)
+    found = judge(model, adapters, HELD_OUT[:20])
+    assert found.loss == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    assert found.accuracy == pytest.approx(sum(right) / len(right))
+
+
 def test_the_down_projection_is_the_best_approximation_of_its_rank():
     full = one_block_model(D_MODEL).get_parameter("model.layers.0.mlp.down_proj.weight")
     singular = torch.linalg.svdvals(full)

@@ -6,8 +6,9 @@ steer is a function of ``W_d m``, the post-block steer one of the whole sum. So
 - k = 0: whatever the adapter, a post-MLP steer is one constant vector;
 - any k: two tokens whose m differ in the null space of W_d alone get the same post-MLP steer;
 - a linear adapter's post-MLP steers lie in an affine subspace of at most k dimensions: the image of
-  W_d's columns under its matrix. It may point anywhere. (The post says that outside col(W_d) such a
-  steer adds a fixed vector alone; what is limited is what it can depend on, not where it points.)
+  W_d's columns under its matrix. It may point anywhere. (The post, its "pre-MLP" there read as
+  post-MLP, says that outside col(W_d) such a steer adds a fixed vector alone. What is limited is
+  what it can depend on, not where it points.)
 
 The task is one that needs the difference: behind each token, say a fixed permutation of it.
 """
