@@ -34,6 +34,11 @@ class Spectrum:
     k99: int
 
 
+def fewest(shares: Tensor, share: float) -> int:
+    """How many of `shares`, which fall and sum to 1, it takes for their sum to reach `share`."""
+    return min(int((shares.cumsum(0) < share).sum()) + 1, len(shares))
+
+
 def spectrum(second_moment: Tensor, mean: Tensor, base_energy: float, n_tokens: int) -> Spectrum:
     """Describe a delta from ``E[δδᵀ]`` `[d, d]`, ``Eδ`` `[d]` and the base state's ``E‖h‖²``."""
     eigenvalues = torch.linalg.eigvalsh(second_moment).flip(0).clamp_min(0)
@@ -41,10 +46,7 @@ def spectrum(second_moment: Tensor, mean: Tensor, base_energy: float, n_tokens: 
     if total == 0:
         return Spectrum(n_tokens, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0)
     shares = eigenvalues / total
-    reached = shares.cumsum(0)
-    counts = {
-        name: min(int((reached < share).sum()) + 1, len(shares)) for name, share in SHARES.items()
-    }
+    counts = {name: fewest(shares, share) for name, share in SHARES.items()}
     return Spectrum(
         n_tokens=n_tokens,
         rms=total**0.5,
