@@ -25,13 +25,14 @@ def ranks_within(
 
     Block l turns a relative error e of its input into ``gains[l] · e`` of its output, and its map
     leaves ``sqrt(left[l][r])`` there. The two are taken to be uncorrelated: squares add. Where no
-    rank suffices, the widest stands, and what it leaves goes on into the next block.
+    rank suffices, the one that leaves least stands (on held-out documents not always the widest),
+    and what it leaves goes on into the next block.
     """
     ranks, errors, entering = [], [], 0.0
     for shares, gain in zip(left, gains, strict=True):
         carried = (gain * entering) ** 2
         found = [r for r, share in enumerate(shares) if sqrt(carried + max(share, 0.0)) <= limit]
-        rank = found[0] if found else len(shares) - 1
+        rank = found[0] if found else min(range(len(shares)), key=lambda r: shares[r])
         entering = sqrt(carried + max(shares[rank], 0.0))
         ranks.append(rank)
         errors.append(entering)
