@@ -45,7 +45,7 @@ def test_counts_are_numpys_of_the_logarithms(dtype):
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 0.9, 1.0])
 def test_quantiles_are_right_to_a_bin(share):
-    values = sizes(2000, 2)
+    values = sizes(2000, 2, spread=1.0)
     exact = np.quantile(values.abs().numpy(), share, method="inverted_cdf")
     assert abs(np.log10(counted(values).quantile(share) / exact)) <= 1 / PER_DECADE + 1e-9
 
