@@ -62,7 +62,7 @@ def test_quantiles_are_nearer_where_sizes_are_even_in_their_logarithm():
 def test_quantiles_outside_the_range_say_so():
     result = counted(torch.tensor([0.0, 0.0, 1.0, 10.0 ** (HIGHEST + 1)]))
     assert result.quantile(0.5) == 0
-    assert 1 <= result.quantile(0.75) <= 10 ** (1 / PER_DECADE)
+    assert 1 <= result.quantile(0.75) <= 1.001 * 10 ** (1 / PER_DECADE)
     assert result.quantile(0.9) == np.inf
 
 
