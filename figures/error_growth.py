@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from toolkit.draw import (
     BLACK,
     BLUE,
+    GREY,
     LAYER_LABEL,
     LOCATION_STYLE,
     LOCATIONS,
+    REFERENCE,
     STYLE,
     VERMILLION,
-    add_reference,
     draw_line,
     finish,
     log_scale,
@@ -54,8 +55,8 @@ def draw(data: Path) -> Figure:
             rows = frame[frame.location == location]
             style = LOCATION_STYLE[location] | {"label": f"put in at {LOCATIONS[location]}"}
             draw_line(end, rows, "layer", "end_gain", **style)
-        add_reference(end, 1, "as large as it was")
+        end.axhline(1, color=GREY, linewidth=1, label=REFERENCE)
         end.set_ylim(0, 1.15 * max(frame.end_gain.max(), 1))
         end.set_title("Relative size at the end, over that where it was put in")
-        finish(end, LAYER_LABEL, "gain (no unit)", 2, layers=True)
+        finish(end, LAYER_LABEL, "gain (1: as large as it was)", 2, layers=True)
     return figure

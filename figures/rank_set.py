@@ -41,7 +41,9 @@ def draw(data: Path) -> Figure:
         sets.errorbar(tried.total, tried.kl, tried.kl_sem, color=BLUE, marker="o",
                       label="measured on held-out prompts")  # fmt: skip
         sets.set_xscale("log")
-        sets.set_xticks(tried.total, [f"{total}" for total in tried.total])
+        doublings = [tried.total.min() * 2**k for k in range(12)]
+        ticks = [total for total in doublings if total <= tried.total.max()]
+        sets.set_xticks(ticks, [str(total) for total in ticks])
         sets.minorticks_off()
         log_scale(sets)
         add_reference(sets, found["max_kl"], f"the bound, {found['max_kl']:g}")

@@ -5,8 +5,8 @@
 Models of one block (`toolkit/deficient_mlp.py`), W_d's best approximations of rank 0 to full, three
 seeds; in each, adapters of full rank trained to say a fixed permutation of every token, and judged
 on sequences that none of them saw. Adapters of one seed start alike and see the same sequences.
-Written are OUT.csv, a row for each model and adapter, and OUT.json. About three minutes on one
-core.
+Written are OUT.csv, a row for each model and adapter, and OUT.json. Three to four minutes on
+one core.
 """
 
 import argparse
