@@ -16,8 +16,8 @@ from matplotlib.figure import Figure, SubFigure
 
 from toolkit import draw as house
 from toolkit.draw import LOCATION_STYLE, LOCATIONS
+from toolkit.draw_table import ROW, Section, clear, draw_section
 from toolkit.figures import PAIRS
-from toolkit.plot_table import draw_table, table_height
 
 COMMAND = "python recipes/oracle_sweep.py "
 MADE_BY = (
@@ -28,7 +28,7 @@ MADE_BY = (
 SITES = ("pre_mlp", "post_mlp")
 FAMILIES = {"smollm2": "Llama", "gemma3": "Gemma"}
 NUMBERS = {"layer": "{:.0f}", "token": "{:.0f}", "delta_kl": "{:+g}"}  # of the published table
-HEAD, ENDS = ("location", "layer", "token", "change, nats", ""), (0.3, 0.43, 0.63, 0.98)
+HEAD, WIDTHS = ("", "layer", "token", "change, nats", ""), (22, 10, 13, 20, 33)
 
 
 def draw(data: Path) -> dict[str, Figure]:
@@ -40,7 +40,8 @@ def _pair(data: Path, name: str) -> Figure:
     frame = pd.read_csv(data / "oracle-sweep" / f"{name}.csv")
     published = pd.read_csv(data / "published" / "oracle_sweep.csv")
     rows = [_row(row) for _, row in published[published.family == FAMILIES[name]].iterrows()]
-    parts = (6.0, 3.6, table_height(rows) + 0.4)
+    section = Section("location", HEAD, rows)
+    parts = (6.0, 3.6, ROW * section.n_rows + 0.5)
     figure = house.Plot(figsize=(house.WIDTH, sum(parts)), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=parts)
     _maps(top, {site: _best(frame[frame.site == site]) for site in SITES})
@@ -48,16 +49,17 @@ def _pair(data: Path, name: str) -> Figure:
     _by_alpha(middle.subplots(), frame)
     axes = bottom.subplots()
     axes.set_title(f"Published: {FAMILIES[name]} of 1B parameters, read off maps")
-    draw_table(axes, HEAD, rows, ENDS)
+    clear(axes, section.n_rows)
+    draw_section(axes, section, WIDTHS, 0.5)
     return figure
 
 
-def _row(row: pd.Series) -> list[str]:
+def _row(row: pd.Series) -> tuple[str, ...]:
     """What was not said stays empty."""
     said = [
         form.format(row[name]) if row[name] == row[name] else "" for name, form in NUMBERS.items()
     ]
-    return [LOCATIONS[row.location], *(word.replace("-", "−") for word in said), row.reading]
+    return (LOCATIONS[row.location], *(word.replace("-", "−") for word in said), row.reading)
 
 
 def _best(rows: pd.DataFrame) -> pd.DataFrame:

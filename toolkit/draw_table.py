@@ -24,28 +24,38 @@ class Section:
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
+    @property
+    def n_rows(self) -> float:
+        """Its height, in rows."""
+        return len(self.rows) + 2 * RULE_GAP + 0.5
+
 
 def draw_table(title: str, sections: Sequence[Section], widths: Sequence[float], note: str) -> Plot:
     """`widths` are the columns' shares of the width; all but the first are set to the right."""
     lines = [line for part in note.split("\n") for line in wrap(part, 108)]
-    n_rows = sum(len(section.rows) + 1.74 for section in sections) + 1.6 + 0.8 * len(lines)
+    n_rows = sum(section.n_rows for section in sections) + 1.6 + 0.8 * len(lines)
     with matplotlib.rc_context(STYLE):
         figure = Plot(figsize=(WIDTH * 1.25, ROW * n_rows))
         axes = figure.add_axes((0.02, 0.01, 0.96, 0.98))
-        axes.set(xlim=(0, 1), ylim=(n_rows, 0))
-        axes.axis("off")
+        clear(axes, n_rows)
         axes.text(0, 0.7, title, fontsize=12, weight="bold", va="center")
         y = 2.0
         for section in sections:
-            y = _section(axes, section, widths, y)
+            y = draw_section(axes, section, widths, y)
         for line in lines:
             axes.text(0, y, line, fontsize=8.6, color="#555555", va="center")
             y += 0.8
     return figure
 
 
-def _section(axes: Axes, section: Section, widths: Sequence[float], y: float) -> float:
-    """Draw it from `y` down; where the next begins."""
+def clear(axes: Axes, n_rows: float) -> None:
+    """Make `axes` a page of so many rows, from the top down."""
+    axes.set(xlim=(0, 1), ylim=(n_rows, 0))
+    axes.axis("off")
+
+
+def draw_section(axes: Axes, section: Section, widths: Sequence[float], y: float) -> float:
+    """Draw it from row `y` down; where the next begins."""
     axes.text(0, y, section.title, fontsize=FONT, weight="bold", color="#333333", va="center")
     _cells(axes, section.header, widths, y, color="#555555", first=False)
     y += RULE_GAP
