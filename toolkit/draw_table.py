@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from textwrap import wrap
 
 import matplotlib
@@ -11,9 +10,6 @@ from matplotlib.axes import Axes
 from toolkit.draw import BLACK, GREY, STYLE, WIDTH, Plot
 
 ROW, RULE_GAP, FONT = 0.27, 0.62, 10.0  # a row's height in inches; part of a row; points
-NORMAL_95 = 1.96
-# Questions of the standard test or validation sets, on which tables are usually made.
-QUESTIONS = {"boolq": 3270, "winogrande": 1267, "gsm8k": 1319}
 
 
 @dataclass(frozen=True)
@@ -80,22 +76,3 @@ def _cells(
                 axes.text(0.01, y, cell, fontsize=FONT, color=color, va="center")
         else:
             axes.text(right, y, cell, fontsize=FONT, color=color, va="center", ha="right")
-
-
-def half_width(task: str, percent: float) -> float | None:
-    """Of a 95 % binomial interval, in percent, if the task's standard set was used; None: unknown.
-
-    The normal approximation: nothing here is near 0 or 100 %.
-    """
-    if (n := QUESTIONS.get(task)) is None:
-        return None
-    share = percent / 100
-    return 100 * NORMAL_95 * sqrt(share * (1 - share) / n)
-
-
-def published_cell(task: str, percent: float) -> str:
-    """A published accuracy with its assumed half-width; Winogrande near chance is marked."""
-    if (half := half_width(task, percent)) is None:
-        return f"{percent:.1f}"
-    mark = "*" if task == "winogrande" and abs(percent - 50) <= half else ""
-    return f"{percent:.1f}{mark} ± {half:.1f}"
