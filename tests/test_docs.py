@@ -21,6 +21,8 @@ from tests import tiny
 from tests.notebooks import text_differences
 from toolkit.cli import app
 from toolkit.figures import find_scripts
+from toolkit.locations import POINTS
+from toolkit.steering import KINDS
 from toolkit.table import COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -59,8 +61,10 @@ def desk(tmp_path, monkeypatch, tokenizer):
     lines = [json.dumps(document) for document in tiny.make_documents(20)]
     (tmp_path / "documents.jsonl").write_text("\n".join(lines))
     for name, n in (("train", 40), ("test", 8), ("f", 40), ("g", 8)):
-        texts = [tiny.random_text(rng, 5) for _ in range(n)]
-        rows = [{"prompt": t, "response": t.split()[-1], "answer": t.split()[-1]} for t in texts]
+        rows = [
+            {"prompt": tiny.random_text(rng, 5), "response": letter, "answer": letter}
+            for letter in rng.choice(list("ABCD"), n)
+        ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
@@ -68,10 +72,9 @@ def desk(tmp_path, monkeypatch, tokenizer):
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_python_runs_and_prints_what_the_page_says(page, desk, capsys, monkeypatch):
+def test_python_runs_and_prints_what_the_page_says(page, desk, registries, capsys):
     """In order, in one namespace; a text block behind a Python block is what that prints."""
-    monkeypatch.setattr("toolkit.steering.adapters.KINDS", _copy_kinds(monkeypatch))
-    names: dict = {"__name__": page.stem}
+    names: dict = {"__name__": "__main__"}  # dataclasses look up the module that they are in
     said = None
     for language, code in blocks(page, "python", "text"):
         if language == "python":
@@ -83,16 +86,15 @@ def test_python_runs_and_prints_what_the_page_says(page, desk, capsys, monkeypat
             said = None
 
 
-def _copy_kinds(monkeypatch):
-    """Kinds that a page adds are gone after it, wherever the table of kinds is read."""
-    import toolkit.steering
-    import toolkit.steering.saving
-    from toolkit.steering import KINDS
-
-    kinds = dict(KINDS)
-    monkeypatch.setattr(toolkit.steering, "KINDS", kinds)
-    monkeypatch.setattr(toolkit.steering.saving, "KINDS", kinds)
-    return kinds
+@pytest.fixture
+def registries():
+    """What a page adds to the toolkit is gone after it."""
+    known = (COLUMNS, KINDS, POINTS)
+    before = [dict(registry) for registry in known]
+    yield
+    for registry, entries in zip(known, before, strict=True):
+        registry.clear()
+        registry.update(entries)
 
 
 def docstring_lines():
