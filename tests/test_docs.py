@@ -62,8 +62,8 @@ def desk(tmp_path, monkeypatch, tokenizer):
     (tmp_path / "documents.jsonl").write_text("\n".join(lines))
     for name, n in (("train", 40), ("test", 8), ("f", 40), ("g", 8)):
         rows = [
-            {"prompt": tiny.random_text(rng, 5), "response": letter, "answer": letter}
-            for letter in rng.choice(list("ABCD"), n)
+            {"prompt": tiny.random_text(rng, 5), "response": answer, "answer": answer}
+            for answer in rng.choice(["answer1", "answer2"], n)
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "data").symlink_to(ROOT / "data")
