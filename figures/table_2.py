@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.draw_table import Section, draw_table, published_cell
+from toolkit.draw_table import Section, draw_table
+from toolkit.published import published_cell
 
 MADE_BY = ("python recipes/parameter_counts.py",)
 TASKS = {"boolq": "BoolQ", "winogrande": "Winogrande", "gsm8k": "GSM8K", "listops": "ListOps"}
 NOTE = (
-    "± is the 95 % binomial half-width if the standard sets were used (BoolQ 3,270, Winogrande "
+    "± is the half-width of a 95 % binomial interval if the standard sets were used (BoolQ 3,270, Winogrande "
     "1,267, GSM8K 1,319 questions), an assumption; the size of ListOps' is not known. ReFT's 288 "
     "more parameters than the linear adapter's are its constants."
 )

@@ -18,7 +18,7 @@ from toolkit.errors import InputError
 
 ROOT = figures.ROOT
 PATHS = sorted((ROOT / "figures").glob("*.py"))
-LONGEST = 100  # lines of a script
+LONGEST = 120  # lines of a script
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 from textwrap import wrap
 
 import matplotlib
@@ -11,9 +10,6 @@ from matplotlib.axes import Axes
 from toolkit.draw import BLACK, GREY, STYLE, WIDTH, Plot
 
 ROW, RULE_GAP, FONT = 0.27, 0.62, 10.0  # a row's height in inches; part of a row; points
-NORMAL_95 = 1.96
-# Questions of the standard test or validation sets, on which tables are usually made.
-QUESTIONS = {"boolq": 3270, "winogrande": 1267, "gsm8k": 1319}
 
 
 @dataclass(frozen=True)
@@ -24,28 +20,38 @@ class Section:
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
+    @property
+    def n_rows(self) -> float:
+        """Its height, in rows."""
+        return len(self.rows) + 2 * RULE_GAP + 0.5
+
 
 def draw_table(title: str, sections: Sequence[Section], widths: Sequence[float], note: str) -> Plot:
     """`widths` are the columns' shares of the width; all but the first are set to the right."""
     lines = [line for part in note.split("\n") for line in wrap(part, 108)]
-    n_rows = sum(len(section.rows) + 1.74 for section in sections) + 1.6 + 0.8 * len(lines)
+    n_rows = sum(section.n_rows for section in sections) + 1.6 + 0.8 * len(lines)
     with matplotlib.rc_context(STYLE):
         figure = Plot(figsize=(WIDTH * 1.25, ROW * n_rows))
         axes = figure.add_axes((0.02, 0.01, 0.96, 0.98))
-        axes.set(xlim=(0, 1), ylim=(n_rows, 0))
-        axes.axis("off")
+        clear(axes, n_rows)
         axes.text(0, 0.7, title, fontsize=12, weight="bold", va="center")
         y = 2.0
         for section in sections:
-            y = _section(axes, section, widths, y)
+            y = draw_section(axes, section, widths, y)
         for line in lines:
             axes.text(0, y, line, fontsize=8.6, color="#555555", va="center")
             y += 0.8
     return figure
 
 
-def _section(axes: Axes, section: Section, widths: Sequence[float], y: float) -> float:
-    """Draw it from `y` down; where the next begins."""
+def clear(axes: Axes, n_rows: float) -> None:
+    """Make `axes` a page of so many rows, from the top down."""
+    axes.set(xlim=(0, 1), ylim=(n_rows, 0))
+    axes.axis("off")
+
+
+def draw_section(axes: Axes, section: Section, widths: Sequence[float], y: float) -> float:
+    """Draw it from row `y` down; where the next begins."""
     axes.text(0, y, section.title, fontsize=FONT, weight="bold", color="#333333", va="center")
     _cells(axes, section.header, widths, y, color="#555555", first=False)
     y += RULE_GAP
@@ -70,22 +76,3 @@ def _cells(
                 axes.text(0.01, y, cell, fontsize=FONT, color=color, va="center")
         else:
             axes.text(right, y, cell, fontsize=FONT, color=color, va="center", ha="right")
-
-
-def half_width(task: str, percent: float) -> float | None:
-    """Of a 95 % binomial interval, in percent, if the task's standard set was used; None: unknown.
-
-    The normal approximation: nothing here is near 0 or 100 %.
-    """
-    if (n := QUESTIONS.get(task)) is None:
-        return None
-    share = percent / 100
-    return 100 * NORMAL_95 * sqrt(share * (1 - share) / n)
-
-
-def published_cell(task: str, percent: float) -> str:
-    """A published accuracy with its assumed half-width; Winogrande near chance is marked."""
-    if (half := half_width(task, percent)) is None:
-        return f"{percent:.1f}"
-    mark = "*" if task == "winogrande" and abs(percent - 50) <= half else ""
-    return f"{percent:.1f}{mark} ± {half:.1f}"

@@ -20,7 +20,7 @@ def _errors(ranks, gains):
 
 @pytest.mark.parametrize("limit", [0.25, 0.3, 0.4, 0.6])
 def test_no_blocks_error_passes_the_limit_and_more_may_not_be_left(limit):
-    """Every block's rank is the smallest that leaves no more than all may; more breaks the limit."""
+    """Each rank is the smallest that leaves no more than all may leave; more breaks the limit."""
     gains = (1.0, 0.5, 0.9)
     found = ranks_within(LEFT, gains, limit)
     assert found.holds

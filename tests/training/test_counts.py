@@ -2,42 +2,17 @@
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import LlamaConfig
 
 from tests import tiny
 from tests.steering.kinds import CASES, method_of
 from toolkit.locations import resolve
+from toolkit.published import CONFIGS
 from toolkit.training.counts import adapter_parameters, lora_parameters, model_parameters
 from toolkit.training.methods import Method, new_adapters, with_lora
 
-LLAMA_1B = LlamaConfig(
-    num_hidden_layers=16,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    vocab_size=128256,
-    tie_word_embeddings=True,
-)
-QWEN3_4B = Qwen3Config(
-    num_hidden_layers=36,
-    hidden_size=2560,
-    intermediate_size=9728,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=151936,
-    tie_word_embeddings=True,
-)
-GEMMA3_1B = Gemma3TextConfig(
-    num_hidden_layers=26,
-    hidden_size=1152,
-    intermediate_size=6912,
-    num_attention_heads=4,
-    num_key_value_heads=1,
-    head_dim=256,
-    vocab_size=262144,
+LLAMA_1B, GEMMA3_1B, QWEN3_4B = (
+    CONFIGS[name] for name in ("Llama-3.2-1B", "gemma-3-1b", "Qwen3-4B")
 )
 LINEAR_8 = Method("linear", "linear", "post_block", rank=8)
 

@@ -1,8 +1,18 @@
 """Sums over tokens: update, merge, and a frozen result that shares no memory with them."""
 
 from toolkit.statistics.accumulator import Accumulator
+from toolkit.statistics.gate_gains import SizeCounts, SizeHistogram
 from toolkit.statistics.moments import Moments, MomentSums
 from toolkit.statistics.norms import MeanNorms, NormSums
 from toolkit.statistics.reservoir import Reservoir
 
-__all__ = ["Accumulator", "MeanNorms", "MomentSums", "Moments", "NormSums", "Reservoir"]
+__all__ = [
+    "Accumulator",
+    "MeanNorms",
+    "MomentSums",
+    "Moments",
+    "NormSums",
+    "Reservoir",
+    "SizeCounts",
+    "SizeHistogram",
+]
