@@ -188,6 +188,17 @@ def test_without_datasets_it_is_said_what_to_do(monkeypatch):
     assert any(name.startswith("datasets") for name in project["optional-dependencies"][extra])
 
 
+def test_a_hub_that_cannot_be_reached_is_bad_input(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    hub = ModuleType("datasets")
+    hub.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    with pytest.raises(InputError, match=r"openai/gsm8k cannot be had .*reach.*--train FILE"):
+        GSM8K().examples("train")
+
+
 # --- files
 
 

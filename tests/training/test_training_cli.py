@@ -160,3 +160,16 @@ def test_bad_input_is_one_line_and_exit_code_2(root, tmp_path, arguments, messag
     assert done.exit_code == 2, done.output
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_test_file_is_enough_to_judge(root, tmp_path):
+    """Chance is then of the test's own most frequent answer."""
+    found = tmp_path / "found.json"
+    judged = oracle("steer", "eval", root / "base", "--task", "jsonl", "--test",
+                    root / "test.jsonl", "--out", found, "--quiet")  # fmt: skip
+    assert judged.exit_code == 0, judged.output
+    answers = [
+        json.loads(line)["answer"] for line in (root / "test.jsonl").read_text().splitlines()
+    ]
+    most = max(answers.count(answer) for answer in answers)
+    assert json.loads(found.read_text())["chance"] == pytest.approx(most / len(answers))

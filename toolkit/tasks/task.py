@@ -95,7 +95,13 @@ class StoredTask(Task):
                 "(pip install 'oracle-toolkit[hub]')"
             ) from error
         name, configuration, *splits = self.hub
-        rows = load_dataset(name, configuration, split=splits[source == "test"])
+        try:
+            rows = load_dataset(name, configuration, split=splits[source == "test"])
+        except OSError as error:
+            raise InputError(
+                f"the hub's data set {name} cannot be had ({error}): give --{source} FILE "
+                "(JSON lines with prompt, response, answer)"
+            ) from error
         return [self.from_hub(row) for row in rows]
 
     def _parse(self, where: str, line: str) -> Example:

@@ -13,7 +13,7 @@ from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.provenance import versions
 from toolkit.steering import load_adapters, steer
-from toolkit.tasks import chance, make_task
+from toolkit.tasks import Example, Task, chance, make_task
 from toolkit.training.evaluation import Reference, bootstrap, correct, prompts_of
 from toolkit.weights import load_model, load_tokenizer, quiet_transformers
 
@@ -34,6 +34,7 @@ def judge(
     """Accuracy with its 95 % interval and, with `tuned`, the divergence from it, of each model."""
     task = make_task(*task_files)
     test = task.examples("test", n)
+    by_constant = _chance(task, task_files, test)
     loaded = {str(path): load_adapters(path) for path in adapters}
     with quiet_transformers():
         if tuned:
@@ -69,9 +70,18 @@ def judge(
         "results": plain,
         "task": task.name,
         "questions": len(test),
-        "chance": chance(task.examples("train", 2000), test),
+        "chance": by_constant,
         "base": base,
         "tuned": tuned,
         "parameters": {name: found.parameters for name, found in loaded.items()},
         "versions": versions(),
     }
+
+
+def _chance(
+    task: Task, task_files: tuple[str, Path | None, Path | None], test: Sequence[Example]
+) -> float:
+    """Of the most frequent training answer; of the test's own, where no other file is given."""
+    _, train_file, test_file = task_files
+    only_test = test_file is not None and train_file is None
+    return chance(test if only_test else task.examples("train", 2000), test)
