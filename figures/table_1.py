@@ -20,7 +20,7 @@ MADE_BY = (
 )
 TASKS = {"boolq": "BoolQ", "winogrande": "Winogrande", "gsm8k": "GSM8K", "listops": "ListOps"}
 NOTE = (
-    "Published numbers come without intervals: ± is the half-width of a 95 % binomial interval if the standard "
+    "Published numbers come without intervals: ± is the half of a 95 % interval if the standard "
     "sets were used (BoolQ 3,270, Winogrande 1,267, GSM8K 1,319 questions), an assumption; the "
     "size of ListOps' is not known. * cannot be told from chance, 50 %. Below, brackets are 95 % "
     "bootstrap intervals, over questions and, on the tiny pair, seeds. For gemma-3-1b the post "

@@ -15,7 +15,7 @@ from toolkit.published import published_cell
 MADE_BY = ("python recipes/parameter_counts.py",)
 TASKS = {"boolq": "BoolQ", "winogrande": "Winogrande", "gsm8k": "GSM8K", "listops": "ListOps"}
 NOTE = (
-    "± is the half-width of a 95 % binomial interval if the standard sets were used (BoolQ 3,270, Winogrande "
+    "± is the half of a 95 % interval if the standard sets were used (BoolQ 3,270, Winogrande "
     "1,267, GSM8K 1,319 questions), an assumption; the size of ListOps' is not known. ReFT's 288 "
     "more parameters than the linear adapter's are its constants."
 )

@@ -1,4 +1,4 @@
-"""What was published beside which our results stand: the models' shapes, and intervals of accuracy."""
+"""What was published: the models' shapes, and how sure accuracies are."""
 
 from scipy.stats import binomtest
 from transformers import Gemma3TextConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
