@@ -15,4 +15,4 @@ MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_ru
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return each_pair(data, "linear_fit", PLOTS["linear_fit"])
+    return each_pair(lambda pair: PLOTS["linear_fit"](pair.table(data, "linear_fit")))

@@ -14,4 +14,4 @@ MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_ru
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return each_pair(data, "first_order", PLOTS["first_order"])
+    return each_pair(lambda pair: PLOTS["first_order"](pair.table(data, "first_order")))

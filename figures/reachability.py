@@ -15,4 +15,4 @@ MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_ru
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return each_pair(data, "reachability", PLOTS["reachability"])
+    return each_pair(lambda pair: PLOTS["reachability"](pair.table(data, "reachability")))

@@ -14,4 +14,4 @@ MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_ru
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return each_pair(data, "shared_reach", PLOTS["shared_reach"])
+    return each_pair(lambda pair: PLOTS["shared_reach"](pair.table(data, "shared_reach")))

@@ -15,4 +15,4 @@ MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_ru
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return each_pair(data, "spectrum", PLOTS["spectrum"])
+    return each_pair(lambda pair: PLOTS["spectrum"](pair.table(data, "spectrum")))

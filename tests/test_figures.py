@@ -3,17 +3,21 @@
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import typer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from toolkit import figures
 from toolkit.cli import app
+from toolkit.draw import STYLE
 from toolkit.errors import InputError
 
 ROOT = figures.ROOT
@@ -67,11 +71,38 @@ def test_committed_figures_are_what_drawing_gives(path, tmp_path):
             assert np.abs(ours_pixels - pixels).mean() < 0.01
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_nothing_is_cut_off(path):
+    """Every word lies within its figure."""
+    for figure in figures.draw_figures(figures.load_script(path)).values():
+        with matplotlib.rc_context(STYLE):
+            figure.draw_without_rendering()
+        for text in _words(figure):
+            box = text.get_window_extent()
+            assert box.x0 >= -1, text.get_text()
+            assert box.y0 >= -1, text.get_text()
+            assert box.x1 <= figure.bbox.width + 1, text.get_text()
+            assert box.y1 <= figure.bbox.height + 1, text.get_text()
+
+
 def test_no_file_is_left_of_a_figure_that_no_script_draws():
     names = {path.stem for path in PATHS}
     for path in (ROOT / "figures").iterdir():
         if path.suffix in (".svg", ".png"):
             assert path.stem.partition("-")[0] in names
+
+
+def _words(figure):
+    """Every text but tick labels, of which axes keep some beyond their limits."""
+    ticks = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for label in axis.findobj(Text)
+        if label not in (axis.label, axis.get_offset_text()) or not axes.axison
+    }
+    found = figure.findobj(Text)
+    return [text for text in found if text not in ticks and text.get_text().strip()]
 
 
 def _imported(node):
@@ -141,7 +172,7 @@ def test_missing_data_are_named_with_what_makes_them(checkout):
     root, write = checkout
     write("line")
     (script,) = figures.find_scripts(["line"], root)
-    with pytest.raises(InputError, match=r"numbers\.txt is not here.*`python make\.py`"):
+    with pytest.raises(InputError, match=r"numbers\.txt is not here.*git.*`python make\.py`"):
         figures.redraw(script)
     assert not list((root / "figures").glob("*.svg"))
 
@@ -179,6 +210,26 @@ def test_programs_are_those_of_this_environment():
     assert figures.as_arguments("python a.py 'b c'") == [python, "a.py", "b c"]
     assert figures.as_arguments("oracle table --out x")[:4] == [python, "-m", "toolkit", "table"]
     assert figures.as_arguments("bash x.sh") == ["bash", "x.sh"]
+
+
+def test_commands_run_in_this_environment_and_this_checkout(checkout, monkeypatch):
+    """Also the `python` that a shell recipe calls, and whatever package is installed."""
+    root, write = checkout
+    (root / "toolkit").mkdir()
+    (root / "toolkit" / "__init__.py").write_text("")
+    (root / "which.py").write_text(
+        "import sys, toolkit\n"
+        "open('data/numbers.txt', 'w').write(f'{sys.executable}\\n{toolkit.__file__}')\n"
+    )
+    (root / "which.sh").write_text("python which.py\n")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    for command in ("python which.py", "bash which.sh"):
+        write("line", command=command)
+        figures.recompute(figures.find_scripts(root=root), lambda line: None)
+        python, package = (root / "data" / "numbers.txt").read_text().split("\n")
+        assert Path(python).resolve() == Path(sys.executable).resolve()
+        assert Path(package).parent.parent == root
+        (root / "data" / "numbers.txt").unlink()
 
 
 def test_the_command_lists_draws_and_refuses(tmp_path):

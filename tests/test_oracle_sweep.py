@@ -1,14 +1,12 @@
 """The single-layer oracle sweep of recipes/, on tiny models."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from tests import tiny
 from tests.properties import restores
+from tests.recipes import load_recipe
 from toolkit import ModelPair
 from toolkit.errors import InputError
 
@@ -18,15 +16,7 @@ KL = ["delta_kl", "delta_kl_reverse"]
 MIXED = "raw_delta_at_pre_mlp"
 
 
-def _recipe():
-    path = Path(__file__).parent.parent / "recipes" / "oracle_sweep.py"
-    spec = importlib.util.spec_from_file_location("oracle_sweep", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = _recipe()
+recipe = load_recipe("oracle_sweep")
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])

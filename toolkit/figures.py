@@ -66,10 +66,15 @@ class Script:
         return self.about.split("\n\n")[0].replace("\n", " ")
 
 
-def each_pair(data: Path, table: str, plot: Callable[[pd.DataFrame], Figure]) -> dict[str, Figure]:
-    """One plot of a run's table for each shipped pair, under the pair's name."""
-    drawn = {key: plot(pair.table(data, table)) for key, pair in PAIRS.items()}
+def each_pair(plot: Callable[[ShippedPair], Figure]) -> dict[str, Figure]:
+    """One plot for each shipped pair, under the pair's name, on the same axes."""
+    drawn = {key: plot(pair) for key, pair in PAIRS.items()}
+    for panels in zip(*(figure.axes for figure in drawn.values()), strict=True):
+        low, high = zip(*(axes.get_ylim() for axes in panels), strict=True)
+        for axes in panels:
+            axes.set_ylim(min(low), max(high))
     for key, figure in drawn.items():
+        figure.set_figheight(figure.get_figheight() + 0.4)
         figure.suptitle(PAIRS[key].name, x=0.01, ha="left", fontsize=13, color="#555555")
     return drawn
 
@@ -100,14 +105,17 @@ def load_script(path: Path, root: Path = ROOT) -> Script:
 
 def draw_figures(script: Script) -> dict[str, Figure]:
     """The script's figures by their files' names, drawn from the data that is there."""
-    made_by = " and ".join(f"`{command}`" for command in script.made_by)
+    commands = " and ".join(f"`{command}`" for command in script.made_by)
+    remedy = (
+        f"get it back with git, or make the data of {script.name} anew: {commands or 'no command'}"
+    )
     try:
         with matplotlib.rc_context(STYLE):
             drawn = script.draw(script.root / "data")
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is not here; {made_by} makes it") from None
+        raise InputError(f"{error.filename} is not here: {remedy}") from None
     except InputError as error:
-        raise InputError(f"{error}; {made_by} makes what {script.name} reads") from None
+        raise InputError(f"{error}: {remedy}") from None
     if isinstance(drawn, Figure):
         return {script.name: drawn}
     return {f"{script.name}-{suffix}": figure for suffix, figure in drawn.items()}
@@ -125,13 +133,20 @@ def recompute(scripts: Sequence[Script], say: Callable[[str], None] = print) -> 
     """Run each command that makes data of `scripts` once, in order, in the repository's root."""
     for command in dict.fromkeys(command for script in scripts for command in script.made_by):
         say(f"running: {command}")
-        # Shell recipes call `oracle` and `python` themselves: let them find this environment's.
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-        done = subprocess.run(
-            as_arguments(command), cwd=scripts[0].root, env={**os.environ, "PATH": path}
-        )
+        root = scripts[0].root
+        done = subprocess.run(as_arguments(command), cwd=root, env=surroundings(root))
         if done.returncode:
             raise InputError(f"`{command}` failed with exit code {done.returncode}: see above")
+
+
+def surroundings(root: Path) -> dict[str, str]:
+    """The environment of a command: this interpreter's `oracle` and `python`, this checkout."""
+    first = {"PATH": Path(sys.executable).parent, "PYTHONPATH": root}
+    found = {name: os.environ.get(name, "") for name in first}
+    joined = {
+        name: os.pathsep.join(filter(None, (str(first[name]), found[name]))) for name in first
+    }
+    return {**os.environ, **joined}
 
 
 def as_arguments(command: str) -> list[str]:

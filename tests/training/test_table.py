@@ -157,6 +157,17 @@ def test_the_job_writes_its_table_and_goes_on(tmp_path, monkeypatch):
     }  # fmt: skip
     with pytest.raises(InputError, match="another request"):
         make_table(replace(request, max_steps=7), tmp_path / "t", range(1), 1, False)
+    run_table.forget_runs(tmp_path / "t")
+    make_table(replace(request, max_steps=7), tmp_path / "t", range(1), 1, False)
+    anew = {p.name: len(p.read_text().splitlines()) for p in (tmp_path / "t" / "runs").glob("*l")}
+    assert anew == lines
+
+
+def test_only_a_tables_own_runs_are_forgotten(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine.txt").write_text("kept")
+    run_table.forget_runs(tmp_path)
+    assert (tmp_path / "runs" / "mine.txt").exists()
 
 
 def test_a_base_without_its_fine_tune_is_refused():

@@ -223,15 +223,20 @@ def table(
     max_steps: MaxSteps = 200,
     batch_size: BatchSize = 32,
     device: Device = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run again what --out holds already.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Every method on one task, at its best learning rate, over seeds, with intervals."""
     with bad_input():
-        from toolkit.training.run_table import TableRequest, make_table
+        from toolkit.training.run_table import TableRequest, forget_runs, make_table
 
         request = TableRequest(
             model, tuned, task, train, test, examples, n_test, max_steps, batch_size, device
         )
+        if overwrite:
+            forget_runs(out)
         frame, chance = make_table(request, out, range(seeds), workers, not quiet)
         columns = ("method", "parameters", "learning_rate", "accuracy", "95 % interval",
                    "KL(tuned ‖ x)", "recovered")  # fmt: skip

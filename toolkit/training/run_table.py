@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -160,6 +161,12 @@ def _workers(bench: Bench) -> int:
 
 def _record(out: Path, method: Method) -> Path:
     return out / "runs" / (re.sub(r"[^a-z0-9]+", "-", method.name.lower()).strip("-") + ".jsonl")
+
+
+def forget_runs(out: Path) -> None:
+    """Remove the finished runs of the table in `out`, so that all are run again."""
+    if (out / "runs" / "request.json").is_file():
+        shutil.rmtree(out / "runs")
 
 
 def _check(out: Path, request: TableRequest) -> None:

@@ -1,0 +1,57 @@
+"""The recipe of data/demo-run and data/gemma-run, on a tiny pair; and what it left."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from tests import tiny
+from tests.recipes import load_recipe
+from toolkit.run import Options
+from toolkit.table import COLUMNS
+
+recipe = load_recipe("shipped_runs")
+
+
+def test_a_run_is_kept_in_place_of_what_is_there(tmp_path):
+    run, folder = tmp_path / "run", tmp_path / "kept"
+    for place, content in ((run, "new"), (folder, "old")):
+        (place / "tables").mkdir(parents=True)
+        (place / "tables" / f"{content}.csv").write_text(content)
+        for name in ("run.json", "report.json"):
+            (place / name).write_text(content)
+    (run / "report.html").write_text("new")
+    recipe.keep(run, folder)
+    found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.*")}
+    assert found == dict.fromkeys(["tables/new.csv", "run.json", "report.json"], "new")
+
+
+@pytest.mark.parametrize("name", recipe.RUNS)
+def test_what_ships_was_run_with_these_options(name):
+    base, tuned, options = recipe.RUNS[name]
+    info = json.loads((recipe.ROOT / "data" / name / "run.json").read_text())
+    assert Options(**info["options"]) == Options(**options)
+    assert (info["base"]["name"], info["tuned"]["name"]) == (base, tuned)
+    assert Path(info["data"]["file"]) == recipe.DOCUMENTS
+
+
+def test_the_recipe_runs(tmp_path, monkeypatch, tokenizer):
+    base = tiny.make_model("llama", torch.float32)
+    for name, model in (("base", base), ("tuned", tiny.tune(base))):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    lines = [json.dumps(document) for document in tiny.make_documents(20)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    small = {"sample": 2, "shared_sample": 16, "new_tokens": 4}
+    monkeypatch.setattr(recipe, "ROOT", tmp_path)
+    monkeypatch.setattr(recipe, "DOCUMENTS", Path("data.jsonl"))
+    monkeypatch.setattr(recipe, "RUNS", {"run": ("base", "tuned", small)})
+    monkeypatch.setattr("sys.argv", ["shipped_runs.py", "run", "--out", str(tmp_path / "data")])
+    monkeypatch.chdir(tmp_path)
+    recipe.main()
+    info = json.loads((tmp_path / "data" / "run" / "run.json").read_text())
+    assert (info["base"]["name"], info["data"]["file"]) == ("base", "data.jsonl")
+    assert {path.stem for path in (tmp_path / "data" / "run" / "tables").iterdir()} == set(COLUMNS)
+    assert len(pd.read_csv(tmp_path / "data" / "run" / "tables" / "norms.csv"))
