@@ -145,8 +145,9 @@ def write_tables(tables: list[Table], folder: Path) -> None:
         table.frame.to_csv(folder / f"{table.name}.csv", index=False, lineterminator="\n")
 
 
-def read_tables(folder: Path) -> dict[str, Table]:
+def read_tables(folder: str | Path) -> dict[str, Table]:
     """The tables of a run's ``tables`` folder."""
+    folder = Path(folder)
     missing = [name for name in COLUMNS if not (folder / f"{name}.csv").is_file()]
     if missing:
         raise InputError(f"{folder} has no {missing[0]}.csv: expected the tables of a finished run")
