@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 RELATIVE = 0.02
+SHOWN = {"text/plain", "text/html", "image/png"}  # on any page; widgets need a live kernel
 # A number that is no part of a word; a minus sign only where no word ends.
 _NUMBER = re.compile(
     r"(?<![\w.,])(?P<sign>(?<!\w)[-−+])?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?P<rest>\.\d+)?"
@@ -37,6 +38,8 @@ def unfit_outputs(notebook: Any) -> list[str]:
         for output in cell.outputs:
             if output.output_type == "error" or output.get("name") == "stderr":
                 found.append(f"cell {place} has an error or a warning among its outputs")
+            if live := output.get("data", {}).keys() - SHOWN:
+                found.append(f"cell {place} shows {sorted(live)}, which not every reader sees")
         if "execution" in cell.metadata:
             found.append(f"cell {place} keeps the time when it was executed")
     return found

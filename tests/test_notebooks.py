@@ -131,6 +131,7 @@ def test_warnings_and_errors_are_found():
     for output in (
         new_output("stream", name="stderr", text="careful"),
         new_output("error", ename="ValueError", evalue="no", traceback=[]),
+        new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}}),
     ):
         notebook = small_notebook()
         notebook.cells[1].outputs.append(output)
