@@ -2,7 +2,7 @@
 
     python -m tests.docs docs/claims.md
 
-writes what the page's Python prints now into the text blocks behind it (run it in the root).
+writes what the page's Python prints now into the text blocks behind it.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import io
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from tests.notebooks import text_differences
 from toolkit.cli import app
 
+ROOT = Path(__file__).parent.parent
 # A Python block, and what stands right behind it as its output.
 PYTHON = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<said>.*?)^```\n)?", re.DOTALL | re.MULTILINE
@@ -105,6 +107,13 @@ def unknown_options(words: list[str]) -> set[str]:
     return {word for word in rest if word.startswith("--")} - known - {"--help"}
 
 
+def main(pages: list[Path]) -> None:
+    """From a folder that is thrown away: pages save what they make."""
+    for page in pages:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            Path("data").symlink_to(ROOT / "data")
+            page.write_text(filled(page.read_text("utf-8")), "utf-8")
+
+
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(filled(path.read_text("utf-8")), "utf-8")
+    main([Path(name).resolve() for name in sys.argv[1:]])
