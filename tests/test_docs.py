@@ -4,7 +4,6 @@ run, or at least exist where they would take long; files and figures that are na
 
 import json
 import re
-import shlex
 import textwrap
 from pathlib import Path
 
@@ -13,15 +12,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 import toolkit
 from tests import tiny
-from tests.notebooks import text_differences
-from toolkit.cli import app
+from tests.docs import (
+    INLINE,
+    LONG,
+    PYTHON,
+    commands,
+    filled,
+    parse,
+    python_differences,
+    run_command,
+    unknown_options,
+)
 from toolkit.figures import find_scripts
 from toolkit.locations import POINTS
+from toolkit.report import SECTIONS
 from toolkit.steering import KINDS
 from toolkit.table import COLUMNS
 
@@ -29,25 +36,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = ROOT / "README.md"
 PAGES = [*DOCS, README]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"`(oracle [a-z][^`]*)`")
 FILE = re.compile(r"`((?:docs|toolkit|tests|recipes|figures|notebooks|benchmarks|data)/[^`* ]+)`")
 NAMES = [path.name for path in PAGES]
-
-# What keeps a command short in a test, added to what the page says.
-SMALL = {
-    "diagnose": "--new-tokens 4 --max-prompts 3 --sample 2 --shared-sample 16 --quiet",
-    "finetune": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
-    "steer train": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
-    "steer fit": "--quiet",
-    "steer eval": "--quiet",
-    "weights": "",
-}
-LONG = ("table", "demo", "figures")  # minutes to hours, or into the repository: parsed, not run
-
-
-def blocks(page, *languages):
-    return [m.groups() for m in BLOCK.finditer(page.read_text("utf-8")) if m[1] in languages]
 
 
 @pytest.fixture
@@ -72,18 +62,8 @@ def desk(tmp_path, monkeypatch, tokenizer):
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_python_runs_and_prints_what_the_page_says(page, desk, registries, capsys):
-    """In order, in one namespace; a text block behind a Python block is what that prints."""
-    names: dict = {"__name__": "__main__"}  # dataclasses look up the module that they are in
-    said = None
-    for language, code in blocks(page, "python", "text"):
-        if language == "python":
-            exec(compile(code, page.name, "exec"), names)
-            said = capsys.readouterr().out
-        else:
-            assert said is not None, f"{page.name}: this text follows no code: {code}"
-            assert list(text_differences(code, said)) == []
-            said = None
+def test_python_runs_and_prints_what_the_page_says(page, desk, registries):
+    assert python_differences(page.read_text("utf-8")) == []
 
 
 @pytest.fixture
@@ -102,7 +82,7 @@ def docstring_lines():
 
 
 def readme_lines():
-    return "".join(code for _, code in blocks(README, "python"))
+    return "".join(block["code"] for block in PYTHON.finditer(README.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("lines", [docstring_lines, readme_lines], ids=["docstring", "README"])
@@ -121,49 +101,27 @@ def test_first_lines_run(lines, monkeypatch, tokenizer):
     assert isinstance(names["run"].spectrum.plot(), matplotlib.figure.Figure)
 
 
-def commands(page):
-    """The lines of a page's shell blocks, as words; comments are left out."""
-    lines = "".join(code for _, code in blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_run(page, desk):
     """In process, in the page's order; what would take long is parsed, and the page says so."""
-    for program, *words in commands(page):
+    text = page.read_text("utf-8")
+    for program, *words in commands(text):
         if program == "make":
             assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
             continue
         assert program == "oracle", f"{page.name} shows {program}, which no test runs"
-        name, command, rest = parse(words)
-        if name in LONG:
-            command.make_context(name, list(rest))
-            assert page == README or re.search("minutes|hours", page.read_text("utf-8")), name
-            continue
-        done = CliRunner().invoke(app, [*words, *SMALL[name].split()])
-        assert done.exit_code == 0, f"oracle {' '.join(words)}: {done.output}"
+        name = run_command(words)
+        assert name not in LONG or page == README or re.search("minutes|hours", text), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_in_sentences_exist(page):
     for said in INLINE.findall(page.read_text("utf-8")):
         words = [word for word in said.split()[1:] if word != "..."]
-        name, command, rest = parse(words)
-        known = {option for parameter in command.params for option in parameter.opts}
-        asked = {word for word in rest if word.startswith("--")}
-        assert asked <= known | {"--help"}, said
+        assert not unknown_options(words), said
+        name, _, rest = parse(words)
         if name == "figures":
             find_scripts([word for word in rest if not word.startswith("--") and word.islower()])
-
-
-def parse(words):
-    """The command's name, itself, and what is left of `words`."""
-    command, name, rest = typer.main.get_command(app), [], list(words)
-    while hasattr(command, "commands") and rest:
-        assert rest[0] in command.commands, f"no command is named {rest[0]!r}"
-        command = command.commands[rest[0]]
-        name.append(rest.pop(0))
-    return " ".join(name), command, rest
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -207,3 +165,63 @@ def test_numbers_page_explains_no_other_table():
 def test_numbers_page_says_when_each_misleads():
     text = (ROOT / "docs" / "numbers.md").read_text("utf-8")
     assert text.count("\n*Misleads*") == len(numbers_sections())
+
+
+THEORY_TABLES = {
+    "How errors grow": "errors-tiny-growth",
+    "Post-block in place of post-MLP": "projection-tiny",
+}
+
+
+@pytest.mark.parametrize("section", THEORY_TABLES)
+def test_theory_page_explains_every_column(section):
+    text = (ROOT / "docs" / "theory.md").read_text("utf-8")
+    body = text.split(f"## {section}")[1].split("\n## ")[0]
+    frame = pd.read_csv(ROOT / "data" / "theory" / f"{THEORY_TABLES[section]}.csv")
+    assert set(re.findall(r"`(\w+)`", body)) >= set(frame.columns)
+
+
+def test_report_page_has_every_section():
+    text = (ROOT / "docs" / "report.md").read_text("utf-8")
+    for title, _ in SECTIONS.values():
+        assert f"**{title}**" in text, title
+
+
+def shown(language, code, said=""):
+    output = f"\n```text\n{said}```\n" if said else ""
+    return f"A sentence.\n\n```{language}\n{code}```\n{output}\nAnother.\n"
+
+
+def test_python_that_raises_fails():
+    with pytest.raises(ZeroDivisionError):
+        python_differences(shown("python", "1 / 0\n"))
+
+
+@pytest.mark.parametrize(
+    "said", ["", "three 3.21\n", "four 3.14\n"], ids=["none", "number", "word"]
+)
+def test_other_output_than_the_page_says_fails(said):
+    code = "print('three', 3.14)\n"
+    assert python_differences(shown("python", code, said))
+    assert python_differences(filled(shown("python", code, said))) == []
+
+
+def test_output_of_nothing_fails():
+    assert python_differences(shown("text", "three\n"))
+    assert python_differences(shown("python", "x = 1\n", "three\n"))
+    assert filled(shown("python", "x = 1\n", "three\n")) == shown("python", "x = 1\n")
+
+
+@pytest.mark.parametrize("line", ["table --seed 3", "figures --redraw", "demo --out"])
+def test_a_wrong_option_of_a_long_command_fails(line):
+    ((_, *words),) = commands(shown("sh", f"oracle {line}  # a comment\n"))
+    with pytest.raises(Exception, match=r"[Nn]o such option|requires an argument"):
+        run_command(words)
+
+
+def test_a_wrong_option_or_command_fails(desk):
+    with pytest.raises(AssertionError, match="No such option"):
+        run_command(["weights", "BASE", "TUNED", "--output", "x"])
+    with pytest.raises(AssertionError, match="no command is named 'diagnosis'"):
+        run_command(["diagnosis", "BASE"])
+    assert unknown_options(["diagnose", "--max-kls", "0.05"]) == {"--max-kls"}

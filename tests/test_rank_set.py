@@ -1,5 +1,6 @@
 """The smallest ranks within a KL: the set holds it, the one below does not."""
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from toolkit.documents import encode_all
 from toolkit.errors import InputError
 from toolkit.findings import smallest_set
 from toolkit.publish import load_rank_set, save_rank_set
-from toolkit.rank_set import search, smallest_ranks
+from toolkit.rank_set import RankSet, search, smallest_ranks
 from toolkit.replacement import Candidate, evaluate
 
 DOCUMENTS = tiny.make_documents(40)
@@ -68,6 +69,22 @@ def test_survives_disk(found, tmp_path):
     assert again.ranks == found.ranks
     assert smallest_set(again) == smallest_set(found)
     assert again.adapters.parameters == found.adapters.parameters
+
+
+def test_the_sentence_tells_a_kl_from_the_bound():
+    """Two decimals would say 0.05 of either side of a bound of 0.05."""
+    tried = pd.DataFrame(
+        {
+            "total": [4, 6],
+            "parameters": [40, 60],
+            "kl": [0.0532, 0.0468],
+            "kl_sem": [0.0091, float("nan")],
+            "n_prompts": [8, 8],
+        }
+    )
+    said = smallest_set(RankSet(0.05, (2, 4), None, tried))
+    assert "60 parameters, 0.0468 nats on 8 held-out prompts" in said
+    assert said.endswith("4 ranks, leaves 0.0532 ± 0.0091.")
 
 
 @pytest.mark.parametrize("bound", [0, -1, float("nan")])

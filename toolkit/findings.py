@@ -61,7 +61,7 @@ def smallest_set(found: RankSet) -> str:
     bound, row = f"{found.max_kl:g} nats a token", found.chosen
     if found.ranks == ():
         return f"No steering is needed: the base model is within {bound} of the tuned one."
-    measured = f"{_pm(row.kl, row.kl_sem)} nats on {row.n_prompts:.0f} held-out prompts"
+    measured = f"{_nats(row.kl, row.kl_sem)} nats on {row.n_prompts:.0f} held-out prompts"
     if found.ranks is None:
         return (
             f"No set of ranks that was tried comes within {bound}: the nearest, "
@@ -76,7 +76,7 @@ def smallest_set(found: RankSet) -> str:
         return said
     return (
         f"{said} The next smaller set that was tried, {below.total:.0f} ranks, leaves "
-        f"{_pm(below.kl, below.kl_sem)}."
+        f"{_nats(below.kl, below.kl_sem)}."
     )
 
 
@@ -238,6 +238,11 @@ def _pm(value: float, sem: float | None) -> str:
         return f"{value:.2f}".replace("-", "−")
     digits = 2 if sem >= 0.005 else 3
     return f"{value:.{digits}f} ± {sem:.{digits}f}".replace("-", "−")
+
+
+def _nats(kl: float, sem: float) -> str:
+    """To three digits, which stand beside a bound that may be small."""
+    return f"{kl:.3g}" if math.isnan(sem) else f"{kl:.3g} ± {sem:.2g}"
 
 
 def _share(value: float) -> str:
