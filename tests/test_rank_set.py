@@ -124,3 +124,11 @@ def test_search_ends_where_holding_is_no_matter_of_size(held, guess):
     else:
         assert held[found]
         assert found == 0 or not held[found - 1]
+
+
+def test_the_smallest_set_of_all_has_no_steering_below_it():
+    columns = ["total", "parameters", "kl", "kl_sem", "n_prompts"]
+    tried = pd.DataFrame([[0, 0, 0.2, 0.01, 4], [2, 96, 0.04, 0.01, 4]], columns=columns)
+    said = smallest_set(RankSet(0.05, (1, 1), None, tried))
+    assert "(1 a block)" in said
+    assert "No steering leaves 0.2 " in said

@@ -67,17 +67,18 @@ def smallest_set(found: RankSet) -> str:
             f"No set of ranks that was tried comes within {bound}: the nearest, "
             f"{row.total:.0f} ranks in all, leaves {measured}."
         )
+    least, most = min(found.ranks), max(found.ranks)
+    each = f"{least} a block" if least == most else f"{least} to {most} a block"
     said = (
-        f"Within {bound}: {row.total:.0f} ranks after the blocks ({min(found.ranks)} to "
-        f"{max(found.ranks)} a block), {row.parameters:,.0f} parameters, {measured}."
+        f"Within {bound}: {row.total:.0f} ranks after the blocks ({each}), "
+        f"{row.parameters:,.0f} parameters, {measured}."
     )
     below = found.next_smaller
     if below is None:
         return said
-    return (
-        f"{said} The next smaller set that was tried, {below.total:.0f} ranks, leaves "
-        f"{_nats(below.kl, below.kl_sem)}."
-    )
+    smaller = f"The next smaller set that was tried, {below.total:.0f} ranks,"
+    smaller = smaller if below.total else "No steering"
+    return f"{said} {smaller} leaves {_nats(below.kl, below.kl_sem)}."
 
 
 def _candidate(row: dict[str, Any]) -> str:
