@@ -8,10 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from toolkit.store import read_tables
+from toolkit.store import read_table
 
 MADE_BY = ("python recipes/shipped_runs.py demo-run",)
 
 
 def draw(data: Path) -> Figure:
-    return read_tables(data / "demo-run" / "tables")["steerability"].plot()
+    return read_table(data / "demo-run" / "tables", "steerability").plot()

@@ -177,5 +177,4 @@ def _cost(pair: ModelPair, probe: Propagation, found: ForcedFit) -> tuple[float,
     growth = probe.inject(layer, "post_block", error)
     if growth.errors[0] == 0:
         return 0.0, 1.0
-    step = growth.errors[1] / growth.errors[0] if len(growth.errors) > 1 else 1.0
-    return growth.kl / growth.errors[0] ** 2, step
+    return growth.kl / growth.errors[0] ** 2, growth.to_next

@@ -48,13 +48,11 @@ def weight_bounds(pair: ModelPair, document: Batch) -> list[WeightBound]:
     """
     blocks = pair.tuned_blocks
     tails = read_tails(blocks, [mlp for mlp, _ in mlps(pair.tuned, pair.tuned)], document)
-    found = []
-    with capture(blocks.sites.inputs) as entering:
-        mask = document.mask.long()
-        blocks.model.base_model(input_ids=document.ids, attention_mask=mask, use_cache=False)
-    for layer, (tail, heads) in enumerate(tails):
-        call = blocks.call(layer, document)
-        states = _Inside(blocks, layer, call, entering[str(layer)], steerable(document.mask))
+    found, where = [], steerable(document.mask)
+    for layer, (hidden, (tail, heads)) in enumerate(
+        zip(blocks.entering(document), tails, strict=True)
+    ):
+        states = _Inside(blocks, layer, blocks.call(layer, document), hidden, where)
         found.append(WeightBound(states.attention(heads.post), states.mlp(tail)))
     return found
 
@@ -65,7 +63,6 @@ class _Inside:
     def __init__(
         self, blocks: Blocks, layer: int, call: Any, hidden: Tensor, where: Tensor
     ) -> None:
-        self.config = blocks.model.config.get_text_config()
         block = blocks.sites.blocks[layer]
         self.module = _attention(block)
         children = {f"child {name}": child for name, child in block.named_children()}

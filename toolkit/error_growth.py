@@ -3,10 +3,9 @@
 Errors grow about the tuned model's own states, which perfect steering would give.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -36,6 +35,11 @@ class Growth:
     kl: float
 
     @property
+    def to_next(self) -> float:
+        """The relative error behind the next block, over the same; NaN behind the last block."""
+        return self.errors[1] / self.errors[0] if len(self.errors) > 1 else float("nan")
+
+    @property
     def to_end(self) -> float:
         """The relative error behind the last block, over that behind the error's own block."""
         return self.errors[-1] / self.errors[0]
@@ -62,7 +66,8 @@ class Propagation:
         Nothing is added to padding and to each document's first token.
         """
         kept = error * self.where[..., None]
-        later = {str(k): site for k, site in self._outputs(layer)}
+        outputs = self.blocks.sites.outputs
+        later = {name: site for name, site in outputs.items() if int(name) >= layer}
         with ExitStack() as stack:
             stack.enter_context(self.blocks.started_at(layer, self.entering[layer]))
             site = self.blocks.sites.at[location, layer]
@@ -84,11 +89,6 @@ class Propagation:
         error = torch.randn(state.shape, generator=generator).to(state)
         lengths = state.norm(dim=-1, keepdim=True) / error.norm(dim=-1, keepdim=True)
         return size * lengths * error
-
-    def _outputs(self, layer: int) -> Iterator[tuple[int, Any]]:
-        for name, site in self.blocks.sites.outputs.items():
-            if int(name) >= layer:
-                yield int(name), site
 
     def _logits(self) -> Tensor:
         mask = self.batch.mask.long()
@@ -120,7 +120,7 @@ def measure_growth(
     passed = Propagation(blocks, batch)
     locations = [location for location in LOCATIONS if location not in pair.missing]
     document = first_document(batch)
-    entering = _entering(blocks, document)
+    entering = blocks.entering(document)
     bounds, reason = _bounds(pair, document)
     rows = []
     with progress("errors growing", pair.n_layers, show_progress) as advance:
@@ -139,10 +139,9 @@ def measure_growth(
 
 
 def _described(growth: Growth) -> dict[str, float]:
-    step = growth.errors[1] / growth.errors[0] if len(growth.errors) > 1 else float("nan")
     return {
         "error": growth.errors[0],
-        "step_gain": step,
+        "step_gain": growth.to_next,
         "end_gain": growth.to_end,
         "kl": growth.kl,
     }
@@ -196,11 +195,3 @@ def operator_norm(
             _, v = torch.autograd.functional.vjp(function, x, pushed)
             v = v * where
     return float(norm)
-
-
-@torch.no_grad()
-def _entering(blocks: Blocks, batch: Batch) -> list[Tensor]:
-    with capture(blocks.sites.inputs) as states:
-        mask = batch.mask.long()
-        blocks.model.base_model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
-    return [states[str(layer)] for layer in range(blocks.sites.n_layers)]

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from toolkit.draw import BLACK, BLUE, PURPLE, STYLE, save
 from toolkit.errors import InputError
-from toolkit.store import read_tables
+from toolkit.store import read_table
 
 ROOT = Path(__file__).parent.parent
 Drawn = Figure | Mapping[str, Figure]
@@ -37,7 +37,7 @@ class ShippedPair:
 
     def table(self, data: Path, name: str) -> pd.DataFrame:
         """The run's table `name`."""
-        return read_tables(data / self.run / "tables")[name].frame
+        return read_table(data / self.run / "tables", name).frame
 
 
 PAIRS = {

@@ -64,6 +64,13 @@ class Blocks:
         """The hidden state that enters block 0, `[batch, length, d_model]`."""
         return hidden_state(self.call(0, batch))
 
+    @torch.no_grad()
+    def entering(self, batch: Batch) -> list[Tensor]:
+        """What enters each block in the model's own pass, `[batch, length, d_model]` each."""
+        with capture(self.sites.inputs) as states:
+            self._transformer(batch)
+        return [states[str(layer)] for layer in range(self.sites.n_layers)]
+
     def call(self, layer: int, batch: Batch) -> Call:
         """The arguments with which the model calls block `layer` on `batch`.
 

@@ -25,6 +25,7 @@ from toolkit.analysis.projection import (
     oblique_projection,
     overlap,
 )
+from toolkit.closed_form import require
 from toolkit.documents import Batch, encode_all, make_batches
 from toolkit.errors import InputError
 from toolkit.lockstep import Blocks, shift, steerable, wide
@@ -206,8 +207,7 @@ def matrix_of(adapter: Linear) -> Tensor:
 
 def _batches(pair: ModelPair, documents: Iterable[Any], max_length: int) -> list[Batch]:
     for location in ("resid_mid", "post_mlp"):
-        if reason := pair.missing.get(location):
-            raise InputError(f"this family has no {location!r}: {reason}")
+        require(pair, location)
     encoded = encode_all(documents, pair.tokenizer, max_length)
     pad_id = pair.tokenizer.pad_token_id or 0
     return make_batches(encoded, pad_id=pad_id, device=pair.device)

@@ -147,11 +147,15 @@ def write_tables(tables: list[Table], folder: Path) -> None:
 
 def read_tables(folder: str | Path) -> dict[str, Table]:
     """The tables of a run's ``tables`` folder."""
-    folder = Path(folder)
-    missing = [name for name in COLUMNS if not (folder / f"{name}.csv").is_file()]
-    if missing:
-        raise InputError(f"{folder} has no {missing[0]}.csv: expected the tables of a finished run")
-    return {name: Table(name, _read_csv(folder / f"{name}.csv")) for name in COLUMNS}
+    return {name: read_table(folder, name) for name in COLUMNS}
+
+
+def read_table(folder: str | Path, name: str) -> Table:
+    """One table of a run's ``tables`` folder."""
+    path = Path(folder) / f"{name}.csv"
+    if not path.is_file():
+        raise InputError(f"{folder} has no {name}.csv: expected the tables of a finished run")
+    return Table(name, _read_csv(path))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
