@@ -11,7 +11,6 @@ one core.
 
 import argparse
 import json
-import platform
 import sys
 import time
 from dataclasses import asdict
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from toolkit.deficient_mlp import (
     D_FF,
@@ -34,7 +32,7 @@ from toolkit.deficient_mlp import (
     train_adapter,
 )
 from toolkit.progress import progress
-from toolkit.provenance import commit, versions
+from toolkit.provenance import stamp
 from toolkit.training.methods import Method
 from toolkit.training.trainer import TrainingOptions
 
@@ -81,10 +79,7 @@ def main() -> None:
             advance()
     record = {
         "command": " ".join(["python", *sys.argv]),
-        "versions": versions(),
-        "commit": commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "seconds": round(time.perf_counter() - started),
+        **stamp(started),
         "model": {"d_model": D_MODEL, "d_ff": D_FF, "tokens": N_TOKENS, "blocks": 1},
         "sequences": {"length": LENGTH, "training": STEPS * BATCH, "held_out": N_HELD_OUT},
         "training": {"steps": STEPS, "batch_size": BATCH, "learning_rate": args.rate},

@@ -25,7 +25,7 @@ from toolkit.analysis.rank_budget import ranks_within
 from toolkit.demo import PROMPTS, shipped
 from toolkit.documents import encode_all, make_batches, read_documents
 from toolkit.error_growth import measure_growth
-from toolkit.provenance import commit, machine, versions
+from toolkit.provenance import stamp
 from toolkit.rank_set import smallest_ranks
 from toolkit.training.tiny import tiny_documents
 
@@ -73,7 +73,12 @@ def main() -> None:
     growth = measure_growth(pair, probe_batch(batches), show_progress=True)
     errors = block_errors(pair, documents, show_progress=True)
     found = smallest_ranks(
-        pair, documents, args.max_kl, max_prompts=args.max_prompts, show_progress=True
+        pair,
+        documents,
+        args.max_kl,
+        max_prompts=args.max_prompts,
+        show_progress=True,
+        errors=errors,
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     tables = {
@@ -94,10 +99,7 @@ def main() -> None:
         "costs": errors.costs,
         "step_gains": errors.step_gains,
         "bound_missing": growth.attrs["no_bound"],
-        "seconds": round(time.perf_counter() - started),
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
+        **stamp(started),
     }
     args.out.with_name(f"{args.out.name}.json").write_text(json.dumps(record, indent=2) + "\n")
 

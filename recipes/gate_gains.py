@@ -25,7 +25,7 @@ from toolkit.documents import Batch, encode_all, make_batches, read_documents
 from toolkit.hooks import capture
 from toolkit.locations import resolve
 from toolkit.mlp import mlps
-from toolkit.provenance import commit, machine, versions
+from toolkit.provenance import stamp
 from toolkit.statistics import SizeCounts
 from toolkit.statistics.gate_gains import QUANTITIES, gate_gains
 from toolkit.weights import load_model, load_tokenizer, quiet_transformers
@@ -108,10 +108,7 @@ def main() -> None:
         "data": Path(PROMPTS).name,
         "documents": len(documents),
         "tokens": tokens,
-        "seconds": round(time.perf_counter() - started),
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
+        **stamp(started),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     for name, rows in (("histogram", histogram), ("quantiles", quantiles)):

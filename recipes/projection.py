@@ -12,17 +12,14 @@ quarter of one, and 9.
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toolkit import ModelPair, read_documents
 from toolkit.demo import ADAPTER, BASE, PROMPTS, shipped
-from toolkit.provenance import commit, versions
+from toolkit.provenance import stamp
 from toolkit.replication import measure
 from toolkit.replication_cost import replication_cost
 from toolkit.training.tiny import TASK, tiny_pair
@@ -64,10 +61,7 @@ def main() -> None:
     print(costs.round(4).to_string(index=False))
     record = {
         "command": " ".join(["python", *sys.argv]),
-        "versions": versions(),
-        "commit": commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "seconds": round(time.perf_counter() - started),
+        **stamp(started),
         "base": pair.base_name,
         "tuned": pair.tuned_name,
         "documents": len(documents),

@@ -29,7 +29,7 @@ from toolkit.closed_form import Plan, fit_adapters
 from toolkit.demo import PROMPTS, shipped
 from toolkit.documents import encode_all, make_batches, read_documents
 from toolkit.drift import drift
-from toolkit.provenance import commit, machine, versions
+from toolkit.provenance import stamp
 from toolkit.replacement import Candidate, evaluate
 from toolkit.steerability import curves
 
@@ -72,10 +72,7 @@ def main() -> None:
         "rank": RANK,
         "new_tokens": args.new_tokens,
         "prompts": len(held_out),
-        "seconds": round(time.perf_counter() - started),
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
+        **stamp(started),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     frames = {"": pd.DataFrame(curves(candidates, evaluation)), "-drift": pd.DataFrame(moved)}

@@ -78,6 +78,16 @@ def machine() -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def stamp(started: float) -> dict[str, Any]:
+    """For a record: seconds since `started` (of ``time.perf_counter``), and what it was made by."""
+    return {
+        "seconds": round(time.perf_counter() - started),
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
 def versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
     names = ("oracle-toolkit", "torch", "transformers", "peft", "interp-engine", "numpy", "pandas")
