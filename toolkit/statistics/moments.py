@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from toolkit.statistics.frame import Frame, add, frames_of
 
 Pair = tuple[str, str]
 
@@ -51,76 +54,84 @@ class Moments:
 class MomentSums:
     """Accumulates the moments of named vectors, for the `pairs` that are asked for.
 
-    Products are taken in the precision of the tokens (float32 or float64) about a fixed centre,
-    the mean of the first tokens seen, and summed in float64: so a mean much larger than the spread
-    (massive activations) costs no digits.
+    Products are taken in the precision of the tokens (float32 or float64) in a fixed `Frame` of
+    each vector, and summed in float64 on the frame's grid: so a mean much larger than the spread
+    (massive activations) costs no digits, and the order of updates and merges no bit. Without
+    `frames`, those of the first tokens seen are taken.
     """
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[Pair], frames: Mapping[str, Frame] | None = None) -> None:
         self.pairs = tuple(pairs)
         self.names = tuple(dict.fromkeys(name for pair in pairs for name in pair))
         self.n = 0
-        self._centre: dict[str, Tensor] = {}
+        self._frames: dict[str, Frame] = {}
         self._sum: dict[str, Tensor] = {}
         self._product: dict[Pair, Tensor] = {}
+        if frames is not None:
+            self._start(frames)
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Add tokens: each variable `[n, d]`, with the same n."""
         n = len(next(iter(values.values())))
         if n == 0:
             return
-        if not self._centre:
-            self._start(values)
-        shifted = {
-            name: values[name] - self._centre[name].to(values[name].dtype) for name in self.names
-        }
+        if not self._frames:
+            self._start(frames_of({name: values[name] for name in self.names}))
+        framed = {name: self._frames[name].applied(values[name]) for name in self.names}
         self.n += n
-        for name, value in shifted.items():
-            self._sum[name] += value.sum(0, dtype=torch.float64)
+        for name, value in framed.items():
+            add(self._sum[name], value.sum(0, dtype=torch.float64), value.dtype)
         for a, b in self.pairs:
             if a == b:
-                _add_gram(self._product[a, a], shifted[a])
+                _add_gram(self._product[a, a], framed[a])
             else:
-                self._product[a, b] += shifted[a].T @ shifted[b]
+                add(self._product[a, b], framed[a].T @ framed[b], framed[a].dtype)
 
     def merge(self, other: Self) -> None:
-        """Add the tokens of `other`, whose centre may differ."""
-        if other.n == 0:
+        """Add the tokens of `other`, whose frames may differ (the same ones are merged exactly)."""
+        if not other._frames:
             return
-        if self.n == 0:
-            self.n = other.n
-            self._centre = {k: v.clone() for k, v in other._centre.items()}
-            self._sum = {k: v.clone() for k, v in other._sum.items()}
-            self._product = {k: v.clone() for k, v in other._product.items()}
-            return
-        step = {name: other._centre[name] - self._centre[name] for name in self.names}
-        for a, b in self.pairs:
-            self._product[a, b] += (
-                other._product[a, b]
-                + torch.outer(other._sum[a], step[b])
-                + torch.outer(step[a], other._sum[b])
-                + other.n * torch.outer(step[a], step[b])
-            )
+        if not self._frames:
+            self._start(other._frames)
+        step, ratio = {}, {}
         for name in self.names:
-            self._sum[name] += other._sum[name] + other.n * step[name]
+            ours, theirs = self._frames[name], other._frames[name]
+            step[name] = (theirs.centre - ours.centre) / ours.unit
+            ratio[name] = theirs.unit / ours.unit
+        sums = {name: total * ratio[name] for name, total in other._sum.items()}
+        moved = any(bool(part.any()) for part in step.values())
+        for a, b in self.pairs:
+            product = other._product[a, b] * torch.outer(ratio[a], ratio[b])
+            if moved:
+                product += torch.outer(sums[a] + other.n * step[a], step[b])
+                product += torch.outer(step[a], sums[b])
+            self._product[a, b] += product
+        for name in self.names:
+            self._sum[name] += sums[name] + other.n * step[name]
         self.n += other.n
 
     def result(self) -> Moments:
         if self.n == 0:
             raise ValueError("no tokens were counted")
-        offset = {name: total / self.n for name, total in self._sum.items()}
-        mean = {name: self._centre[name] + offset[name] for name in self.names}
+        mean, offset = {}, {}
+        for name, frame in self._frames.items():
+            offset[name] = self._sum[name] / self.n
+            mean[name] = (frame.centre + offset[name] * frame.unit).cpu()
         covariance = {}
         for (a, b), product in self._product.items():
-            covariance[a, b] = torch.outer(offset[a], offset[b]).neg_()
-            covariance[a, b].add_(_full(product, a == b), alpha=1 / self.n)
-        on_cpu = {pair: value.cpu() for pair, value in covariance.items()}
-        return Moments(self.n, {name: value.cpu() for name, value in mean.items()}, on_cpu)
+            centred = torch.addr(product, offset[a], offset[b], alpha=-1, beta=1 / self.n)
+            if a == b:
+                _mirror(centred)
+            centred *= self._frames[b].unit
+            centred *= self._frames[a].unit[:, None]
+            covariance[a, b] = centred.cpu()
+        return Moments(self.n, mean, covariance)
 
     def state(self) -> dict[str, Tensor]:
         """The sums as tensors by name, for `from_state`."""
         tensors = {"n": torch.tensor(self.n)}
-        tensors |= {f"centre:{name}": value.clone() for name, value in self._centre.items()}
+        for name, frame in self._frames.items():
+            tensors |= {f"centre:{name}": frame.centre.clone(), f"unit:{name}": frame.unit.clone()}
         tensors |= {f"sum:{name}": value.clone() for name, value in self._sum.items()}
         tensors |= {f"product:{a}:{b}": value.clone() for (a, b), value in self._product.items()}
         return tensors
@@ -132,35 +143,38 @@ class MomentSums:
         sums = cls([(key[1], key[2]) for key in split.values() if key[0] == "product"])
         sums.n = int(state["n"])
         for name, key in split.items():
-            if key[0] == "centre":
-                sums._centre[key[1]] = state[name].clone()
-            elif key[0] == "sum":
+            if key[0] == "sum":
+                centre = state[f"centre:{key[1]}"].clone()
+                # Statistics kept before frames had units are in units of 1.
+                unit = state.get(f"unit:{key[1]}", torch.ones_like(centre)).clone()
+                sums._frames[key[1]] = Frame(centre, unit)
                 sums._sum[key[1]] = state[name].clone()
             elif key[0] == "product":
                 sums._product[key[1], key[2]] = state[name].clone()
         return sums
 
-    def _start(self, values: Mapping[str, Tensor]) -> None:
+    def _start(self, frames: Mapping[str, Frame]) -> None:
         for name in self.names:
-            self._centre[name] = values[name].mean(0).double()
-            self._sum[name] = torch.zeros_like(self._centre[name])
+            self._frames[name] = frames[name]
+            self._sum[name] = torch.zeros_like(frames[name].centre)
         for a, b in self.pairs:
-            shape = (values[a].shape[1], values[b].shape[1])
-            self._product[a, b] = self._centre[a].new_zeros(shape)
+            shape = (len(self._sum[a]), len(self._sum[b]))
+            self._product[a, b] = self._sum[a].new_zeros(shape)
 
 
-_STRIPES = 4  # of a symmetric product's rows: 10 of 16 squares are computed
+_STRIPES = 6  # of a symmetric product's rows: 21 of 36 squares are computed
 
 
 def _add_gram(total: Tensor, x: Tensor) -> None:
     """Add the upper triangle of ``xᵀx``, in stripes of rows (the rest of `total` is not used)."""
-    for rows in torch.arange(x.shape[1]).tensor_split(_STRIPES):
-        if len(rows):
-            start, stop = int(rows[0]), int(rows[-1]) + 1
-            total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+    d = x.shape[1]
+    edges = [round(d * i / _STRIPES) for i in range(_STRIPES + 1)]
+    for start, stop in pairwise(edges):
+        if stop > start:
+            add(total[start:stop, start:], x[:, start:stop].T @ x[:, start:], x.dtype)
 
 
-def _full(product: Tensor, symmetric: bool) -> Tensor:
-    if not symmetric:
-        return product
-    return product.triu().add_(product.triu(1).T)
+def _mirror(upper: Tensor) -> None:
+    """Make a square matrix symmetric, from its upper triangle, in place."""
+    upper.triu_()
+    upper += upper.triu(1).T

@@ -1,0 +1,61 @@
+"""Sums that do not depend on their order: a centre, units, and a grid for float64 totals.
+
+Float64 additions are exact as long as every part is a whole number of one quantum and the total
+stays below 2⁵³ quanta. A `Frame` brings vectors to size 1 by powers of two, which costs no digit;
+`add` rounds each part to whole quanta of that unit. So shards of the documents, added in any
+order by any number of processes, give the same bits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+# Parts in float32 carry errors of 2⁻²⁴ of about a batch's number of tokens (2¹¹): the grid is far
+# below them and leaves room for 2²⁹ tokens. In float64 it leaves room for 2¹⁷, and less rounding.
+# Beyond that room additions round as any do.
+QUANTUM = {torch.float32: 2.0**-24, torch.float64: 2.0**-36}
+_LEAST = 2.0**-10  # of the vector's root mean square: no dimension's unit is smaller
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a vector is measured from, `centre`, and in which `unit` (powers of two), `[d]` each.
+
+    Both are float64, and the same in every process of a run.
+    """
+
+    centre: Tensor
+    unit: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """The frame in which `values` `[n, d]`, n > 0, are about 0 and of size 1."""
+        centre = values.mean(0).double()
+        spread = (values - centre.to(values.dtype)).square().mean(0).sqrt().double()
+        size = values.square().mean().sqrt().double()
+        return cls(centre, _power_of_two(torch.maximum(spread, _LEAST * size)))
+
+    def applied(self, values: Tensor) -> Tensor:
+        """``(values − centre) / unit`` in the precision of `values`, which division leaves exact."""
+        scale = (1 / self.unit).to(values.dtype)
+        return torch.addcmul(-self.centre.to(values.dtype) * scale, values, scale)
+
+
+def frames_of(values: Mapping[str, Tensor]) -> dict[str, Frame]:
+    """A frame for each named vector `[n, d]`."""
+    return {name: Frame.of(value) for name, value in values.items()}
+
+
+def add(total: Tensor, part: Tensor, precision: torch.dtype) -> None:
+    """Add `part` to the float64 `total` in whole quanta of `precision`, that of the vectors."""
+    anchor = 1.5 * 2.0**52 * QUANTUM[precision]  # beside it float64 holds whole quanta alone
+    total += part.to(torch.float64, copy=True).add_(anchor).sub_(anchor)
+
+
+def _power_of_two(sizes: Tensor) -> Tensor:
+    """The least powers of two that are not below `sizes`; 1 for zeros."""
+    _, exponent = torch.frexp(sizes)
+    return torch.where(sizes > 0, torch.ldexp(torch.ones_like(sizes), exponent), 1.0)
