@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from toolkit import ModelPair
+from toolkit.block_sums import BlockSums, Samples
 from toolkit.demo import ADAPTER, BASE, shipped
 from toolkit.documents import Encoded, make_batches
 from toolkit.lockstep import March
-from toolkit.survey import BlockSums, Samples
 
 LENGTH, BLOCKS, STREAMS = 32, 4, 2
 

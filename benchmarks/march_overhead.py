@@ -17,10 +17,10 @@ import time
 import torch
 
 from toolkit import ModelPair
+from toolkit.block_sums import MLP_INPUT, BlockSums, Samples
 from toolkit.demo import ADAPTER, BASE, PROMPTS, shipped
 from toolkit.documents import encode_all, make_batches, read_documents
 from toolkit.lockstep import March
-from toolkit.survey import MLP_INPUT, BlockSums, Samples
 
 
 def march(pair, batches):
@@ -29,7 +29,6 @@ def march(pair, batches):
         sums = BlockSums(pair.branches, {}, Samples(8, 256))
         for step in walk.steps(layer):
             sums.update(step)
-        sums.statistics()
         walk.advance(layer, {})
 
 

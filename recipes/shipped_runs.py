@@ -13,7 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from toolkit.cli import run_job
+from toolkit.job import Job, run_job
+from toolkit.run import Options
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = Path("data/gsm8k-demo.jsonl")
@@ -53,7 +54,7 @@ def main() -> None:
     for name in args.names:
         base, tuned, options = RUNS[name]
         with tempfile.TemporaryDirectory() as folder:
-            run_job(base, tuned, DOCUMENTS, Path(folder) / name, options)
+            run_job(Job(base, tuned, DOCUMENTS, Path(folder) / name, Options(**options)))
             keep(Path(folder) / name, out / name)
 
 

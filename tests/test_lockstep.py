@@ -7,7 +7,7 @@ from tests import tiny
 from tests.properties import restores
 from toolkit.documents import encode_all, make_batches
 from toolkit.hooks import capture
-from toolkit.lockstep import March, Stream, delta, steerable
+from toolkit.lockstep import March, delta, steerable
 from toolkit.steering import Adapters, FixedVector, Linear, steer
 
 
@@ -41,7 +41,7 @@ def test_streams_hold_the_models_own_states(pair):
                         output_hidden_states=True,
                         use_cache=False,
                     ).hidden_states
-                    assert torch.equal(states["post_block"], own[layer + 1])
+                    assert torch.equal(states["post_block"], step.batch.of_counted(own[layer + 1]))
         march.advance(layer, {})
 
 
@@ -79,7 +79,7 @@ def test_a_steered_stream_is_the_steered_model(pair, location):
             with steer(pair.base, adapters), capture(site) as seen:
                 pair.base(step.batch.ids, attention_mask=step.batch.mask.long(), use_cache=False)
             expected = seen[location][step.batch.counted]
-            assert torch.allclose(step.steered_source("s", location), expected, atol=1e-12)
+            assert torch.allclose(step.steered["s"][location], expected, atol=1e-12)
         march.advance(layer, {"s": maps[layer]})
 
 
@@ -153,18 +153,10 @@ def test_a_stream_on_disk_is_the_stream_in_memory(llama_pair, tmp_path):
                 assert torch.equal(*pair)
         for march in marches:
             march.advance(layer, {"s": adapter})
-    sizes = [
-        sum(b.ids.numel() for b in batches if not (b.held_out and fit_only)) * tiny.D_MODEL * 8
-        for fit_only in (False, True)
-    ]
-    found = {path.stem: path.stat().st_size for path in tmp_path.glob("*.stream")}
-    assert found == {"base": sizes[0], "tuned": sizes[0], "s": sizes[1]}
-
-
-def test_stream_parts_are_written_and_read_by_batch(llama_pair):
-    batches = batches_for(llama_pair)
-    stream = Stream(dict(enumerate(batches)), llama_pair.base_blocks.embed(batches[0]))
-    for index, batch in enumerate(batches):
-        stream[index] = torch.full((*batch.ids.shape, tiny.D_MODEL), float(index)).double()
-    for index in range(len(batches)):
-        assert (stream[index] == index).all()
+    names = [f"{name}.stream.{side}" for name in ("base", "s", "tuned") for side in (0, 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name in names:  # a batch begins on a page of its own
+        sizes = [
+            b.ids.numel() * tiny.D_MODEL * 8 for b in batches if name[0] != "s" or not b.held_out
+        ]
+        assert (tmp_path / name).stat().st_size == sum(-(-size // 4096) * 4096 for size in sizes)

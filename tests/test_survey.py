@@ -11,23 +11,15 @@ from tests import textbook, tiny
 from toolkit import ModelPair
 from toolkit.analysis.linear_fit import RANKS
 from toolkit.analysis.sequential_kl import recovered
+from toolkit.block_sums import MLP_INPUT, TAIL_STATES, BlockSums, Samples
 from toolkit.documents import encode_all, make_batches
 from toolkit.inside import Inside
 from toolkit.lockstep import March
 from toolkit.mlp import MLP, Change, MLPChange, mlps
+from toolkit.mlp_sums import MLPSums
 from toolkit.replacement import NONE, ORACLE, Candidate, evaluate
 from toolkit.steering import Adapters
-from toolkit.survey import (
-    MLP_INPUT,
-    TAIL_STATES,
-    BlockSums,
-    MLPSums,
-    Recipe,
-    Samples,
-    after_mlp_rows,
-    analyse,
-    survey,
-)
+from toolkit.survey import Recipe, after_mlp_rows, analyse, survey
 
 EDITED = 1
 SEQUENTIAL = Recipe("post_mlp", 2, "sequential")
@@ -47,12 +39,12 @@ def edited_pair(tokenizer, family="llama", linear=True, edited=EDITED):
     return ModelPair.from_models(base, tuned, tokenizer)
 
 
-def make_march(pair, recipes=(), batch_tokens=300):
+def make_march(pair, recipes=(), batch_tokens=300, **more):
     encoded = encode_all(tiny.make_documents(30), pair.tokenizer)
     batches = make_batches(encoded, batch_tokens=batch_tokens)
     steered = {recipe.name: recipe.location for recipe in recipes if recipe.fit == "sequential"}
     blocks = pair.base_blocks, pair.tuned_blocks
-    return March(*blocks, batches, pair.branches, (MLP_INPUT,), steered=steered)
+    return March(*blocks, batches, pair.branches, (MLP_INPUT,), steered=steered, **more)
 
 
 def marched(pair, recipes, march=None):
@@ -146,18 +138,17 @@ def test_explained_grows_to_one_with_rank_where_the_edit_is_linear(tokenizer):
         assert shares[1] < 0.99 < 0.9999 < shares[2]
 
 
-def test_an_interrupted_march_goes_on_to_identical_rows(llama_pair):
-    """Two blocks, the streams' state, and a new march: the third block's rows are the same."""
+def test_an_interrupted_march_goes_on_to_identical_rows(llama_pair, tmp_path):
+    """Two blocks, the third begun, and a new march in the same folder: the rows are the same."""
     recipes = [
         Recipe(location, 2, "sequential") for location in ("pre_mlp", "post_mlp", "post_block")
     ]
     whole = list(marched(llama_pair, [*recipes, FORCED]))
-    march = make_march(llama_pair, recipes)
+    march = make_march(llama_pair, recipes, folder=tmp_path)
     interrupted = marched(llama_pair, [*recipes, FORCED], march)
     first = [next(interrupted), next(interrupted)]
-    state = {name: tensor.clone() for name, tensor in march.state().items()}
-    again = make_march(llama_pair, recipes)
-    again.restore(2, state)
+    next(march.steps(2))  # writes what leaves a batch, and no more
+    again = make_march(llama_pair, recipes, folder=tmp_path, start=2)
     last = list(marched(llama_pair, [*recipes, FORCED], again))
     assert [b.rows for b in (*first, *last)] == [b.rows for b in whole]
     for ours, theirs in zip((*first, *last), whole, strict=True):

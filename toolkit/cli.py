@@ -1,9 +1,8 @@
 """The command line: ``oracle diagnose``, ``demo``, ``weights``; the rest is in files of its own."""
 
-import hashlib
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table as Grid
@@ -12,6 +11,9 @@ from toolkit.console import bad_input, console, errors
 from toolkit.errors import InputError
 from toolkit.figures_cli import figures
 from toolkit.training.cli import finetune, steer_app, table
+
+if TYPE_CHECKING:
+    from toolkit.job import Job
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(steer_app, name="steer")
@@ -53,7 +55,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
-DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 
 
 @app.callback()
@@ -93,20 +94,24 @@ def diagnose(
             return
         if not (base and tuned and data and out):
             raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
-        options = {
-            "positions": positions,
-            "max_length": max_length,
-            "new_tokens": new_tokens,
-            "max_prompts": max_prompts,
-            "sample": sample,
-            "shared_sample": shared_sample,
-            "max_kl": max_kl,
-            "batch_tokens": batch_tokens,
-            "seed": seed,
-        }
-        run_job(
+        from toolkit.job import Job
+        from toolkit.run import Options
+
+        options = Options(
+            positions=positions,  # type: ignore[arg-type]
+            max_length=max_length,
+            new_tokens=new_tokens,
+            max_prompts=max_prompts,
+            sample=sample,
+            shared_sample=shared_sample,
+            max_kl=max_kl,
+            batch_tokens=batch_tokens,
+            seed=seed,
+        )
+        job = Job(
             base, tuned, data, out, options, dtype, device, keep_statistics, overwrite, not quiet
         )
+        _run(job)
 
 
 @app.command()
@@ -119,12 +124,14 @@ def demo(
     """Diagnose the pair that ships: SmolLM2-135M-Instruct and its LoRA fine-tune on GSM8K."""
     with bad_input():
         from toolkit.demo import ADAPTER, BASE, PROMPTS, shipped
+        from toolkit.job import Job
+        from toolkit.run import Options
 
         errors.print(f"base: {BASE} (from the package index, converted once)")
         errors.print(f"tuned: its rank-8 LoRA fine-tune on GSM8K, {shipped(ADAPTER)}")
-        asked = {"shared_sample": DEMO_SHARED_SAMPLE}
+        asked = Options(shared_sample=DEMO_SHARED_SAMPLE)
         tuned, prompts = str(shipped(ADAPTER)), shipped(PROMPTS)
-        run_job(BASE, tuned, prompts, out, asked, overwrite=True, show=not quiet)
+        _run(Job(BASE, tuned, prompts, out, asked, overwrite=True, show=not quiet))
 
 
 @app.command()
@@ -149,57 +156,12 @@ def weights(
         console.print(f"table: {out.resolve()}", soft_wrap=True)
 
 
-def run_job(
-    base: str,
-    tuned: str,
-    data: Path,
-    out: Path,
-    option_values: dict[str, Any],
-    dtype: str = "float32",
-    device: str = "cpu",
-    keep_statistics: bool = False,
-    overwrite: bool = False,
-    show: bool = True,
-) -> None:
-    """The main job, from names to files."""
-    from toolkit.diagnose import Listeners
-    from toolkit.diagnose import diagnose as run_diagnosis
-    from toolkit.documents import read_documents
-    from toolkit.pair import ModelPair
-    from toolkit.publish import publish
-    from toolkit.run import Options
-    from toolkit.store import Workspace, refuse_existing
+def _run(job: "Job") -> None:
+    from toolkit.job import run_job
 
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
-    refuse_existing(out, overwrite)
-    options = Options(**option_values)
-    documents = read_documents(data)
-    pair = ModelPair.load(base, tuned, dtype, device)
-    source = {"file": str(data), "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
-    request = {
-        "base": pair.hashes[0],
-        "tuned": pair.hashes[1],
-        "data": source["sha256"],
-        "options": vars(options),
-        "keep_statistics": keep_statistics,
-    }
-    workspace = Workspace(out, request, keep_statistics)
-    if workspace.open():
-        errors.print(f"going on from the interrupted run in {workspace.folder}")
-    try:
-        listeners = Listeners(workspace.finished, workspace.resume, workspace.keep)
-        run = run_diagnosis(pair, documents, options, show_progress=show, listeners=listeners)
-    except InputError:
-        workspace.abandon()
-        raise
-    except KeyboardInterrupt:
-        errors.print(f"interrupted; the same command goes on from {workspace.folder}")
-        raise typer.Exit(130) from None
-    run.info["data"].update(source)
-    publish(run, workspace.folder)
-    workspace.close()
-    show_answer(run, out)
+    run = run_job(job)
+    if run:
+        show_answer(run, job.out)
 
 
 def _redo(source: Path, out: Path) -> None:

@@ -203,7 +203,7 @@ def pairs(step: Step, plan: Plan) -> tuple[Tensor, Tensor]:
     missing = step.missing(plan.name, target)
     if plan.fit == "blended":
         missing = own + plan.blend * (missing - own)
-    return step.steered_source(plan.name, plan.location), missing
+    return step.steered[plan.name][plan.location], missing
 
 
 def _linear(moments: Moments, rank: Rank, dtype: torch.dtype) -> Adapter:

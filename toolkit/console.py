@@ -1,5 +1,6 @@
 """The terminal: what is said on it, and how bad input ends a command."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,9 +15,10 @@ console = Console(highlight=False)
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Bad input is one line on stderr and exit code 2."""
+    """Bad input is one line on stderr and exit code 2; of several processes one a machine speaks."""
     try:
         yield
     except InputError as error:
-        errors.print(f"oracle: {' '.join(str(error).split())}")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            errors.print(f"oracle: {' '.join(str(error).split())}")
         raise typer.Exit(2) from None

@@ -1,12 +1,12 @@
 """The main job: march, analyse, put fitted maps in the oracle's place, recommend."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from toolkit.analysis.linear_fit import ranks_below
+from toolkit.block_sums import MLP_INPUT, TAIL_STATES
 from toolkit.checks import Check
 from toolkit.documents import Batch, Encoded, encode_all, make_batches
 from toolkit.errors import InputError
@@ -20,11 +20,11 @@ from toolkit.progress import progress
 from toolkit.provenance import Stages, describe_run
 from toolkit.rank_set import RankSet, smallest_ranks
 from toolkit.recommend import recommend
-from toolkit.replacement import ORACLE, Candidate, Evaluation, evaluate
+from toolkit.replacement import ORACLE, Candidate, Evaluation, evaluate, n_comparisons
 from toolkit.run import Options, Run
 from toolkit.steerability import describe_choice, make_tables, samples
 from toolkit.steering import Adapters
-from toolkit.survey import MLP_INPUT, TAIL_STATES, BlockSums, BlockSurvey, Recipe, survey
+from toolkit.survey import BlockSurvey, Recipe, survey
 from toolkit.table import Table
 from toolkit.tail import read_tails
 from toolkit.validity import (
@@ -36,6 +36,8 @@ from toolkit.validity import (
     noise_floor,
 )
 from toolkit.weight_side import weight_rows
+from toolkit.workspace import Workspace
+from toolkit.world import ALONE, World
 
 # What is fitted, and put in place of the oracle in all blocks; DESIGN names the ranks.
 FORCED = [Recipe(location, rank, "forced") for location in BRANCHES for rank in (0, 8, 32)]
@@ -45,55 +47,56 @@ FREE = [Recipe("post_block", rank, "free") for rank in (0, 8, 32, "full")]
 SINGLE = Recipe("post_block", 8, "free")  # also tried in each block alone
 
 
-@dataclass
-class Listeners:
-    """Where a caller may listen in: each is called as the run goes on.
-
-    finished(survey, march): a block is passed. resume(march): surveys of blocks passed in an
-    earlier, interrupted run, after setting the march to where that stopped. keep(layer, sums):
-    each block's statistics.
-    """
-
-    finished: Callable[[BlockSurvey, March], None] = lambda survey, march: None
-    resume: Callable[[March], list[BlockSurvey]] = lambda march: []
-    keep: Callable[[int, BlockSums], None] | None = None
-
-
 def diagnose(
     pair: ModelPair,
     documents: Iterable[Any],
     options: Options | None = None,
     *,
     show_progress: bool = True,
-    listeners: Listeners | None = None,
+    workspace: Workspace | None = None,
+    world: World = ALONE,
 ) -> Run:
     """Find where, and with how small an adapter, steering does what fine-tuning did to `pair`.
 
     `documents` are mappings with ``text``, or ``prompt`` and ``response`` (or plain strings).
-    Maps are fitted on four documents in five and judged on the others. Raises InputError where the
-    documents do not suffice.
+    Maps are fitted on four documents in five and judged on the others. An open `workspace` keeps
+    what is finished and gives what an interrupted run finished. The processes of `world` share the
+    work, and each returns the whole run. Raises InputError where the documents do not suffice.
     """
-    options, listeners, stages = options or Options(), listeners or Listeners(), Stages()
+    options, stages = options or Options(), Stages()
+    show_progress &= world.first
     with torch.no_grad(), quiet_openblas():
         documents = list(documents)
         encoded = encode_all(documents, pair.tokenizer, options.max_length)
         batches = _batches(pair, encoded, options)
         with stages.stage("march"):
-            blocks, recipes = _march(pair, batches, options, listeners, show_progress)
+            blocks, recipes = _march(pair, batches, options, workspace, world, show_progress)
         candidates = _candidates(blocks, recipes)
         asked = [d for d in encoded if d.held_out][: options.max_prompts]
         prompts = [document.prompt_ids for document in asked]
         with stages.stage("replacement"):
-            evaluation = _evaluate(pair, prompts, candidates, options, show_progress)
+            n_steps = n_comparisons(len(prompts), len(candidates), world)
+            with progress("putting fits in place of tuning", n_steps, show_progress) as advance:
+                evaluation = evaluate(
+                    pair,
+                    prompts,
+                    candidates,
+                    options.new_tokens,
+                    advance=advance,
+                    kept=workspace.outcomes if workspace else None,
+                    world=world,
+                )
         with stages.stage("checks"):
-            rows = list(weight_rows(pair.base_blocks, pair.tuned_blocks))
+            rows = weight_rows(pair.base_blocks, pair.tuned_blocks, world)
             tables = make_tables(pair, blocks, candidates, evaluation, rows)
             floor = noise_floor(pair.base_blocks, _noise_batch(batches))
             checks = _checks(pair, tables, batches, evaluation, floor)
         rank_set = None
         if options.max_kl is not None:
             with stages.stage("rank set"):
-                rank_set = _rank_set(pair, documents, options, show_progress)
+                rank_set = world.from_first(
+                    lambda: _rank_set(pair, documents, options, show_progress)
+                )
     choice = recommend(candidates, evaluation)
     return Run(
         **tables,
@@ -124,7 +127,8 @@ def _march(
     pair: ModelPair,
     batches: list[Batch],
     options: Options,
-    listeners: Listeners,
+    workspace: Workspace | None,
+    world: World,
     show_progress: bool,
 ) -> tuple[list[BlockSurvey], list[Recipe]]:
     d_model = pair.base_blocks.embed(batches[0]).shape[-1]
@@ -134,6 +138,7 @@ def _march(
         if recipe.location in pair.branches and recipe.rank in ranks_below(d_model)
     ]
     insides = _insides(pair, min(batches, key=lambda batch: batch.n_tokens))
+    blocks = workspace.passed() if workspace else []
     march = March(
         pair.base_blocks,
         pair.tuned_blocks,
@@ -142,9 +147,11 @@ def _march(
         extra=(MLP_INPUT,) if insides else (),
         forced_extra=TAIL_STATES if insides and insides[0].tail else (),
         steered={r.name: r.location for r in recipes if r.fit == "sequential"},
+        own=_own(batches, world),
+        folder=workspace.streams if workspace else None,
+        start=len(blocks),
     )
-    blocks = listeners.resume(march)
-    left = (pair.n_layers - len(blocks)) * len(batches)
+    left = (pair.n_layers - len(blocks)) * len(march.own or ())
     with progress(f"marching through {pair.n_layers} blocks", left, show_progress) as advance:
         for found in survey(
             march,
@@ -154,11 +161,19 @@ def _march(
             (options.sample, options.shared_sample),
             pair.dtype,
             advance,
-            listeners.keep,
+            workspace.keep if workspace else None,
+            world,
         ):
             blocks.append(found)
-            listeners.finished(found, march)
+            if workspace:
+                workspace.finished(found)
     return blocks, recipes
+
+
+def _own(batches: Sequence[Batch], world: World) -> list[int]:
+    """This process's batches; the first process begins with one that all statistics can see."""
+    lead = next(i for i, b in enumerate(batches) if not b.held_out and b.counted.any())
+    return world.shares([batch.ids.numel() for batch in batches], lead)
 
 
 def _insides(pair: ModelPair, batch: Batch) -> list[Inside] | None:
@@ -192,20 +207,6 @@ def _candidates(blocks: list[BlockSurvey], recipes: list[Recipe]) -> list[Candid
     if SINGLE in everywhere:
         candidates += [Candidate.of(everywhere[SINGLE], block.layer) for block in blocks]
     return candidates
-
-
-def _evaluate(
-    pair: ModelPair,
-    prompts: list[tuple[int, ...]],
-    candidates: list[Candidate],
-    options: Options,
-    show_progress: bool,
-    batch_size: int = 16,
-) -> Evaluation:
-    rounds = -(-len(prompts) // batch_size)
-    total = rounds * (len(candidates) + 1)
-    with progress("putting fits in place of tuning", total, show_progress) as advance:
-        return evaluate(pair, prompts, candidates, options.new_tokens, batch_size, advance)
 
 
 def _rank_set(

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +84,16 @@ class Batch:
     @property
     def n_tokens(self) -> int:
         return int(self.mask.sum())
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Where the counted tokens are among all, int64 `[n_counted]`."""
+        return self.counted.flatten().nonzero()[:, 0]
+
+    def of_counted(self, states: torch.Tensor) -> torch.Tensor:
+        """A copy of the counted tokens' `states` (of all tokens, any shape), `[n_counted, d]`."""
+        # Not by the mask: that searches it anew every time, and waits for a GPU to have done so.
+        return states.reshape(self.ids.numel(), -1).index_select(0, self.places)
 
 
 def read_documents(path: str | Path) -> list[Document]:

@@ -32,16 +32,19 @@ class _Stopped(Exception):  # noqa: N818 - a signal, not an error
 
 
 @contextmanager
-def capture(sites: Mapping[str, Site]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that holds, after a forward pass, the tensor at each of `sites`.
+def capture(
+    sites: Mapping[str, Site], read: Edit = torch.Tensor.clone
+) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that holds, after a forward pass, what `read` takes at each of `sites`.
 
-    A later pass in the same context overwrites it.
+    By default the whole tensor. What `read` returns must share no memory with what it is given:
+    Falcon adds to its MLP's output in place. A later pass in the same context overwrites it.
     """
     captured: dict[str, Tensor] = {}
 
     def keep(name: str) -> Edit:
         def edit(tensor: Tensor) -> Tensor:
-            captured[name] = tensor.clone()  # Falcon adds to its MLP's output in place
+            captured[name] = read(tensor)
             return tensor
 
         return edit

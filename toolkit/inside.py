@@ -56,24 +56,30 @@ class Inside:
     heads: HeadOutputs | None = None
 
 
-def inside_rows(
-    layer: int, inside: Inside, tokens: Sample, fit: Sample, held_out: Sample
-) -> dict[str, list[Row]]:
-    """All rows of one block, by table.
+def inside_tasks(
+    inside: Inside, tokens: Sample, fit: Sample, held_out: Sample
+) -> dict[str, Callable[[], list[Row]]]:
+    """What gives the rows of one block, by table.
 
     `tokens` are analysed one by one; shared maps are fitted on `fit` and judged on `held_out`.
     """
-    rows: dict[str, list[Row]] = {}
+    tasks: dict[str, Callable[[], list[Row]]] = {}
     if len(tokens):
-        rows["reachability"] = list(reachability_rows(inside, tokens.h))
-        rows["forced_reach"] = list(forced_reach_rows(inside, tokens))
-        rows["normalisation"] = list(normalisation_rows(inside, tokens))
+        tasks["reachability"] = lambda: list(reachability_rows(inside, tokens.h))
+        tasks["forced_reach"] = lambda: list(forced_reach_rows(inside, tokens))
+        tasks["normalisation"] = lambda: list(normalisation_rows(inside, tokens))
     if len(fit) > _VALIDATION and len(held_out):
-        rows["shared_reach"] = list(shared_reach_rows(inside, fit, held_out))
-        changes = (inside.mlp.to(fit.h.dtype), inside.change.to(fit.h.dtype))
-        rows["inner_pair"] = [asdict(row) for row in inner_pair(*changes, fit.h, held_out.h)]
-        rows["first_order_scale"] = list(scale_rows(inside, torch.cat([fit.h, held_out.h])))
-    return {name: [{"layer": layer, **row} for row in found] for name, found in rows.items()}
+        tasks["shared_reach"] = lambda: list(shared_reach_rows(inside, fit, held_out))
+        tasks["inner_pair"] = lambda: inner_pair_rows(inside, fit.h, held_out.h)
+        both = torch.cat([fit.h, held_out.h])
+        tasks["first_order_scale"] = lambda: list(scale_rows(inside, both))
+    return tasks
+
+
+def inner_pair_rows(inside: Inside, fit: Tensor, held_out: Tensor) -> list[Row]:
+    """Maps inside the MLP, fitted on its inputs `fit` and judged on `held_out`, `[n, d]` each."""
+    changes = (inside.mlp.to(fit.dtype), inside.change.to(fit.dtype))
+    return [asdict(row) for row in inner_pair(*changes, fit, held_out)]
 
 
 def reachability_rows(inside: Inside, h: Tensor) -> Iterator[Row]:

@@ -32,6 +32,7 @@ from toolkit.hooks import (
     with_hidden_state,
 )
 from toolkit.locations import Sites, causal_lm
+from toolkit.streams import Shape, Stream
 
 Mode = Literal["free", "forced"]
 INSIDE = ("heads", "pre_mlp")  # locations whose state the rest of the block reads
@@ -87,18 +88,22 @@ class Blocks:
         hidden: Tensor,
         locations: tuple[str, ...],
         edits: Mapping[str, Edit] | None = None,
+        read: Edit | None = None,
     ) -> tuple[Tensor, States]:
         """Block `layer` on `hidden`: its output, and the states at `locations`.
 
-        `edits` maps locations to what is put in place of the state there.
+        `edits` maps locations to what is put in place of the state there. `read` takes from each
+        state, as it appears, what is wanted of it (a copy); by default all, `[batch, length, d]`.
         """
         sites = self.sites.of_layer(layer, locations)
         with ExitStack() as stack:
             for location, edit in (edits or {}).items():
                 stack.enter_context(replace(self.sites.at[location, layer], edit))
-            states = stack.enter_context(capture(sites))
+            states = stack.enter_context(capture(sites, read or Tensor.clone))
             block_call = with_hidden_state(call, hidden)
             output = first(self.sites.blocks[layer](*block_call.args, **block_call.kwargs))
+        if read:
+            return output, states
         # Some families (OPT) hand their MLP all tokens of the batch in one row.
         return output, {k: v.reshape(*hidden.shape[:-1], -1) for k, v in states.items()}
 
@@ -137,41 +142,13 @@ class Blocks:
         )
 
 
-class Stream:
-    """The residual states of all tokens of `batches`, in memory or memory-mapped at `path`.
-
-    `batches` maps indices to batches; `first_states` gives width, precision and device.
-    """
-
-    def __init__(
-        self, batches: Mapping[int, Batch], first_states: Tensor, path: Path | None = None
-    ) -> None:
-        width, dtype = first_states.shape[-1], first_states.dtype
-        sizes = [batch.ids.numel() for batch in batches.values()]
-        n = sum(sizes) * width
-        if path is None:
-            self.flat = torch.empty(n, dtype=dtype, device=first_states.device)
-        else:
-            self.flat = torch.from_file(str(path), shared=True, size=n, dtype=dtype)
-        parts = self.flat.view(-1, width).split(sizes)
-        self._parts = {
-            index: part.view(*batch.ids.shape, width)
-            for part, (index, batch) in zip(parts, batches.items(), strict=True)
-        }
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self._parts[index]
-
-    def __setitem__(self, index: int, states: Tensor) -> None:
-        self._parts[index].copy_(states)
-
-
 @dataclass(frozen=True)
 class Step:
-    """One batch in one block: the states of each stream by location, `[batch, length, d_model]`.
+    """One batch in one block: the states of each stream by location, `[n, d_model]`.
 
-    `forced` are the base block's states on the tuned stream, `steered` those on the stream of each
-    adapter family that is being fitted (fit documents only).
+    They are those of the n counted tokens, as statistics read them (`wide`). `forced` are the base
+    block's states on the tuned stream, `steered` those on the stream of each adapter family that
+    is being fitted (fit documents only).
     """
 
     layer: int
@@ -182,22 +159,16 @@ class Step:
     steered: dict[str, States]
 
     def source(self, mode: Mode, location: str) -> Tensor:
-        """The base model's state in `mode` on the counted tokens, `[n, d_model]`."""
-        states = self.base if mode == "free" else self.forced
-        return wide(states[location][self.batch.counted])
+        """The base model's state in `mode`."""
+        return (self.base if mode == "free" else self.forced)[location]
 
     def delta(self, mode: Mode, location: str) -> Tensor:
-        """The delta of `mode` on the counted tokens, `[n, d_model]`."""
-        return delta(self.tuned[location][self.batch.counted], self.source(mode, location))
-
-    def steered_source(self, name: str, location: str) -> Tensor:
-        """The state of the steered stream `name` on the counted tokens, `[n, d_model]`."""
-        return wide(self.steered[name][location][self.batch.counted])
+        """The delta of `mode`."""
+        return delta(self.tuned[location], self.source(mode, location))
 
     def missing(self, name: str, location: str) -> Tensor:
-        """The sequential delta of stream `name`, tuned − steered, on the counted tokens."""
-        counted = self.batch.counted
-        return delta(self.tuned[location][counted], self.steered[name][location][counted])
+        """The sequential delta of stream `name`, tuned − steered."""
+        return delta(self.tuned[location], self.steered[name][location])
 
 
 @dataclass
@@ -207,8 +178,9 @@ class March:
     `locations` are captured in every block (`post_block` among them); `extra` locations from the
     base model's own stream alone, `forced_extra` from the forced one. `steered` maps the name of
     each adapter family to its location; its stream carries the fit documents. Without `free` the
-    base model's own stream is left out. Streams are memory-mapped in `folder`, if there is one.
-    Use::
+    base model's own stream is left out. `own` are the indices of the batches that this process
+    marches (None: all), in that order. Streams are memory-mapped in `folder`, if there is one; a
+    march that was ended there after `start` blocks goes on. Use::
 
         for layer in march.layers():
             for step in march.steps(layer):
@@ -224,25 +196,29 @@ class March:
     forced_extra: tuple[str, ...] = ()
     steered: Mapping[str, str] = field(default_factory=dict)
     free: bool = True
+    own: Sequence[int] | None = None
     folder: Path | None = None
-    _next: int = 0
+    start: int = 0
 
+    @torch.no_grad()
     def __post_init__(self) -> None:
+        self._next = self.start
         self._streams: dict[str, Stream] = {}
         self._scratch: dict[str, Stream] = {}
-        everything = dict(enumerate(self.batches))
-        self._fit = {index: b for index, b in everything.items() if not b.held_out}
-        with torch.no_grad():
-            own = ("base", "tuned") if self.free else ("tuned",)
-            for name in (*own, *self.steered):
-                batches = self._fit if name in self.steered else everything
-                stream = self._streams[name] = self._new_stream(name, batches)
+        self._own = range(len(self.batches)) if self.own is None else self.own
+        fit = [index for index in self._own if not self.batches[index].held_out]
+        self._shape = Shape.of(self.base.embed(self.batches[0]))
+        for name in (*(("base", "tuned") if self.free else ("tuned",)), *self.steered):
+            indices = fit if name in self.steered else self._own
+            stream = self._streams[name] = self._stream(indices, name)
+            if not self.start:
                 blocks = self.tuned if name == "tuned" else self.base
-                for index, batch in batches.items():
-                    stream[index] = blocks.embed(batch)
+                for index in indices:
+                    stream.begin(index, blocks.embed(self.batches[index]))
         for name, location in self.steered.items():
             if location == "post_mlp":
-                self._scratch[name] = self._new_stream(f"{name}-scratch", self._fit)
+                self._scratch[name] = self._stream(fit, f"{name}-scratch")
+        self._fit = fit
 
     def layers(self) -> Iterator[int]:
         """The blocks that are still to be passed."""
@@ -252,66 +228,72 @@ class March:
     @torch.no_grad()
     def steps(self, layer: int) -> Iterator[Step]:
         """Run block `layer` on every batch; base and tuned streams advance on the way."""
-        for index, batch in enumerate(self.batches):
+        for index in self._own:
+            batch = self.batches[index]
             call = self.base.call(layer, batch)
             tuned_call = self.tuned.call(layer, batch)
             tuned_in = self._streams["tuned"][index]
+
+            def read(states: Tensor, batch: Batch = batch) -> Tensor:
+                return wide(batch.of_counted(states))
+
             base: States = {}
             if self.free:
-                base_out, base = self.base.run(
-                    layer, call, self._streams["base"][index], (*self.locations, *self.extra)
-                )
-            _, forced = self.base.run(layer, call, tuned_in, (*self.locations, *self.forced_extra))
-            tuned_out, tuned = self.tuned.run(layer, tuned_call, tuned_in, self.locations)
-            names = self.steered if index in self._fit else ()
+                base_in, locations = self._streams["base"][index], (*self.locations, *self.extra)
+                base_out, base = self.base.run(layer, call, base_in, locations, read=read)
+                self._streams["base"].put(index, base_out)
+            locations = (*self.locations, *self.forced_extra)
+            _, forced = self.base.run(layer, call, tuned_in, locations, read=read)
+            tuned_out, tuned = self.tuned.run(
+                layer, tuned_call, tuned_in, self.locations, read=read
+            )
+            self._streams["tuned"].put(index, tuned_out)
+            names = () if batch.held_out else self.steered
             steered = {name: self._run_steered(name, layer, index, call) for name in names}
             yield Step(layer, batch, tuned, base, forced, steered)
-            if self.free:
-                self._streams["base"][index] = base_out
-            self._streams["tuned"][index] = tuned_out
 
     @torch.no_grad()
     def advance(self, layer: int, adapters: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         """Carry each steered stream past block `layer` with the adapter just fitted for it."""
         for name, location in self.steered.items():
             stream = self._streams[name]
-            for index, batch in self._fit.items():
+            for index in self._fit:
+                batch = self.batches[index]
                 where = steerable(batch.mask)
                 if location in INSIDE:  # the rest of the block reads what is steered
                     edit = steered_by(adapters[name], where)
                     call = self.base.call(layer, batch)
-                    stream[index], _ = self.base.run(
-                        layer, call, stream[index], (), {location: edit}
-                    )
+                    left, _ = self.base.run(layer, call, stream[index], (), {location: edit})
+                    stream.put(index, left)
                 else:
-                    source = (self._scratch if location == "post_mlp" else self._streams)[name]
-                    stream[index] = stream[index] + shift(adapters[name], source[index], where)
+                    left = stream.left(index)
+                    source = self._scratch[name].left(index) if name in self._scratch else left
+                    stream.put(index, left + shift(adapters[name], source, where))
+        for stream in self._streams.values():
+            stream.turn()
         self._next = layer + 1
 
-    def state(self) -> dict[str, Tensor]:
-        """All that the march needs to go on after the last finished block: the live streams."""
-        return {name: stream.flat for name, stream in self._streams.items()}
-
-    def restore(self, next_layer: int, state: Mapping[str, Tensor]) -> None:
-        """Go on at block `next_layer` from what `state` returned."""
-        for name, stream in self._streams.items():
-            stream.flat.copy_(state[name])
-        self._next = next_layer
-
     def _run_steered(self, name: str, layer: int, index: int, call: Call) -> States:
-        location, stream = self.steered[name], self._streams[name]
+        location, stream, batch = self.steered[name], self._streams[name], self.batches[index]
         if location in INSIDE:  # the rest of the block waits for the adapter
-            return {location: self.base.state(layer, call, stream[index], location)}
-        locations = (location, target_of(location))
-        output, states = self.base.run(layer, call, stream[index], locations)
-        if location == "post_mlp":
-            self._scratch[name][index] = states[location]
-        stream[index] = output
-        return states
+            state = self.base.state(layer, call, stream[index], location)
+            return {location: wide(batch.of_counted(state))}
+        scratch = self._scratch.get(name)
+        locations = (location,) if scratch else ()
+        left, states = self.base.run(layer, call, stream[index], locations)
+        stream.put(index, left)
+        if scratch:
+            scratch.put(index, states[location])
+        states = {**states, "post_block": left}
+        return {name: wide(batch.of_counted(state)) for name, state in states.items()}
 
-    def _new_stream(self, name: str, batches: Mapping[int, Batch]) -> Stream:
-        path = self.folder / f"{name.replace('/', '-')}.stream" if self.folder else None
-        return Stream(batches, self.base.embed(self.batches[0]), path)
+    def _stream(self, indices: Sequence[int], name: str) -> Stream:
+        if self.folder is None:
+            return Stream({index: self.batches[index] for index in indices}, self._shape)
+        everything = name in ("base", "tuned")
+        batches = {i: b for i, b in enumerate(self.batches) if everything or not b.held_out}
+        path = self.folder / f"{name.replace('/', '-')}.stream"
+        return Stream.mapped(batches, self._shape, path, turns=self.start)
 
 
 def target_of(location: str) -> str:

@@ -18,19 +18,27 @@ from toolkit.errors import InputError
 from toolkit.lockstep import Blocks
 from toolkit.mlp import Change, affine, module_change
 from toolkit.weights import plain_folder
+from toolkit.world import ALONE, World
 
 _LAYER = re.compile(r"^(?:.*?\.)?(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")
 _CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 
 
-def weight_rows(base: Blocks, tuned: Blocks) -> Iterator[dict[str, Any]]:
-    """A row for every linear module of every block of two models in memory."""
-    for layer, (ours, theirs) in enumerate(zip(base.sites.blocks, tuned.sites.blocks, strict=True)):
-        for name, module in ours.named_modules():
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-                change = module_change(module, theirs.get_submodule(name))
-                yield _row(layer, name, affine(module)[0], change)
+def weight_rows(base: Blocks, tuned: Blocks, world: World = ALONE) -> list[dict[str, Any]]:
+    """A row for every linear module of every block of two models in memory.
+
+    The processes of `world` share the matrices.
+    """
+    tasks = [
+        partial(_module_row, layer, name, module, theirs.get_submodule(name))
+        for layer, (ours, theirs) in enumerate(
+            zip(base.sites.blocks, tuned.sites.blocks, strict=True)
+        )
+        for name, module in ours.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    return world.spread(tasks)
 
 
 def streamed_weight_rows(base: str | Path, tuned: str | Path) -> Iterator[dict[str, Any]]:
@@ -51,6 +59,10 @@ def streamed_weight_rows(base: str | Path, tuned: str | Path) -> Iterator[dict[s
                 weight = ours[name]
                 if weight.ndim == 2:
                     yield _row(int(found[1]), found[2], weight, changes[name]())
+
+
+def _module_row(layer: int, name: str, base: nn.Module, tuned: nn.Module) -> dict[str, Any]:
+    return _row(layer, name, affine(base)[0], module_change(base, tuned))
 
 
 def _row(layer: int, module: str, weight: Tensor, change: Change) -> dict[str, Any]:

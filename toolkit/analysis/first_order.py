@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.mlp import MLP, MLPChange
+from toolkit.world import World
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class FirstOrder:
 class FirstOrderSums:
     """Accumulates the shares over tokens."""
 
-    NAMES = ("down", "gate", "up", "remainder", "exact", "base")
+    NAMES = ("down", "gate", "up", "remainder", "exact", "base")  # in the order of `sums`
 
     def __init__(self, base: MLP, change: MLPChange) -> None:
         self.base, self.change = base, change
-        self.sums = dict.fromkeys(self.NAMES, 0.0)
+        self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64, device=base.down.device)
 
     def update(self, h: Tensor) -> None:
         """Add tokens: the base MLP's inputs, `[n, d]`."""
@@ -49,21 +50,24 @@ class FirstOrderSums:
         """Add tokens whose terms are known."""
         exact = terms.exact
         rest = exact - terms.down - terms.gate - terms.up
-        for name in ("down", "gate", "up"):
-            self.sums[name] += _sum(getattr(terms, name) * exact)
-        for name, vector in (("remainder", rest), ("exact", exact), ("base", terms.y)):
-            self.sums[name] += _sum(vector.square())
+        shares = [getattr(terms, name) * exact for name in ("down", "gate", "up")]
+        squares = [vector.square() for vector in (rest, exact, terms.y)]
+        self.sums += torch.stack([p.sum(dtype=torch.float64) for p in (*shares, *squares)])
 
     def merge(self, other: Self) -> None:
-        for name, value in other.sums.items():
-            self.sums[name] += value
+        self.sums += other.sums
+
+    def reduce(self, world: World) -> None:
+        """Add up the sums of all processes of `world`."""
+        world.add(self.sums)
 
     def result(self) -> FirstOrder:
-        exact = self.sums["exact"]
+        sums = dict(zip(self.NAMES, self.sums.tolist(), strict=True))
+        exact = sums["exact"]
         if exact == 0:
             return FirstOrder(0.0, 0.0, 0.0, 0.0, 0.0)
-        shares = {name: self.sums[name] / exact for name in ("down", "gate", "up", "remainder")}
-        return FirstOrder(**shares, relative_change=(exact / self.sums["base"]) ** 0.5)
+        shares = {name: sums[name] / exact for name in ("down", "gate", "up", "remainder")}
+        return FirstOrder(**shares, relative_change=(exact / sums["base"]) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,3 @@ def first_order_terms(base: MLP, change: MLPChange, h: Tensor) -> Terms:
         return Terms(change.down(m), inner, (value * d_u) @ base.down.T, exact, y)
     # The one inner projection is called up.
     return Terms(change.down(m), torch.zeros_like(inner), inner, exact, y)
-
-
-def _sum(products: Tensor) -> float:
-    return float(products.sum(dtype=torch.float64))

@@ -1,6 +1,7 @@
 """Sums over tokens: update, merge, and a frozen result that shares no memory with them."""
 
 from toolkit.statistics.accumulator import Accumulator
+from toolkit.statistics.frame import Frame, frames_of
 from toolkit.statistics.gate_gains import SizeCounts, SizeHistogram
 from toolkit.statistics.moments import Moments, MomentSums
 from toolkit.statistics.norms import MeanNorms, NormSums
@@ -8,6 +9,7 @@ from toolkit.statistics.reservoir import Reservoir
 
 __all__ = [
     "Accumulator",
+    "Frame",
     "MeanNorms",
     "MomentSums",
     "Moments",
@@ -15,4 +17,5 @@ __all__ = [
     "Reservoir",
     "SizeCounts",
     "SizeHistogram",
+    "frames_of",
 ]

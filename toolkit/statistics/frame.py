@@ -13,10 +13,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# Parts in float32 carry errors of 2⁻²⁴ of about a batch's number of tokens (2¹¹): the grid is far
-# below them and leaves room for 2²⁹ tokens. In float64 it leaves room for 2¹⁷, and less rounding.
-# Beyond that room additions round as any do.
-QUANTUM = {torch.float32: 2.0**-24, torch.float64: 2.0**-36}
+# A part is a batch's products, of about its number of tokens (2¹¹), with errors of 2⁻²⁴ of that
+# where they are taken in float32: the grid lies far below, and leaves room for 2²⁹ tokens. Parts in
+# float64 are rounded less, which leaves room for 2¹¹; beyond it additions round as any do.
+QUANTUM = {torch.float32: 2.0**-24, torch.float64: 2.0**-42}
+_ENOUGH = 256  # tokens to place a frame by
 _LEAST = 2.0**-10  # of the vector's root mean square: no dimension's unit is smaller
 
 
@@ -33,13 +34,18 @@ class Frame:
     @classmethod
     def of(cls, values: Tensor) -> Self:
         """The frame in which `values` `[n, d]`, n > 0, are about 0 and of size 1."""
+        values = values[:_ENOUGH]
         centre = values.mean(0).double()
         spread = (values - centre.to(values.dtype)).square().mean(0).sqrt().double()
         size = values.square().mean().sqrt().double()
         return cls(centre, _power_of_two(torch.maximum(spread, _LEAST * size)))
 
+    def to(self, device: torch.device | None) -> Self:
+        """The same on `device` (None: where it is)."""
+        return type(self)(self.centre.to(device), self.unit.to(device))
+
     def applied(self, values: Tensor) -> Tensor:
-        """``(values − centre) / unit`` in the precision of `values`, which division leaves exact."""
+        """``(values − centre) / unit`` in the precision of `values`; the division is exact."""
         scale = (1 / self.unit).to(values.dtype)
         return torch.addcmul(-self.centre.to(values.dtype) * scale, values, scale)
 

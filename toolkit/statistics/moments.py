@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from toolkit.statistics.frame import Frame, add, frames_of
+from toolkit.world import World
 
 Pair = tuple[str, str]
 
@@ -110,7 +111,14 @@ class MomentSums:
             self._sum[name] += sums[name] + other.n * step[name]
         self.n += other.n
 
-    def result(self) -> Moments:
+    def reduce(self, world: World) -> None:
+        """Add up the sums of all processes of `world`, which have the same frames."""
+        n = torch.tensor(self.n)
+        world.add(n, *self._sum.values(), *self._product.values())
+        self.n = int(n)
+
+    def result(self, pairs: Sequence[Pair] | None = None) -> Moments:
+        """The moments, on the CPU; of `pairs` alone, where not all are wanted."""
         if self.n == 0:
             raise ValueError("no tokens were counted")
         mean, offset = {}, {}
@@ -118,8 +126,10 @@ class MomentSums:
             offset[name] = self._sum[name] / self.n
             mean[name] = (frame.centre + offset[name] * frame.unit).cpu()
         covariance = {}
-        for (a, b), product in self._product.items():
-            centred = torch.addr(product, offset[a], offset[b], alpha=-1, beta=1 / self.n)
+        for a, b in self.pairs if pairs is None else pairs:
+            centred = torch.addr(
+                self._product[a, b], offset[a], offset[b], alpha=-1, beta=1 / self.n
+            )
             if a == b:
                 _mirror(centred)
             centred *= self._frames[b].unit

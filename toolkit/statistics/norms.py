@@ -7,6 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from toolkit.world import World
+
 Key = tuple[str, str]
 
 
@@ -23,25 +25,33 @@ class NormSums:
 
     def __init__(self) -> None:
         self.n = 0
-        self._sum: dict[Key, float] = {}
+        self._sum: dict[Key, Tensor] = {}
 
     def update(self, values: Mapping[Key, Tensor]) -> None:
         """Add tokens: each vector `[n, d]`, with the same n."""
         self.n += len(next(iter(values.values())))
         for key, value in values.items():
             norms = torch.linalg.vector_norm(value, dim=1)
-            self._sum[key] = self._sum.get(key, 0.0) + float(norms.sum(dtype=torch.float64))
+            self._add(key, norms.sum(dtype=torch.float64))
 
     def merge(self, other: Self) -> None:
         self.n += other.n
         for key, total in other._sum.items():
-            self._sum[key] = self._sum.get(key, 0.0) + total
+            self._add(key, total)
+
+    def reduce(self, world: World) -> None:
+        """Add up the sums of all processes of `world`."""
+        parts = world.gathered((self.n, {key: float(total) for key, total in self._sum.items()}))
+        self.n, self._sum = sum(n for n, _ in parts), {}
+        for _, part in parts:
+            for key, total in part.items():
+                self._add(key, torch.tensor(total, dtype=torch.float64))
 
     def state(self) -> dict[str, Tensor]:
         """The sums as tensors by name, for `from_state`."""
         tensors = {"n": torch.tensor(self.n)}
         for (of, location), total in self._sum.items():
-            tensors[f"{of}:{location}"] = torch.tensor(total, dtype=torch.float64)
+            tensors[f"{of}:{location}"] = total.clone()
         return tensors
 
     @classmethod
@@ -53,10 +63,14 @@ class NormSums:
                 sums.n = int(value)
             else:
                 of, location = name.split(":")
-                sums._sum[of, location] = float(value)
+                sums._sum[of, location] = value.clone()
         return sums
 
     def result(self) -> MeanNorms:
         if self.n == 0:
             raise ValueError("no tokens were counted")
-        return MeanNorms(self.n, {key: total / self.n for key, total in self._sum.items()})
+        return MeanNorms(self.n, {key: float(total) / self.n for key, total in self._sum.items()})
+
+    def _add(self, key: Key, total: Tensor) -> None:
+        # Not as a number: reading it would wait for a GPU.
+        self._sum[key] = self._sum[key] + total if key in self._sum else total

@@ -6,6 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from toolkit.world import World
+
 
 class Reservoir:
     """Keeps the `size` tokens with the smallest keys, each with all its named vectors.
@@ -21,20 +23,32 @@ class Reservoir:
 
     def update(self, values: Mapping[str, Tensor], keys: Tensor) -> None:
         """Add tokens: every vector `[n, d]` (d may differ) with their `keys` `[n]`."""
-        values = dict(values)
+        order = keys.argsort()[: self.size]  # of the new ones, none beyond these is kept
+        keys, values = keys[order], {name: value[order] for name, value in values.items()}
         if self._keys is not None:
             values = {name: torch.cat([self._values[name], new]) for name, new in values.items()}
             keys = torch.cat([self._keys, keys])
-        order = keys.argsort()[: self.size]
-        self._keys = keys[order].clone()
-        self._values = {name: value[order].clone() for name, value in values.items()}
+            order = keys.argsort()[: self.size]
+            keys, values = keys[order], {name: value[order] for name, value in values.items()}
+        self._keys, self._values = keys, values
 
     def merge(self, other: Self) -> None:
         if other._keys is not None:
             self.update(other._values, other._keys)
 
+    def reduce(self, world: World) -> None:
+        """Sample from the tokens of all processes of `world`."""
+        mine = None if self._keys is None else (self._keys.cpu(), self._on_cpu())
+        parts = [part for part in world.gathered(mine) if part is not None]
+        self._keys, self._values = None, {}
+        for keys, values in parts:
+            self.update(values, keys)
+
     def result(self) -> dict[str, Tensor]:
         """The sampled tokens' vectors by name, each `[size or fewer, d]`, in the keys' order."""
         if self._keys is None:
             raise ValueError("no tokens were counted")
-        return {name: value.clone() for name, value in self._values.items()}
+        return {name: value.clone() for name, value in self._on_cpu().items()}
+
+    def _on_cpu(self) -> dict[str, Tensor]:
+        return {name: value.cpu() for name, value in self._values.items()}

@@ -1,0 +1,94 @@
+"""The main job, from names to files: what ``oracle diagnose`` and ``oracle demo`` run."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+
+from toolkit.console import errors
+from toolkit.diagnose import diagnose
+from toolkit.documents import read_documents
+from toolkit.errors import InputError
+from toolkit.pair import ModelPair
+from toolkit.publish import publish
+from toolkit.run import Options, Run
+from toolkit.weights import one_line
+from toolkit.workspace import Workspace, refuse_existing
+from toolkit.world import LostProcessError, World, joined
+
+DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compare, on what, how, and where the results go."""
+
+    base: str
+    tuned: str
+    data: Path
+    out: Path
+    options: Options = field(default_factory=Options)
+    dtype: str = "float32"
+    device: str = "cpu"
+    keep_statistics: bool = False
+    overwrite: bool = False
+    show: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"--dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+
+
+def run_job(job: Job) -> Run | None:
+    """Run `job` and write its folder. The run; None in all processes but the first.
+
+    An interrupted job goes on where it stopped.
+    """
+    try:
+        with joined(job.device) as world:
+            run = _run_in(world, job)
+            world.wait()
+    except LostProcessError as lost:
+        errors.print(
+            f"oracle: another process of this run ended ({one_line(lost)}); the same command, with "
+            f"any number of processes, goes on from {_workspace_folder(job)}"
+        )
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print(f"interrupted; the same command goes on from {_workspace_folder(job)}")
+        raise typer.Exit(130) from None
+    return run if world.first else None
+
+
+def _run_in(world: World, job: Job) -> Run:
+    world.from_first(lambda: refuse_existing(job.out, job.overwrite))
+    documents = read_documents(job.data)
+    pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device)
+    source = {"file": str(job.data), "sha256": hashlib.sha256(job.data.read_bytes()).hexdigest()}
+    request = {
+        "base": pair.hashes[0],
+        "tuned": pair.hashes[1],
+        "data": source["sha256"],
+        "options": vars(job.options),
+        "keep_statistics": job.keep_statistics,
+    }
+    workspace = Workspace(job.out, request, job.keep_statistics, world)
+    if workspace.open() and world.first:
+        errors.print(f"going on from the interrupted run in {workspace.folder}")
+    try:
+        run = diagnose(
+            pair, documents, job.options, show_progress=job.show, workspace=workspace, world=world
+        )
+    except InputError:
+        workspace.abandon()
+        raise
+    if world.first:
+        run.info["data"].update(source)
+        publish(run, workspace.folder)
+        workspace.close()
+    return run
+
+
+def _workspace_folder(job: Job) -> Path:
+    return Workspace(job.out, {}).folder
