@@ -15,7 +15,7 @@ console = Console(highlight=False)
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Bad input is one line on stderr and exit code 2; of several processes one a machine speaks."""
+    """Bad input is one line on stderr and exit code 2; on each machine one process speaks."""
     try:
         yield
     except InputError as error:

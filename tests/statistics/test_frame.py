@@ -1,7 +1,5 @@
 """Sums on a grid: the order of updates and of merges changes no bit."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -11,12 +9,12 @@ from toolkit.statistics.frame import QUANTUM, add
 PAIRS = [("x", "x"), ("t", "x"), ("t", "t")]
 
 
-def shards(dtype=torch.float32, n=6, d=9):
+def shards(dtype=torch.float32, n=6, d=9, rows=50):
     """Of very different sizes by dimension and by shard, far from 0."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.logspace(-6, 4, d, dtype=torch.float64)
     for index in range(n):
-        x = torch.randn(50 + index, d, generator=generator, dtype=torch.float64)
+        x = torch.randn(rows + index % 7, d, generator=generator, dtype=torch.float64)
         x = 100 * sizes + x * sizes * 2.0 ** (index % 3)
         yield {"x": x.to(dtype), "t": (0.01 * x[:, :4]).to(dtype)}
 
@@ -33,12 +31,13 @@ def assert_same_bits(ours, theirs):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_order_and_sharding_change_no_bit(dtype):
-    parts = list(shards(dtype))
+@pytest.mark.parametrize(("dtype", "n"), [(torch.float32, 300), (torch.float64, 6)])
+def test_order_and_sharding_change_no_bit(dtype, n):
+    parts = list(shards(dtype, n, rows=50 if dtype == torch.float32 else 5))
     frames = frames_of(parts[0])
     whole = summed(parts, frames).state()
-    for order in itertools.islice(itertools.permutations(range(6)), 0, 720, 97):
+    for seed in range(5):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         assert_same_bits(summed([parts[i] for i in order], frames).state(), whole)
     for n_shards in (2, 3, 6):
         merged = MomentSums(PAIRS, frames)
@@ -65,7 +64,7 @@ def test_plain_float64_sums_depend_on_their_order():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_part_is_rounded_to_whole_quanta(dtype):
     generator = torch.Generator().manual_seed(1)
-    part = 1000 * torch.randn(4, 4, generator=generator, dtype=torch.float64).to(dtype)
+    part = 100 * torch.randn(4, 4, generator=generator, dtype=torch.float64).to(dtype)
     total = torch.zeros(4, 4, dtype=torch.float64)
     kept = part.clone()
     add(total, part, dtype)
