@@ -1,7 +1,7 @@
 """Every table of a diagnosis equals the textbook's, on tiny models of several families."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -557,3 +557,20 @@ def n_numbers(candidate: dict[str, Any]) -> int:
     if candidate["kind"] not in ("vector", "linear"):
         return 0
     return n_blocks * (d * d + d if rank == "full" else 2 * rank * d + d)
+
+
+def test_a_sketch_as_wide_as_the_states_changes_nothing_but_rounding(llama_pair):
+    """And its check says what it saw; a sketch too narrow for the ranks is refused."""
+    options, documents = Options(new_tokens=2, sample=1), tiny.make_documents(14)
+    exact, sketched = (
+        diagnose(llama_pair, documents, asked, show_progress=False)
+        for asked in (options, replace(options, sketch=64))
+    )
+    for name in ("spectrum", "linear_fit"):
+        ours, theirs = (getattr(run, name).frame for run in (sketched, exact))
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-6, atol=1e-7)
+    check = next(check for check in sketched.checks if check.name == "sketched moments")
+    assert check.status == "passed"
+    assert "100.0%" in check.detail
+    with pytest.raises(InputError, match="64 dimensions or more"):
+        replace(options, sketch=8)

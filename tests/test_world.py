@@ -1,6 +1,5 @@
 """Several processes give one run: the same sums, the same tasks, the same numbers."""
 
-import json
 import os
 import signal
 import socket
@@ -18,7 +17,6 @@ from toolkit.errors import InputError
 from toolkit.store import read_tables
 from toolkit.world import ALONE, World
 
-DOCUMENTS = tiny.make_documents(24)
 QUICK = ("--new-tokens", "4", "--sample", "2", "--shared-sample", "8", "--batch-tokens", "128")
 
 
@@ -44,16 +42,9 @@ def test_alone_nothing_is_waited_for():
 
 
 @pytest.fixture(scope="module")
-def request_folder(tmp_path_factory, tokenizer):
+def request_folder(tmp_path_factory):
     """A tiny float32 pair and documents on disk."""
-    folder = tmp_path_factory.mktemp("pair")
-    pair = tiny.make_pair("llama", torch.float32, tokenizer)
-    for name, model in (("base", pair.base), ("tuned", pair.tuned)):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    lines = [json.dumps(document) for document in DOCUMENTS]
-    (folder / "data.jsonl").write_text("\n".join(lines))
-    return folder
+    return tiny.save_request(tmp_path_factory.mktemp("pair"), "llama", torch.float32, 24)
 
 
 def command(folder, out, n=1):

@@ -1,6 +1,8 @@
 """Tiny real architectures from configs, tokenizers in memory, and documents for them."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,18 @@ def copy_of(model: torch.nn.Module) -> torch.nn.Module:
 def make_pair(family: str, dtype: torch.dtype, tokenizer: Any, **change: Any) -> ModelPair:
     base = make_model(family, dtype)
     return ModelPair.from_models(base, tune(base, **change), tokenizer)
+
+
+def save_request(folder: Path, family: str, dtype: torch.dtype, n_documents: int) -> Path:
+    """What a command needs: a pair's ``base`` and ``tuned`` and ``data.jsonl``, in `folder`."""
+    tokenizer = make_tokenizer()
+    pair = make_pair(family, dtype, tokenizer)
+    for name, model in (("base", pair.base), ("tuned", pair.tuned)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    lines = [json.dumps(document) for document in make_documents(n_documents)]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    return folder
 
 
 def make_tokenizer(chat: bool = False, n_tokens: int = N_VOCABULARY) -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from toolkit.inside import Sample
 from toolkit.lockstep import Mode, Step, target_of
-from toolkit.statistics import Frame, MomentSums, NormSums, Reservoir, frames_of
+from toolkit.statistics import Frame, MomentSums, NormSums, Reservoir, SketchedSums, frames_of
 from toolkit.world import ALONE, World
 
 SIDES = (False, True)  # fit and held-out
@@ -16,6 +16,7 @@ MODES: tuple[Mode, ...] = ("free", "forced")
 MLP_INPUT = "mlp_in"
 TAIL_STATES = ("resid_mid", "heads")  # of the forced stream, where a block's tail can be read
 Frames = dict[str, dict[str, Frame]]
+Sums = MomentSums | SketchedSums
 
 
 def source(location: str) -> str:
@@ -80,7 +81,7 @@ class BlockSums:
     """All sums of one block over the documents of all processes in `world`.
 
     Their frames are those of the first batch of the first process. Behind the last batch `reduce`
-    brings the sums together.
+    brings the sums together. `sketch` is the width of their projections (None: exact sums).
     """
 
     def __init__(
@@ -89,10 +90,12 @@ class BlockSums:
         steered: Mapping[str, str],
         samples: Samples | None = None,
         world: World = ALONE,
+        sketch: int | None = None,
     ) -> None:
         self.branches, self.steered, self.samples, self.world = branches, steered, samples, world
-        self.moments: dict[tuple[Mode, bool], MomentSums] = {}
-        self.sequential: dict[str, MomentSums] = {}
+        self.sketch = sketch
+        self.moments: dict[tuple[Mode, bool], Sums] = {}
+        self.sequential: dict[str, Sums] = {}
         self.norms = NormSums()
 
     def update(self, step: Step) -> None:
@@ -124,9 +127,10 @@ class BlockSums:
             self.samples.reduce(self.world)
 
     def state(self) -> dict[str, Tensor]:
-        """The sums that the tables need, as tensors by name, for `from_state`."""
+        """The sums that the tables need (exact ones), as tensors by name, for `from_state`."""
         tensors = {f"norms/{name}": value for name, value in self.norms.state().items()}
         for (mode, held_out), sums in self.moments.items():
+            assert isinstance(sums, MomentSums)
             side = "heldout" if held_out else "fit"
             tensors |= {f"{mode}/{side}/{name}": value for name, value in sums.state().items()}
         return tensors
@@ -150,11 +154,16 @@ class BlockSums:
         frames = shared_frames(values, self.world)
         for mode, held_out in product(MODES, SIDES):
             pairs = moment_pairs(mode, self.branches)
-            self.moments[mode, held_out] = MomentSums(pairs, frames[mode])
+            self.moments[mode, held_out] = self._sums(pairs, frames[mode])
         for name in self.steered:
             pairs = [("state", "state"), ("delta", "state")]
             # A first batch of held-out documents alone has no steered states.
-            self.sequential[name] = MomentSums(pairs, frames.get(name))
+            self.sequential[name] = self._sums(pairs, frames.get(name))
+
+    def _sums(self, pairs: list[tuple[str, str]], frames: Mapping[str, Frame] | None) -> Sums:
+        if self.sketch:
+            return SketchedSums(pairs, self.sketch, frames)
+        return MomentSums(pairs, frames)
 
     def _values(self, step: Step, mode: Mode) -> dict[str, Tensor]:
         values = {}

@@ -47,6 +47,9 @@ MaxKL = Annotated[
     typer.Option("--max-kl", help="Find the smallest ranks within so many nats a token."),
 ]
 BatchTokens = Annotated[int, typer.Option(help="Tokens a batch.")]
+Sketch = Annotated[
+    int | None, typer.Option(help="Width of a random projection for spectra and fits.")
+]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
 Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda, ...")]
 Seed = Annotated[int, typer.Option(help="Of the token sample.")]
@@ -77,6 +80,7 @@ def diagnose(
     shared_sample: SharedSample = 256,
     max_kl: MaxKL = None,
     batch_tokens: BatchTokens = 2048,
+    sketch: Sketch = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     seed: Seed = 0,
@@ -106,8 +110,11 @@ def diagnose(
             shared_sample=shared_sample,
             max_kl=max_kl,
             batch_tokens=batch_tokens,
+            sketch=sketch,
             seed=seed,
         )
+        if keep_statistics and sketch:
+            raise InputError("sketched statistics are not kept: leave out one of the options")
         job = Job(
             base, tuned, data, out, options, dtype, device, keep_statistics, overwrite, not quiet
         )

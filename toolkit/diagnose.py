@@ -30,6 +30,7 @@ from toolkit.tail import read_tails
 from toolkit.validity import (
     check_noise,
     check_oracle,
+    check_sketch,
     check_tokens,
     check_upstream,
     first_changed_block,
@@ -91,6 +92,9 @@ def diagnose(
             tables = make_tables(pair, blocks, candidates, evaluation, rows)
             floor = noise_floor(pair.base_blocks, _noise_batch(batches))
             checks = _checks(pair, tables, batches, evaluation, floor)
+            if options.sketch:
+                shares = [row for block in blocks for row in block.rows["sketch"]]
+                checks.append(check_sketch(options.sketch, shares))
         rank_set = None
         if options.max_kl is not None:
             with stages.stage("rank set"):
@@ -163,6 +167,7 @@ def _march(
             advance,
             workspace.keep if workspace else None,
             world,
+            options.sketch,
         ):
             blocks.append(found)
             if workspace:

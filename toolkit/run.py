@@ -10,6 +10,8 @@ from toolkit.rank_set import RankSet, require_bound
 from toolkit.steering import Adapters
 from toolkit.table import Table
 
+LEAST_SKETCH = 64
+
 
 @dataclass(frozen=True)
 class Options:
@@ -21,6 +23,7 @@ class Options:
     shared_sample: tokens a block on which one steering map before the MLP is fitted for all (half
     as many judge it; 0: none). max_kl: look for the smallest ranks that bring the steered model
     within so many nats a token of the tuned one (None: do not). batch_tokens: tokens a batch.
+    sketch: width of a random projection through which spectra and fits are seen (None: exact).
     seed: of the samples.
     """
 
@@ -32,6 +35,7 @@ class Options:
     shared_sample: int = 256
     max_kl: float | None = None
     batch_tokens: int = 2048
+    sketch: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,6 +48,11 @@ class Options:
             self.max_prompts is not None and self.max_prompts < 1
         ):
             raise InputError("sample and shared_sample must be 0 or more, max_prompts 1 or more")
+        if self.sketch is not None and self.sketch < LEAST_SKETCH:
+            raise InputError(
+                f"sketch is {self.sketch}: expected {LEAST_SKETCH} dimensions or more, twice the "
+                "largest rank that is fitted"
+            )
         if self.max_kl is not None:
             require_bound(self.max_kl)
 

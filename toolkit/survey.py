@@ -20,6 +20,7 @@ from toolkit.block_sums import MODES, SIDES, BlockSums, Samples, source, target
 from toolkit.inside import Inside, inside_tasks
 from toolkit.lockstep import March, Mode, target_of
 from toolkit.mlp_sums import EXPLAINED, MLPSums
+from toolkit.statistics import SketchedSums
 from toolkit.steering import Adapter, adapter_from
 from toolkit.steering.adapters import Fit
 from toolkit.world import ALONE, World
@@ -75,6 +76,7 @@ def survey(
     advance: Callable[[], None] = lambda: None,
     keep: Callable[[int, BlockSums], None] | None = None,
     world: World = ALONE,
+    sketch: int | None = None,
 ) -> Iterator[BlockSurvey]:
     """March on, and yield what each block gave as soon as it is passed.
 
@@ -82,12 +84,14 @@ def survey(
     name. `insides` are the blocks' MLPs and their changes (None: the family has none to be read).
     `samples` says how many tokens a block are looked at by themselves, and how many fit shared
     maps (half as many judge them). `keep` is handed each block's sums. In a `world` of several
-    processes each marches its own batches, and all yield the same.
+    processes each marches its own batches, and all yield the same. `sketch` is the width of a
+    random projection through which moments are seen (None: they are exact).
     """
     sequential = [recipe for recipe in recipes if recipe.fit == "sequential"]
     for layer in march.layers():
         inside = insides[layer] if insides else None
-        sums = BlockSums(branches, march.steered, Samples(*samples) if inside else None, world)
+        sample = Samples(*samples) if inside else None
+        sums = BlockSums(branches, march.steered, sample, world, sketch)
         mlp_sums = MLPSums(inside, world) if inside else None
         for step in march.steps(layer):
             sums.update(step)
@@ -151,10 +155,14 @@ def _norms(sums: BlockSums) -> Found:
 def _spectrum(sums: BlockSums, location: str, mode: Mode) -> Found:
     x, t = source(location), target(location)
     pairs = [(x, x), (t, t)]
-    fit, held_out = (sums.moments[mode, side].result(pairs) for side in SIDES)
-    moments = fit.pooled(held_out, pairs)
+    on_fit, on_held_out = (sums.moments[mode, side] for side in SIDES)
+    moments = on_fit.result(pairs).pooled(on_held_out.result(pairs), pairs)
     result = spectrum(moments.second_moment(t), moments.mean[t], moments.energy(x), moments.n)
-    return Found({"spectrum": [{"location": location, "mode": mode, **asdict(result)}]})
+    labels = {"location": location, "mode": mode}
+    rows = {"spectrum": [{**labels, **asdict(result)}]}
+    if isinstance(on_fit, SketchedSums):
+        rows["sketch"] = [{**labels, "state": on_fit.share(x), "delta": on_fit.share(t)}]
+    return Found(rows)
 
 
 def _linear_fit(

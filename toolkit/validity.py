@@ -1,6 +1,7 @@
 """Whether a run's numbers mean anything: noise, enough tokens, blocks that nothing changed."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,7 @@ from toolkit.weights import one_line
 TOKENS_PER_DIMENSION = 10
 ABOVE_NOISE = 3.0  # how many times the floor a delta's rms must be
 FLOOR_NATS = 1e-6
+ENOUGH_SEEN = 0.95
 
 
 @torch.no_grad()
@@ -106,6 +108,19 @@ def check_noise(spectrum: pd.DataFrame, floor: list[float] | str) -> Check:
         bool(ratio.min() >= ABOVE_NOISE),
         f"the delta is at least {ratio.min():.3g} times the rounding noise of the base model "
         f"(least in block {worst}, where the noise is {floor[worst]:.1e} of the state)",
+    )
+
+
+def check_sketch(width: int, shares: Sequence[Mapping[str, Any]]) -> Check:
+    """The random projection saw nearly all variance of states and deltas in every block."""
+    worst = min(shares, key=lambda row: min(row["state"], row["delta"]))
+    least = min(worst["state"], worst["delta"])
+    return check(
+        "sketched moments",
+        least >= ENOUGH_SEEN,
+        f"projections of width {width} see {least:.1%} of the variance or more (least at "
+        f"{worst['location']} of block {worst['layer']}, {worst['mode']}); what they do not see is "
+        "missing from fits, and enters spectra as if dimensions did not vary together",
     )
 
 

@@ -6,6 +6,7 @@ from toolkit.statistics.gate_gains import SizeCounts, SizeHistogram
 from toolkit.statistics.moments import Moments, MomentSums
 from toolkit.statistics.norms import MeanNorms, NormSums
 from toolkit.statistics.reservoir import Reservoir
+from toolkit.statistics.sketch import SketchedSums
 
 __all__ = [
     "Accumulator",
@@ -17,5 +18,6 @@ __all__ = [
     "Reservoir",
     "SizeCounts",
     "SizeHistogram",
+    "SketchedSums",
     "frames_of",
 ]
