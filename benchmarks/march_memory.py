@@ -3,7 +3,8 @@
     python benchmarks/march_memory.py [--documents 50 500 1000]
 
 Each count runs in a process of its own, on documents of 32 random tokens and the pair that ships.
-Reported is the peak of the march over what stood before it, less the streams.
+Reported is the peak of the march over what stood before it, less the streams: one block's
+accumulators, whose size is given beside it, and what one batch needs.
 """
 
 import argparse
@@ -16,9 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+from record import write
 
 from toolkit import ModelPair
-from toolkit.block_sums import BlockSums, Samples
+from toolkit.block_sums import MODES, BlockSums, Samples, moment_pairs
 from toolkit.demo import ADAPTER, BASE, shipped
 from toolkit.documents import Encoded, make_batches
 from toolkit.lockstep import March
@@ -66,11 +68,13 @@ def measure(n_documents: int) -> dict:
     watcher.join()
     width = pair.base.config.hidden_size
     streams = STREAMS * n_documents * LENGTH * width * 4
+    pairs = sum(len(moment_pairs(mode, pair.branches)) for mode in MODES)
     return {
         "documents": n_documents,
         "tokens": n_documents * LENGTH,
-        "streams_mb": round(streams / 2**20, 1),
-        "beyond_models_and_streams_mb": round((peak - before - streams) / 2**20, 1),
+        "streams, MiB": round(streams / 2**20, 1),
+        "accumulators, MiB": round(2 * pairs * width**2 * 8 / 2**20, 1),
+        "peak beyond models and streams, MiB": round((peak - before - streams) / 2**20, 1),
     }
 
 
@@ -82,8 +86,13 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one)))
         return
+    rows = []
     for count in args.documents:
-        subprocess.run([sys.executable, __file__, "--one", str(count)], check=True)
+        command = [sys.executable, __file__, "--one", str(count)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append(json.loads(done.stdout))
+    note = "SmolLM2 and its LoRA; batches of 512 tokens, which need about 25 MiB in a block"
+    write("march_memory", "The march's memory", rows, note)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
 """What listening costs: the march with all accumulators against the same passes without hooks.
 
-    python benchmarks/march_overhead.py [--documents 16] [--rounds 3]
+    python benchmarks/march_overhead.py [--documents 40] [--rounds 3]
 
 The march runs every block of the base model, of the tuned model, and of the base model on the tuned
-stream, and accumulates moments, norms and the reservoir. The bare passes are three forward passes
-(base, tuned, base) of the same batches through the same blocks, without the language-model head
-and, as a second yardstick, with it. All three run in turn, in one process.
+stream, and accumulates moments of three locations in both modes, norms and samples. The bare passes
+are three forward passes (base, tuned, base) of the same batches: whole ones, and without the
+language-model head, which the march does not run. `steps` is the march with nobody listening. All
+take turns in one process; ratios are medians over rounds.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 
 import torch
+from record import write
 
 from toolkit import ModelPair
 from toolkit.block_sums import MLP_INPUT, BlockSums, Samples
@@ -23,12 +23,13 @@ from toolkit.documents import encode_all, make_batches, read_documents
 from toolkit.lockstep import March
 
 
-def march(pair, batches):
+def march(pair, batches, listen, sketch=None):
     walk = March(pair.base_blocks, pair.tuned_blocks, batches, pair.branches, extra=(MLP_INPUT,))
     for layer in walk.layers():
-        sums = BlockSums(pair.branches, {}, Samples(8, 256))
+        sums = BlockSums(pair.branches, {}, Samples(8, 256), sketch=sketch)
         for step in walk.steps(layer):
-            sums.update(step)
+            if listen:
+                sums.update(step)
         walk.advance(layer, {})
 
 
@@ -48,34 +49,42 @@ def timed(work):
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--documents", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sketch", type=int, default=64)
     args = parser.parse_args()
     pair = ModelPair.load(BASE, shipped(ADAPTER))
     documents = read_documents(shipped(PROMPTS))[: args.documents]
     batches = make_batches(encode_all(documents, pair.tokenizer))
     kinds = {
-        "march": lambda: march(pair, batches),
-        "bare": lambda: bare(pair, batches, with_head=False),
-        "bare_with_head": lambda: bare(pair, batches, with_head=True),
+        "whole passes": lambda: bare(pair, batches, with_head=True),
+        "passes without the head": lambda: bare(pair, batches, with_head=False),
+        "march, nobody listening": lambda: march(pair, batches, listen=False),
+        "march, all accumulators": lambda: march(pair, batches, listen=True),
+        f"march, sketch {args.sketch}": lambda: march(pair, batches, True, args.sketch),
     }
     seconds = {name: [] for name in kinds}
-    kinds["bare"]()  # warm up
+    bare(pair, batches[:1], with_head=False)  # warm up
     for _ in range(args.rounds):
         for name, work in kinds.items():
             seconds[name].append(timed(work))
-    ratios = {
-        name: statistics.median(m / b for m, b in zip(seconds["march"], seconds[name], strict=True))
-        for name in ("bare", "bare_with_head")
-    }
-    result = {
-        "tokens": sum(batch.n_tokens for batch in batches),
-        "seconds": seconds,
-        "median_ratio_to": ratios,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }
-    print(json.dumps(result, indent=2))
+
+    def ratio(name, to):
+        pairs = zip(seconds[name], seconds[to], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    rows = [
+        {
+            "what": name,
+            "seconds": round(statistics.median(found), 2),
+            "to whole passes": ratio(name, "whole passes"),
+            "to passes without the head": ratio(name, "passes without the head"),
+        }
+        for name, found in seconds.items()
+    ]
+    tokens = sum(batch.n_tokens for batch in batches)
+    note = f"SmolLM2 and its LoRA, {tokens} tokens in {len(batches)} batches, {args.rounds} rounds"
+    write("march_overhead", "What listening costs", rows, note)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def main() -> None:
     left = []
     while not (args.folder / "killed" / "run.json").is_file():
         child = start(args.folder, "killed")
-        time.sleep(moments.uniform(0.02, 0.4) * whole)
+        # Longer and longer: a machine that others use may have become slower.
+        time.sleep(moments.uniform(0.02, 0.4 + 0.1 * len(left)) * whole)
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             assert status == 0
