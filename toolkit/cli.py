@@ -51,6 +51,12 @@ Seed = Annotated[int, typer.Option(help="Of the token sample.")]
 Keep = Annotated[bool, typer.Option("--keep-statistics", help="Keep about 20·d² numbers a block.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it costs in work, memory and time; run nothing.")
+]
+MemoryCheck = Annotated[
+    bool, typer.Option(help="Refuse a run that needs more memory than is free.")
+]
 
 DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
@@ -82,6 +88,8 @@ def diagnose(
     keep_statistics: Keep = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    dry_run: DryRun = False,
+    memory_check: MemoryCheck = True,
 ) -> None:
     """Compare BASE with TUNED on the documents of --data, and write tables, figures and a report.
 
@@ -91,7 +99,7 @@ def diagnose(
         if from_ is not None:
             _redo(from_, out or from_)
             return
-        if not (base and tuned and data and out):
+        if not (base and tuned and data and (out or dry_run)):
             raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
         options = {
             "positions": positions,
@@ -104,9 +112,14 @@ def diagnose(
             "batch_tokens": batch_tokens,
             "seed": seed,
         }
+        if dry_run:
+            show_plan(base, tuned, data, options, dtype, device, keep_statistics)
+            return
+        assert out is not None
         run_job(
-            base, tuned, data, out, options, dtype, device, keep_statistics, overwrite, not quiet
-        )
+            base, tuned, data, out, options, dtype, device, keep_statistics, overwrite, not quiet,
+            memory_check,
+        )  # fmt: skip
 
 
 @app.command()
@@ -160,21 +173,26 @@ def run_job(
     keep_statistics: bool = False,
     overwrite: bool = False,
     show: bool = True,
+    memory_check: bool = True,
 ) -> None:
     """The main job, from names to files."""
     from toolkit.diagnose import Listeners
     from toolkit.diagnose import diagnose as run_diagnosis
     from toolkit.documents import read_documents
+    from toolkit.footprint import require_memory
     from toolkit.pair import ModelPair
+    from toolkit.planning import plan
     from toolkit.publish import publish
     from toolkit.run import Options
     from toolkit.store import Workspace, refuse_existing
 
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+    _require_dtype(dtype)
     refuse_existing(out, overwrite)
     options = Options(**option_values)
     documents = read_documents(data)
+    if memory_check:
+        planned = plan(base, tuned, documents, options, dtype, device, timed=False)
+        require_memory(planned.memory, planned.available)
     pair = ModelPair.load(base, tuned, dtype, device)
     source = {"file": str(data), "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
     request = {
@@ -200,6 +218,32 @@ def run_job(
     publish(run, workspace.folder)
     workspace.close()
     show_answer(run, out)
+
+
+def show_plan(
+    base: str,
+    tuned: str,
+    data: Path,
+    option_values: dict[str, Any],
+    dtype: str,
+    device: str,
+    keep_statistics: bool,
+) -> None:
+    """What the main job would cost: nothing is loaded, nothing is written."""
+    from toolkit.documents import read_documents
+    from toolkit.planning import plan
+    from toolkit.run import Options
+
+    _require_dtype(dtype)
+    documents, options = read_documents(data), Options(**option_values)
+    console.print(
+        plan(base, tuned, documents, options, dtype, device, keep_statistics=keep_statistics)
+    )
+
+
+def _require_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
 
 
 def _redo(source: Path, out: Path) -> None:

@@ -43,6 +43,7 @@ SEQUENTIAL = [Recipe("post_block", rank, "sequential") for rank in (0, 8, 32)]
 SEQUENTIAL += [Recipe("pre_mlp", 8, "sequential"), Recipe("post_mlp", 8, "sequential")]
 FREE = [Recipe("post_block", rank, "free") for rank in (0, 8, 32, "full")]
 SINGLE = Recipe("post_block", 8, "free")  # also tried in each block alone
+PROMPTS_A_ROUND = 16  # that are generated from together
 
 
 @dataclass
@@ -128,11 +129,7 @@ def _march(
     show_progress: bool,
 ) -> tuple[list[BlockSurvey], list[Recipe]]:
     d_model = pair.base_blocks.embed(batches[0]).shape[-1]
-    recipes = [
-        recipe
-        for recipe in (*FORCED, *SEQUENTIAL, *FREE)
-        if recipe.location in pair.branches and recipe.rank in ranks_below(d_model)
-    ]
+    recipes = recipes_for(pair.branches, d_model)
     insides = _insides(pair, min(batches, key=lambda batch: batch.n_tokens))
     march = March(
         pair.base_blocks,
@@ -159,6 +156,15 @@ def _march(
             blocks.append(found)
             listeners.finished(found, march)
     return blocks, recipes
+
+
+def recipes_for(branches: tuple[str, ...], d_model: int) -> list[Recipe]:
+    """The adapters that a run fits to a model of width `d_model` with the locations `branches`."""
+    return [
+        recipe
+        for recipe in (*FORCED, *SEQUENTIAL, *FREE)
+        if recipe.location in branches and recipe.rank in ranks_below(d_model)
+    ]
 
 
 def _insides(pair: ModelPair, batch: Batch) -> list[Inside] | None:
@@ -200,7 +206,7 @@ def _evaluate(
     candidates: list[Candidate],
     options: Options,
     show_progress: bool,
-    batch_size: int = 16,
+    batch_size: int = PROMPTS_A_ROUND,
 ) -> Evaluation:
     rounds = -(-len(prompts) // batch_size)
     total = rounds * (len(candidates) + 1)

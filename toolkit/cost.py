@@ -1,0 +1,282 @@
+"""What a run costs in floating-point operations, as written formulas.
+
+A multiplication and an addition are two operations. Symbols, here and in ``docs/scaling.md``: d
+width of the residual stream, f of the MLP's inner states, M entries of a block's matrices, H heads
+of width e, L blocks, V vocabulary; n tokens, T tokens of one document. Left out everywhere is what
+grows with d and not with d·d: norms, activations, skips, rotations by position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.lockstep import INSIDE
+from toolkit.shape import BlockShape, ModelShape
+from toolkit.statistics.moments import Pair
+from toolkit.survey import MODES, moment_pairs
+
+# Operations of dense linear algebra, in units of d³ (Golub and Van Loan, Matrix Computations, 4th
+# edition). What a unit takes on a machine is measured: an eigenvalue problem runs far below the
+# rate of a product.
+CHOLESKY = 1 / 3
+SOLVE = 1.0  # a triangular system with d right-hand sides
+PRODUCT = 2.0
+TRIDIAGONAL = 4 / 3  # of a symmetric matrix: eigenvalues, and few eigenvectors, cost little more
+GRAM = 5 / 4  # M Mᵀ in four stripes of rows: 10 of 16 squares
+SVD = 22.0  # with both sides' vectors
+# A fit: Cholesky factor, two triangular systems, a product, leading eigenvectors; and judging it on
+# one side's moments is one product more.
+FIT = CHOLESKY + 2 * SOLVE + PRODUCT + TRIDIAGONAL
+JUDGED = 2 * PRODUCT
+
+# What a token is looked at with: see `toolkit.inside` and `toolkit.analysis.shared_steering`.
+TARGETS, BUDGETS, PROBES, SCALES = 2, 5, 4, 5
+SHARED_FITS, CGLS_RUNS, CGLS_PRODUCTS = 3, 6, 9.0  # five evaluations of 1 + 0.8 products a run
+JUDGED_RANKS = 5
+LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
+
+Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "logit"]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """`rows` documents (or prompts) of `length` tokens with padding, `counted` of which count."""
+
+    rows: int
+    length: int
+    counted: int = 0
+    held_out: bool = False
+
+    @property
+    def n(self) -> int:
+        """Tokens, with padding."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of a run, in numbers.
+
+    batches: of documents. prompts: rounds of prompts, their lengths before anything is said.
+    steered: the location of each adapter that is fitted sequentially. everywhere: candidates that
+    steer all blocks, no steering among them. single: whether one is tried in each block alone.
+    adapter: entries of a LoRA's factors in all blocks (None: the tuned half has weights of its
+    own).
+    """
+
+    batches: tuple[BatchShape, ...]
+    prompts: tuple[BatchShape, ...]
+    steered: tuple[str, ...]
+    everywhere: int
+    single: bool
+    new_tokens: int = 32
+    sample: int = 8
+    shared_sample: int = 256
+    adapter: int | None = None
+
+    def counted(self, held_out: bool) -> int:
+        """Counted tokens of one side."""
+        return sum(batch.counted for batch in self.batches if batch.held_out == held_out)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Operations of one part of a run, and at which measured rate they are done."""
+
+    name: str
+    kind: Kind
+    operations: float
+
+
+def scores(shape: ModelShape, queries: int, keys: int) -> float:
+    """Attention's scores and their weighted sum: ``4 H e`` a query and key, masked ones too."""
+    return 4.0 * shape.n_heads * shape.head_dim * queries * keys
+
+
+def block_pass(shape: ModelShape, block: BlockShape, batch: BatchShape) -> float:
+    """One block on one batch: ``2 M + 4 H e T`` a token."""
+    return batch.rows * (
+        2.0 * block.matrices * batch.length + scores(shape, batch.length, batch.length)
+    )
+
+
+def head(shape: ModelShape, n: float) -> float:
+    """The language-model head on n tokens: ``2 d V`` a token."""
+    return 2.0 * shape.d * shape.vocabulary * n
+
+
+def march_passes(job: Job) -> dict[str, float]:
+    """Block passes of one document: base, tuned, and base on the tuned stream; on fit documents one
+    more for every steered stream, and the attention branch's once more where an adapter sits inside
+    the block (its share of the block is left to `march`).
+    """
+    return {"all": 3.0, "fit": float(len(job.steered))}
+
+
+def march(shape: ModelShape, job: Job) -> list[Stage]:
+    """The march's passes through all blocks."""
+    passes = march_passes(job)
+    lockstep = steered = 0.0
+    inside = sum(location in INSIDE for location in job.steered)
+    for batch in job.batches:
+        for block in shape.blocks:
+            once = block_pass(shape, block, batch)
+            lockstep += passes["all"] * once
+            if not batch.held_out:
+                again = once - 2.0 * block.mlp * batch.n  # up to the attention branch
+                steered += passes["fit"] * once + inside * again
+        lockstep += 2.0 * (job.adapter or 0) * batch.n
+    return [
+        Stage("passes of the march", "block", lockstep),
+        Stage("passes of steered streams", "block", steered),
+    ]
+
+
+def product_operations(pairs: Sequence[Pair], d: int) -> float:
+    """Ideal operations a token of the products `pairs` of vectors of width d.
+
+    ``2 d²`` for two vectors; ``d (d + 1)`` for one with itself, whose product is symmetric.
+    """
+    return float(sum(d * (d + 1) if a == b else 2 * d * d for a, b in pairs))
+
+
+def sequential_pairs(job: Job) -> list[Pair]:
+    """The products of every steered stream: of its state, and of what is missing with it."""
+    return [pair for _ in job.steered for pair in (("x", "x"), ("t", "x"))]
+
+
+MLP_PAIRS = [("y", "y"), ("down", "y"), ("h", "h"), ("y", "h")]  # of `toolkit.survey.MLPSums`
+
+
+def accumulators(shape: ModelShape, job: Job) -> list[Stage]:
+    """Second moments and cross moments of all blocks; the only place that counts them."""
+    both = [pair for mode in MODES for pair in moment_pairs(mode, shape.branches)]
+    fit, held_out = job.counted(False), job.counted(True)
+    readable = sum(block.d_ff > 0 for block in shape.blocks)
+    everything = shape.n_layers * (fit + held_out) * product_operations(both, shape.d)
+    sequential = shape.n_layers * fit * product_operations(sequential_pairs(job), shape.d)
+    mlp = readable * (fit + held_out) * product_operations(MLP_PAIRS, shape.d)
+    first = sum(first_order(block, shape, job) for block in shape.blocks) * (fit + held_out)
+    return [
+        Stage("moments", "moments", everything + sequential + mlp),
+        Stage("first order of the MLPs", "mlp", first),
+    ]
+
+
+def first_order(block: BlockShape, shape: ModelShape, job: Job) -> float:
+    """Of one token: ``2 d f`` for each product with a base matrix (6, without a gate 4) and each
+    with a change (4 and 3; a LoRA's are twice its entries).
+    """
+    base, changes = (6, 4) if block.gated else (4, 3)
+    if block.d_ff == 0:
+        return 0.0
+    dense = 2.0 * shape.d * block.d_ff
+    if job.adapter is None:
+        return (base + changes) * dense
+    return base * dense + 2.0 * job.adapter / shape.n_layers
+
+
+def n_fits(shape: ModelShape, job: Job) -> tuple[int, int, int]:
+    """Of one block: spectra, fits that are judged on both sides, and sequential fits."""
+    n = len(shape.branches)
+    inside = sum(location != "post_block" for location in shape.branches)
+    readable = 2 * (shape.largest_block.d_ff > 0)
+    return len(MODES) * n, 2 * n + inside + readable, len(job.steered)
+
+
+def fits(shape: ModelShape, job: Job) -> list[Stage]:
+    """Spectra and fits: `TRIDIAGONAL` d³ and `FIT` d³ each, `JUDGED` d³ where both sides judge."""
+    spectra, judged, sequential = n_fits(shape, job)
+    cubes = spectra * TRIDIAGONAL + judged * (FIT + JUDGED) + sequential * FIT
+    return [Stage("spectra and fits", "fit", shape.n_layers * cubes * shape.d**3)]
+
+
+def reachability(shape: ModelShape, job: Job) -> list[Stage]:
+    """Sampled tokens one by one: ``2 d² f`` to form the MLP's Jacobian, `GRAM` and `TRIDIAGONAL` d³
+    for each of the maps that is looked through (the MLP; the branch and the block, where the tail
+    can be read), ``2 d² He`` for the heads' slices, and ``6 d f`` for every steering that is put
+    through the real MLP.
+    """
+    d, total = shape.d, 0.0
+    for block in shape.blocks:
+        if block.d_ff == 0:
+            continue
+        maps, tried = (3, 2 * TARGETS + 1 + shape.n_heads) if shape.tail else (1, TARGETS)
+        jacobians = 2 if shape.tail else 1
+        heads = 2.0 * d * d * shape.n_heads * shape.head_dim if shape.tail else 0.0
+        inner = 3 if block.gated else 2
+        total += jacobians * 2.0 * d * d * block.d_ff + maps * (GRAM + TRIDIAGONAL) * d**3 + heads
+        total += tried * BUDGETS * 2.0 * inner * d * block.d_ff
+    return [Stage("reachability", "reach", job.sample * total)]
+
+
+def shared_maps(shape: ModelShape, job: Job) -> list[Stage]:
+    """One map for all tokens: `CGLS_RUNS` of conjugate gradients with `CGLS_PRODUCTS` Jacobian
+    products a token each, and what judges five ranks; a product is ``6 d f + 2 d²``. Then each
+    fit's coordinates (``10 d²`` a token and `SVD` d³), and W̄ᵀW̄ of gate and up.
+    """
+    n = min(job.shared_sample, job.counted(False))
+    judges = min(job.shared_sample // 2, job.counted(True))
+    d, total = shape.d, 0.0
+    for block in shape.blocks:
+        if block.d_ff == 0 or n == 0:
+            continue
+        inner = 3 if block.gated else 2
+        product = 2.0 * inner * d * block.d_ff + 2.0 * d * d
+        products = n * (CGLS_RUNS * CGLS_PRODUCTS + PROBES + JUDGED_RANKS)
+        products += 3 * JUDGED_RANKS * judges
+        fitted = SHARED_FITS if shape.tail else TARGETS
+        total += fitted * (products * product + 2.0 * (1 + PROBES) * n * d * d)
+        total += fitted * (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
+        total += (inner - 1) * 3 * PRODUCT * d * d * block.d_ff  # W̄ᵀW̄, and the identity through it
+        total += SCALES * (n + judges) * first_order(block, shape, job)
+    return [Stage("shared maps", "mlp", total)]
+
+
+def weight_side(shape: ModelShape, job: Job) -> list[Stage]:
+    """Of each matrix with sides a ≤ b: ``2 a² b`` for W Wᵀ and `CHOLESKY` a³; of a change that is
+    not factored ``2 a² b`` and `TRIDIAGONAL` a³ more, and a triangular system of b columns.
+    """
+    total = 0.0
+    for block in shape.blocks:
+        for sides in block.linear:
+            a, b = min(sides), max(sides)
+            total += 2.0 * a * a * b + CHOLESKY * a**3
+            if job.adapter is None:
+                total += 2.0 * a * a * b + TRIDIAGONAL * a**3 + 2.0 * a * a * b
+    return [Stage("changes of the weights", "fit", total)]
+
+
+def replacement(shape: ModelShape, job: Job) -> list[Stage]:
+    """Generation and replacement, for each round of prompts.
+
+    A candidate in all blocks reads the prompts, then the tuned model's tokens, then says its own
+    one by one; one in a single block starts at that block. The tuned model does all of that once,
+    and reads the whole again, as base model and oracle do.
+    """
+    read = said = heads = logits = 0.0
+    n = job.new_tokens
+    for prompts in job.prompts:
+        rows, length = prompts.rows, prompts.length
+        whole = BatchShape(rows, length + n - 1)
+        for place, block in enumerate(shape.blocks):
+            once = block_pass(shape, block, whole)
+            tokens = 2.0 * block.matrices * rows * (n - 1)
+            context = rows * scores(shape, n - 1, length + n)
+            starts = place + 1 if job.single else 0  # candidates that start here or before
+            read += (job.everywhere + 1) * once + (3 + starts) * once
+            said += (job.everywhere + 1) * (tokens + context)
+        whole_reads = 2 + (shape.n_layers if job.single else 0)
+        heads += head(shape, rows * n * (2 * (job.everywhere + 1) + whole_reads))
+        logits += rows * n * shape.vocabulary * (2 * job.everywhere + whole_reads)
+    return [
+        Stage("replacement: reading", "block", read + heads),
+        Stage("replacement: token by token", "decode", said),
+        Stage("replacement: divergences", "logit", LOGIT * logits),
+    ]
+
+
+def run(shape: ModelShape, job: Job) -> tuple[Stage, ...]:
+    """All stages of a run, in order."""
+    parts = (march, accumulators, fits, reachability, shared_maps, weight_side, replacement)
+    return tuple(stage for part in parts for stage in part(shape, job) if stage.operations)
