@@ -250,27 +250,29 @@ def weight_side(shape: ModelShape, job: Job) -> list[Stage]:
 def replacement(shape: ModelShape, job: Job) -> list[Stage]:
     """Generation and replacement, for each round of prompts.
 
-    A candidate in all blocks reads the prompts, then the tuned model's tokens, then says its own
-    one by one; one in a single block starts at that block. The tuned model does all of that once,
-    and reads the whole again, as base model and oracle do.
+    The tuned model, and every candidate in all blocks, reads the prompts, reads the tuned model's
+    tokens, and says its own one by one. Tuned model, base model and oracle read prompts and tokens
+    in one pass each; so does a candidate in a single block, from that block on.
     """
-    read = said = heads = logits = 0.0
-    n = job.new_tokens
+    talking, n = job.everywhere + 1, job.new_tokens
+    singles = shape.n_layers if job.single else 0
+    read = said = logits = 0.0
     for prompts in job.prompts:
         rows, length = prompts.rows, prompts.length
         whole = BatchShape(rows, length + n - 1)
+        context = rows * scores(shape, n - 1, length + n - 1)
+        growing = rows * scores(shape, 1, 1) * ((n - 1) * length + n * (n - 1) / 2)
         for place, block in enumerate(shape.blocks):
-            once = block_pass(shape, block, whole)
             tokens = 2.0 * block.matrices * rows * (n - 1)
-            context = rows * scores(shape, n - 1, length + n)
-            starts = place + 1 if job.single else 0  # candidates that start here or before
-            read += (job.everywhere + 1) * once + (3 + starts) * once
-            said += (job.everywhere + 1) * (tokens + context)
-        whole_reads = 2 + (shape.n_layers if job.single else 0)
-        heads += head(shape, rows * n * (2 * (job.everywhere + 1) + whole_reads))
-        logits += rows * n * shape.vocabulary * (2 * job.everywhere + whole_reads)
+            read += talking * (block_pass(shape, block, prompts) + tokens + context)
+            starts = place + 1 if singles else 0  # candidates that start here or before
+            read += (3 + starts) * block_pass(shape, block, whole)
+            said += talking * (tokens + growing)
+        read += head(shape, rows * (talking * n + (3 + singles) * n))
+        said += head(shape, rows * talking * (n - 1))
+        logits += rows * n * shape.vocabulary * (2 * job.everywhere + 1 + singles)
     return [
-        Stage("replacement: reading", "block", read + heads),
+        Stage("replacement: reading", "block", read),
         Stage("replacement: token by token", "decode", said),
         Stage("replacement: divergences", "logit", LOGIT * logits),
     ]

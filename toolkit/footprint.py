@@ -20,6 +20,7 @@ from toolkit.shape import ModelShape
 from toolkit.survey import MODES, moment_pairs
 
 OFFLOAD = "--offload"  # the option that reads blocks from disk as they are reached
+CGROUPS = Path("/sys/fs/cgroup")
 DOUBLE = 8
 CACHES = 3  # of keys and values at a time: of the prompts, and copies that are gone on from
 FIRST_ORDER = 12  # inner states of the MLP's width that the first-order terms hold at a time
@@ -222,10 +223,9 @@ def available_memory(device: str = "cpu") -> float:
     return max(min(left), 0.0)
 
 
-def _cgroup() -> list[float]:
+def _cgroup(root: Path = CGROUPS) -> list[float]:
     """What a container's limit leaves, where there is one (version 2, then 1)."""
     found = []
-    root = Path("/sys/fs/cgroup")
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

@@ -65,7 +65,9 @@ class ModelShape:
     def of_config(cls, config: Any) -> "ModelShape":
         """The shape of the causal language model that `config` describes."""
         with init_empty_weights():
-            return cls.of(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model.tie_weights()  # which emptying has undone
+        return cls.of(model)
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelShape":

@@ -1,0 +1,216 @@
+"""Bytes as formulas, against the tensors of the real code."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tests import tiny
+from toolkit import ModelPair
+from toolkit.analysis.linear_fit import LinearFit
+from toolkit.cost import BatchShape, Job
+from toolkit.diagnose import recipes_for
+from toolkit.documents import encode_all, make_batches
+from toolkit.errors import InputError
+from toolkit.footprint import (
+    HELP,
+    OFFLOAD,
+    Memory,
+    Part,
+    _cgroup,
+    accumulators,
+    adapters,
+    available_memory,
+    disk,
+    gib,
+    memory,
+    n_products,
+    require_memory,
+    streams,
+    weights,
+)
+from toolkit.inside import Inside
+from toolkit.lockstep import March
+from toolkit.mlp import mlps
+from toolkit.shape import ModelShape
+from toolkit.steering import adapter_from
+from toolkit.survey import BlockSums, MLPSums
+
+NOTHING = Job(batches=(), prompts=(), steered=(), everywhere=0, single=False)
+
+
+def bytes_of(tensors):
+    """Of different storages: what is shared counts once."""
+    stores = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(stores.values())
+
+
+def changes(pair):
+    """The tensors of every MLP's change."""
+    for _, change in mlps(pair.base, pair.tuned):
+        for part in filter(None, vars(change).values()):
+            yield from part.factors
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt"])
+def test_weights_are_both_halves_and_the_mlps_changes(family, tokenizer):
+    pair = tiny.make_pair(family, torch.float32, tokenizer)
+    live = [p for half in (pair.base, pair.tuned) for p in half.parameters()]
+    found = bytes_of(live) + sum(f.nbytes for f in changes(pair))
+    assert weights(ModelShape.of(pair.base), NOTHING, 4) == found
+
+
+def test_a_lora_costs_its_factors_alone(tmp_path, tokenizer):
+    base = tiny.make_model("llama", torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lora = get_peft_model(tiny.copy_of(base), LoraConfig(r=2, target_modules="all-linear"))
+    lora.save_pretrained(tmp_path / "lora")
+    pair = ModelPair.load(tmp_path / "base", tmp_path / "lora")
+    live = [p for half in (pair.base, pair.tuned) for p in half.parameters()]
+    entries = sum(p.numel() for name, p in pair.tuned.named_parameters() if "lora_" in name)
+    shape = ModelShape.of(pair.base)
+    assert weights(shape, replace(NOTHING, adapter=entries), 4) == bytes_of(live)
+
+
+def test_offloaded_weights_are_one_block_of_each_half():
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    blocks = sum(block.parameters for block in shape.blocks)
+    one = shape.blocks[0]
+    expected = 2 * (shape.parameters - blocks + one.parameters) + one.mlp
+    assert weights(shape, NOTHING, 2, offload=True) == 2 * expected
+    assert memory(shape, job_of([]), 2, offload=True).at("march") < memory(shape, job_of([]), 2).at(
+        "march"
+    )
+
+
+def job_of(batches, steered=()):
+    found = tuple(BatchShape(*b.ids.shape, int(b.counted.sum()), b.held_out) for b in batches)
+    return replace(NOTHING, batches=found or (BatchShape(2, 8, 14),), steered=steered)
+
+
+@pytest.fixture
+def batches(tokenizer):
+    return make_batches(encode_all(tiny.make_documents(12), tokenizer), batch_tokens=64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streams_are_the_marchs(dtype, batches, tokenizer):
+    pair = tiny.make_pair("llama", dtype, tokenizer)
+    named = {"a": "post_block", "b": "post_mlp", "c": "pre_mlp"}
+    march = March(pair.base_blocks, pair.tuned_blocks, batches, pair.branches, steered=named)
+    live = [s.flat for s in (*march._streams.values(), *march._scratch.values())]
+    job = job_of(batches, tuple(named.values()))
+    assert streams(ModelShape.of(pair.base), job, dtype.itemsize) == sum(t.nbytes for t in live)
+
+
+def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
+    pair, d = llama_pair, tiny.D_MODEL
+    named = {r.name: r.location for r in recipes_for(pair.branches, d) if r.fit == "sequential"}
+    march = March(
+        pair.base_blocks, pair.tuned_blocks, batches, pair.branches, ("mlp_in",), steered=named
+    )
+    sums, inner = BlockSums(pair.branches, named), MLPSums(Inside(*mlps(pair.base, pair.tuned)[0]))
+    for step in march.steps(0):
+        sums.update(step)
+        inner.update(step)
+    live = [*sums.moments.values(), *sums.sequential.values(), *inner.moments.values()]
+    squares = [t for part in live for k, t in part.state().items() if k.startswith("product:")]
+    shape, job = ModelShape.of(pair.base), job_of(batches, tuple(named.values()))
+    assert n_products(shape, job) == len(squares)
+    found = sums.statistics()
+    made = [
+        m for side in vars(found).values() for moments in side.values()
+        for m in moments.covariance.values()
+    ]  # fmt: skip
+    assert accumulators(shape, job) == sum(t.nbytes for t in (*squares, *made))
+
+
+def test_adapters_are_those_that_are_fitted():
+    d = tiny.D_MODEL
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    fit = LinearFit(torch.zeros(d), torch.zeros(d), torch.eye(d), torch.eye(d)[:, :8])
+    ranks = [0, 8, "full"]
+    live = [p for r in ranks for p in adapter_from(fit, r, torch.float32).parameters()]
+    assert adapters(shape, ranks, 4) == shape.n_layers * sum(p.nbytes for p in live)
+
+
+def test_disk_holds_streams_twice_and_statistics_where_kept(batches):
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    job = job_of(batches, ("post_block",))
+    once = disk(shape, job, 4, [8])
+    assert once.streams == 2 * streams(shape, job, 4)
+    assert once.total == once.streams + adapters(shape, [8], 4)
+    kept = disk(shape, job, 4, [8], keep_statistics=True)
+    assert kept.total - once.total == shape.n_layers * 2 * 20 * tiny.D_MODEL**2 * 8
+
+
+def test_available_is_no_more_than_the_machine_has():
+    assert 0 < available_memory() <= psutil.virtual_memory().total
+
+
+def test_a_limit_of_the_process_is_respected():
+    code = (
+        "import resource, toolkit.footprint as f, psutil\n"
+        "limit = psutil.Process().memory_info().vms + 2**28\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "assert 0 < f.available_memory() <= 2**28"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "files", [("memory.max", "memory.current"),
+              ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
+)  # fmt: skip
+def test_a_containers_limit_is_respected(files, tmp_path):
+    (tmp_path / "memory").mkdir()
+    assert _cgroup(tmp_path) == []
+    for name, content in zip(files, ("5000\n", "1200\n"), strict=True):
+        (tmp_path / name).write_text(content)
+    assert _cgroup(tmp_path) == [3800.0]
+    (tmp_path / files[0]).write_text("max\n")
+    assert _cgroup(tmp_path) == []
+
+
+def test_too_little_memory_is_said_with_what_helps():
+    needed = Memory(
+        (
+            Part("weights", 3 * 2**30),
+            Part("streams", 5 * 2**30, ("march",)),
+            Part("generation", 2**30, ("replacement",)),
+        )
+    )
+    require_memory(needed, 8 * 2**30)
+    with pytest.raises(InputError, match=r"needs about 8\.0 GiB") as raised:
+        require_memory(needed, 7 * 2**30)
+    said = str(raised.value)
+    assert "7.0 GiB are free" in said
+    assert "5.0 GiB, are streams" in said
+    assert HELP["streams"] in said
+    assert len(said.splitlines()) == 1
+
+
+def test_every_part_has_help_whose_options_exist():
+    import re
+
+    from typer.main import get_command
+
+    from toolkit.cli import app
+
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    parts = {part.name for part in memory(shape, job_of([]), 4).parts}
+    assert parts == HELP.keys()
+    command = get_command(app).commands["diagnose"]
+    known = {name for parameter in command.params for name in parameter.opts}
+    named = set(re.findall(r"--[a-z-]+", " ".join(HELP.values())))
+    assert named - {OFFLOAD} <= known
+
+
+def test_bytes_in_words():
+    assert gib(3 * 2**29) == "1.5 GiB"
+    assert gib(3 * 2**19) == "1.5 MiB"
