@@ -227,3 +227,23 @@ def test_shift_is_left_out():
     """What is left out is small: a vector's shift has no product at all."""
     vector, mask = FixedVector(torch.ones(16)), torch.ones(2, 3, dtype=torch.bool)
     assert counted(lambda: shift(vector, torch.zeros(2, 3, 16), mask)) == 0
+
+
+def test_forward_passes_are_those_that_the_first_block_sees(pair):
+    """Candidates in a single block count for the share of the blocks that they run through."""
+    vectors = {layer: FixedVector(torch.ones(16)) for layer in range(pair.n_layers)}
+    adapters = Adapters("post_block", vectors, "forced")
+    alone = [Candidate.of(adapters, layer) for layer in range(pair.n_layers)]
+    passed = []
+    handles = [
+        block.register_forward_hook(lambda *_: passed.append(1))
+        for blocks in (pair.base_blocks, pair.tuned_blocks)
+        for block in blocks.sites.blocks
+    ]
+    evaluate(pair, [range(5, 9), range(5, 12)], [Candidate.of(adapters), *alone], 5, batch_size=2)
+    for handle in handles:
+        handle.remove()
+    job = replace(NOTHING, prompts=(BatchShape(2, 7),), everywhere=2, single=True, new_tokens=5)
+    bypassed = sum(range(pair.n_layers))  # hooks see blocks that only hand on what they get
+    expected = cost.forward_passes(ModelShape.of(pair.base), job) * pair.n_layers
+    assert len(passed) - bypassed == expected

@@ -132,4 +132,4 @@ def test_models_of_different_sizes_are_refused(folders, tmp_path, tokenizer):
 def test_numbers_in_words():
     assert engineering(12_345_678_900) == "12.3 G"
     assert engineering(950) == "950"
-    assert (duration(5.24), duration(180), duration(8640)) == ("5.2 s", "3 min", "2.4 h")
+    assert (duration(5.24), duration(180), duration(8640)) == ("5.2 s", "3.0 min", "2.4 h")

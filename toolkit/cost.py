@@ -35,7 +35,7 @@ SHARED_FITS, CGLS_RUNS, CGLS_PRODUCTS = 3, 6, 9.0  # five evaluations of 1 + 0.8
 JUDGED_RANKS = 5
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
 
-Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "logit"]
+Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "shared", "logit"]
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def shared_maps(shape: ModelShape, job: Job) -> list[Stage]:
         total += fitted * (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
         total += (inner - 1) * 3 * PRODUCT * d * d * block.d_ff  # W̄ᵀW̄, and the identity through it
         total += SCALES * (n + judges) * first_order(block, shape, job)
-    return [Stage("shared maps", "mlp", total)]
+    return [Stage("shared maps", "shared", total)]
 
 
 def weight_side(shape: ModelShape, job: Job) -> list[Stage]:
@@ -276,6 +276,15 @@ def replacement(shape: ModelShape, job: Job) -> list[Stage]:
         Stage("replacement: token by token", "decode", said),
         Stage("replacement: divergences", "logit", LOGIT * logits),
     ]
+
+
+def forward_passes(shape: ModelShape, job: Job) -> float:
+    """Of one model in generation and replacement: each runs through the blocks once, whatever the
+    number of its tokens. One that starts at block l counts for the share that it runs through.
+    """
+    each = (job.everywhere + 1) * (job.new_tokens + 1) + 3
+    singles = (shape.n_layers + 1) / 2 if job.single else 0
+    return len(job.prompts) * (each + singles)
 
 
 def run(shape: ModelShape, job: Job) -> tuple[Stage, ...]:

@@ -10,6 +10,7 @@ from toolkit.analysis.linear_fit import ranks_below
 from toolkit.checks import Check
 from toolkit.documents import Batch, Encoded, encode_all, make_batches
 from toolkit.errors import InputError
+from toolkit.heap import release_freed
 from toolkit.inside import Inside
 from toolkit.lapack import quiet_openblas
 from toolkit.locations import BRANCHES
@@ -81,6 +82,7 @@ def diagnose(
         batches = _batches(pair, encoded, options)
         with stages.stage("march"):
             blocks, recipes = _march(pair, batches, options, listeners, show_progress)
+        release_freed()
         candidates = _candidates(blocks, recipes)
         asked = [d for d in encoded if d.held_out][: options.max_prompts]
         prompts = [document.prompt_ids for document in asked]
@@ -131,6 +133,7 @@ def _march(
     d_model = pair.base_blocks.embed(batches[0]).shape[-1]
     recipes = recipes_for(pair.branches, d_model)
     insides = _insides(pair, min(batches, key=lambda batch: batch.n_tokens))
+    release_freed()
     march = March(
         pair.base_blocks,
         pair.tuned_blocks,
@@ -155,6 +158,7 @@ def _march(
         ):
             blocks.append(found)
             listeners.finished(found, march)
+            release_freed()
     return blocks, recipes
 
 

@@ -191,7 +191,8 @@ def engineering(n: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 5.2 s, 3 min, 2.4 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    """Seconds in words: 5.2 s, 3.0 min, 2.4 h."""
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 60 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 3600:.1f} h"

@@ -154,15 +154,25 @@ def _mlp_rates(shape: ModelShape, job: Job, n: int, dtype: torch.dtype, device: 
     there = mlp.to(dtype, device), change.to(dtype, device)
     h = torch.randn(n, d, dtype=dtype, device=device)
     taken = seconds_of(lambda: first_order_terms(*there, h), device)
+    whole = replace(job, adapter=None if job.adapter is None else 8 * 3 * (d + block.d_ff))
+    rates: Rates = {"mlp": n * first_order(block, shape, whole) / taken}
     one, target = torch.randn(1, d), torch.randn(1, 1, d)
     radii = one.norm() * torch.tensor([BUDGETS], dtype=torch.float64)
-    looked = seconds_of(lambda: reach(matrix_of(MLPJacobian.at(mlp, one)), target, radii))
-    whole = replace(job, adapter=None if job.adapter is None else 8 * 3 * (d + block.d_ff))
-    terms = first_order(block, shape, replace(whole))
-    return {
-        "mlp": n * terms / taken,
-        "reach": (2.0 * d * d * block.d_ff + (GRAM + TRIDIAGONAL) * d**3) / looked,
-    }
+    # A map comes with its share of the heads, which are looked through one by one.
+    slices = torch.randn(max(shape.n_heads // 3, 1) if shape.tail else 0, d, shape.head_dim)
+
+    def look() -> None:
+        reach(matrix_of(MLPJacobian.at(mlp, one)), target, radii)
+        for head in slices:
+            reach(lambda _, head=head: head, target, radii)  # type: ignore[misc]
+
+    operations = 2.0 * d * d * block.d_ff + (GRAM + TRIDIAGONAL) * d**3
+    rates["reach"] = operations / seconds_of(look)
+    some = torch.randn(max(job.shared_sample, 1), d)
+    products = 2.0 * (3 if block.gated else 2) * d * block.d_ff * len(some)
+    jacobian = MLPJacobian.at(mlp, some)
+    rates["shared"] = products / seconds_of(lambda: jacobian.push(some))
+    return rates
 
 
 def _random_mlp(d: int, d_ff: int, gated: bool, dense: bool) -> tuple[MLP, MLPChange]:
