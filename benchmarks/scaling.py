@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from toolkit import ModelPair, cost, provenance
 from toolkit.analysis.linear_fit import explained, fit_linear
 from toolkit.analysis.spectrum import spectrum
-from toolkit.cost import BatchShape, Job
 from toolkit.documents import Encoded, make_batches
 from toolkit.footprint import memory
 from toolkit.inside import Inside
+from toolkit.job import BatchShape, Job
 from toolkit.lapack import quiet_openblas
 from toolkit.lockstep import March
 from toolkit.mlp import mlps
@@ -40,7 +40,7 @@ WIDTHS, DEPTHS, TOKENS = (256, 512, 1024, 1536), (2, 4, 8), (512, 2048, 8192)
 CUBES = (256, 512, 1024, 1536)
 COLUMNS = [
     "grows", "d", "layers", "tokens", "operations", "operations_a_token", "stream_bytes_a_token",
-    "accumulator_bytes", "predicted_seconds", "measured_seconds", "measured_over_predicted",
+    "statistics_bytes", "predicted_seconds", "measured_seconds", "measured_over_predicted",
 ]  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def scaled(grows, d, n_layers, tokens, rounds):
     parts = {part.name: part.bytes for part in memory(shape, job, 4).parts}
     row = [
         grows, d, n_layers, tokens, operations, operations / tokens, parts["streams"] / tokens,
-        parts["accumulators"], predicted, min(seconds), min(seconds) / predicted,
+        parts["sums"] + parts["moments"], predicted, min(seconds), min(seconds) / predicted,
     ]  # fmt: skip
     print(json.dumps(dict(zip(COLUMNS, row, strict=True))), flush=True)
     return row

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from toolkit import ModelPair, cost
 from toolkit.analysis.first_order import first_order_terms
-from toolkit.cost import BatchShape, Job
 from toolkit.diagnose import recipes_for
 from toolkit.documents import encode_all, make_batches
 from toolkit.inside import Inside, Sample, shared_reach_rows
 from toolkit.jacobian import MLPJacobian
+from toolkit.job import BatchShape, Job
 from toolkit.lockstep import March, shift
 from toolkit.mlp import Change, MLPChange, mlps
 from toolkit.replacement import Candidate, evaluate

@@ -1,10 +1,7 @@
 """Bytes as formulas, against the tensors of the real code."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
-import psutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,28 +9,20 @@ from peft import LoraConfig, get_peft_model
 from tests import tiny
 from toolkit import ModelPair
 from toolkit.analysis.linear_fit import LinearFit
-from toolkit.cost import BatchShape, Job
 from toolkit.diagnose import recipes_for
 from toolkit.documents import encode_all, make_batches
-from toolkit.errors import InputError
 from toolkit.footprint import (
-    HELP,
-    OFFLOAD,
-    Memory,
-    Part,
-    _cgroup,
-    accumulators,
     adapters,
-    available_memory,
     disk,
-    gib,
     memory,
+    moments,
     n_products,
-    require_memory,
     streams,
+    sums,
     weights,
 )
 from toolkit.inside import Inside
+from toolkit.job import BatchShape, Job
 from toolkit.lockstep import March
 from toolkit.mlp import mlps
 from toolkit.shape import ModelShape
@@ -114,20 +103,24 @@ def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
     march = March(
         pair.base_blocks, pair.tuned_blocks, batches, pair.branches, ("mlp_in",), steered=named
     )
-    sums, inner = BlockSums(pair.branches, named), MLPSums(Inside(*mlps(pair.base, pair.tuned)[0]))
+    running, inner = (
+        BlockSums(pair.branches, named),
+        MLPSums(Inside(*mlps(pair.base, pair.tuned)[0])),
+    )
     for step in march.steps(0):
-        sums.update(step)
+        running.update(step)
         inner.update(step)
-    live = [*sums.moments.values(), *sums.sequential.values(), *inner.moments.values()]
+    live = [*running.moments.values(), *running.sequential.values(), *inner.moments.values()]
     squares = [t for part in live for k, t in part.state().items() if k.startswith("product:")]
     shape, job = ModelShape.of(pair.base), job_of(batches, tuple(named.values()))
     assert n_products(shape, job) == len(squares)
-    found = sums.statistics()
+    found = running.statistics()
     made = [
-        m for side in vars(found).values() for moments in side.values()
-        for m in moments.covariance.values()
+        m for side in vars(found).values() for found_moments in side.values()
+        for m in found_moments.covariance.values()
     ]  # fmt: skip
-    assert accumulators(shape, job) == sum(t.nbytes for t in (*squares, *made))
+    assert sums(shape, job) == sum(t.nbytes for t in squares)
+    assert moments(shape, job) == sum(t.nbytes for t in made)
 
 
 def test_adapters_are_those_that_are_fitted():
@@ -147,70 +140,3 @@ def test_disk_holds_streams_twice_and_statistics_where_kept(batches):
     assert once.total == once.streams + adapters(shape, [8], 4)
     kept = disk(shape, job, 4, [8], keep_statistics=True)
     assert kept.total - once.total == shape.n_layers * 2 * 20 * tiny.D_MODEL**2 * 8
-
-
-def test_available_is_no_more_than_the_machine_has():
-    assert 0 < available_memory() <= psutil.virtual_memory().total
-
-
-def test_a_limit_of_the_process_is_respected():
-    code = (
-        "import resource, toolkit.footprint as f, psutil\n"
-        "limit = psutil.Process().memory_info().vms + 2**28\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        "assert 0 < f.available_memory() <= 2**28"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    "files", [("memory.max", "memory.current"),
-              ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
-)  # fmt: skip
-def test_a_containers_limit_is_respected(files, tmp_path):
-    (tmp_path / "memory").mkdir()
-    assert _cgroup(tmp_path) == []
-    for name, content in zip(files, ("5000\n", "1200\n"), strict=True):
-        (tmp_path / name).write_text(content)
-    assert _cgroup(tmp_path) == [3800.0]
-    (tmp_path / files[0]).write_text("max\n")
-    assert _cgroup(tmp_path) == []
-
-
-def test_too_little_memory_is_said_with_what_helps():
-    needed = Memory(
-        (
-            Part("weights", 3 * 2**30),
-            Part("streams", 5 * 2**30, ("march",)),
-            Part("generation", 2**30, ("replacement",)),
-        )
-    )
-    require_memory(needed, 8 * 2**30)
-    with pytest.raises(InputError, match=r"needs about 8\.0 GiB") as raised:
-        require_memory(needed, 7 * 2**30)
-    said = str(raised.value)
-    assert "7.0 GiB are free" in said
-    assert "5.0 GiB, are streams" in said
-    assert HELP["streams"] in said
-    assert len(said.splitlines()) == 1
-
-
-def test_every_part_has_help_whose_options_exist():
-    import re
-
-    from typer.main import get_command
-
-    from toolkit.cli import app
-
-    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
-    parts = {part.name for part in memory(shape, job_of([]), 4).parts}
-    assert parts == HELP.keys()
-    command = get_command(app).commands["diagnose"]
-    known = {name for parameter in command.params for name in parameter.opts}
-    named = set(re.findall(r"--[a-z-]+", " ".join(HELP.values())))
-    assert named - {OFFLOAD} <= known
-
-
-def test_bytes_in_words():
-    assert gib(3 * 2**29) == "1.5 GiB"
-    assert gib(3 * 2**19) == "1.5 MiB"

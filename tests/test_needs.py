@@ -51,7 +51,7 @@ def test_needs_grow_with_the_model_and_shrink_with_offloading():
     shapes = read_shapes(SHAPES)
     few = {name: shapes[name] for name in ("SmolLM2-135M", "Llama-3.2-1B")}
     table = needs(few, 65536, Machine(1e14, 2e11, 2e9))
-    for column in ("weights", "streams", "accumulators", "memory", "disk", "hours"):
+    for column in ("weights", "streams", "statistics", "memory", "disk", "hours"):
         assert table[column].is_monotonic_increasing, column
     assert (table.memory_offloaded < table.memory).all()
     assert (table.hours_offloaded > table.hours).all()

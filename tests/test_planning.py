@@ -75,7 +75,7 @@ def test_dry_run_says_all_and_writes_nothing(folders, no_weights, tmp_path):
     before = sorted(folders.rglob("*"))
     result = oracle(*asked(folders, "--dry-run", "--out", tmp_path / "out"))
     assert result.exit_code == 0, result.output
-    for said in ("counted tokens", "passes of the march", "accumulators", "estimated time"):
+    for said in ("counted tokens", "passes of the march", "moments", "estimated time"):
         assert said in result.stdout
     assert "memory: enough" in result.stdout
     assert not list(tmp_path.iterdir())
@@ -104,7 +104,7 @@ def test_families_are_timed(family, tmp_path, tokenizer):
 def test_a_run_that_does_not_fit_is_refused_before_models_are_read(
     folders, no_weights, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("toolkit.planning.available_memory", lambda device: 1000.0)
+    monkeypatch.setattr("toolkit.free_memory.available_memory", lambda: 1000.0)
     result = oracle(*asked(folders, "--quiet", "--out", tmp_path / "out"))
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
@@ -114,7 +114,7 @@ def test_a_run_that_does_not_fit_is_refused_before_models_are_read(
 
 
 def test_the_check_can_be_left_out(folders, monkeypatch, tmp_path):
-    monkeypatch.setattr("toolkit.planning.available_memory", lambda device: 1000.0)
+    monkeypatch.setattr("toolkit.free_memory.available_memory", lambda: 1000.0)
     small = ("--new-tokens", 2, "--sample", 0, "--shared-sample", 0, "--max-prompts", 1)
     asked_for = asked(folders, "--quiet", "--out", tmp_path / "out", "--no-memory-check", *small)
     result = oracle(*asked_for)

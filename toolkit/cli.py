@@ -179,7 +179,7 @@ def run_job(
     from toolkit.diagnose import Listeners
     from toolkit.diagnose import diagnose as run_diagnosis
     from toolkit.documents import read_documents
-    from toolkit.footprint import require_memory
+    from toolkit.free_memory import require_memory
     from toolkit.pair import ModelPair
     from toolkit.planning import plan
     from toolkit.publish import publish
@@ -192,7 +192,7 @@ def run_job(
     documents = read_documents(data)
     if memory_check:
         planned = plan(base, tuned, documents, options, dtype, device, timed=False)
-        require_memory(planned.memory, planned.available)
+        require_memory(planned.places)
     pair = ModelPair.load(base, tuned, dtype, device)
     source = {"file": str(data), "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
     request = {

@@ -1,42 +1,26 @@
-"""What a run needs in memory and on disk, as written formulas; and what this machine has.
+"""What a run needs in memory and on disk, as written formulas.
 
 Symbols are those of `toolkit.cost`; b is a number's size in the models' precision. Numbers of
 statistics have 8 bytes, of the vectors that enter them 4 (8 where the models run in float64).
 """
 
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
 from toolkit.analysis.linear_fit import Rank
-from toolkit.cost import MLP_PAIRS, SHARED_FITS, Job, sequential_pairs
-from toolkit.errors import InputError
+from toolkit.cost import MLP_PAIRS, SHARED_FITS, sequential_pairs
+from toolkit.job import Job
 from toolkit.lockstep import INSIDE
 from toolkit.shape import ModelShape
 from toolkit.survey import MODES, moment_pairs
 
-OFFLOAD = "--offload"  # the option that reads blocks from disk as they are reached
-CGROUPS = Path("/sys/fs/cgroup")
 DOUBLE = 8
 CACHES = 3  # of keys and values at a time: of the prompts, and copies that are gone on from
 FIRST_ORDER = 12  # inner states of the MLP's width that the first-order terms hold at a time
 BRANCHED = 18  # vectors of width d that a token's statistics hold: states, deltas, shifted copies
 JACOBIANS = 8  # inner states of the MLP's width that a shared fit holds of each token
-
-# The option that makes a part smaller, in the words of the message.
-HELP = {
-    "weights": f"--dtype bfloat16, or {OFFLOAD}",
-    "streams": f"fewer documents, a smaller --max-length, {OFFLOAD}, or more processes",
-    "activations": "a smaller --batch-tokens",
-    "accumulators": "a machine with more memory (they grow with the square of the model's width)",
-    "analyses": "a smaller --sample or --shared-sample",
-    "adapters": "--dtype bfloat16",
-    "generation": "a smaller --max-prompts or --new-tokens",
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +66,8 @@ def memory(
             Part("weights", weights(shape, job, size, offload)),
             Part("streams", 0.0 if offload else streams(shape, job, size), march),
             Part("activations", activations(shape, job, size), march),
-            Part("accumulators", accumulators(shape, job), march),
+            Part("sums", sums(shape, job), march),
+            Part("moments", moments(shape, job), march),
             Part("analyses", analyses(shape, job), march),
             Part("adapters", adapters(shape, recipes, size)),
             Part("generation", generation(shape, job, size), ("replacement",)),
@@ -137,14 +122,18 @@ def n_products(shape: ModelShape, job: Job) -> int:
     return 2 * modes + len(sequential_pairs(job)) + 2 * len(MLP_PAIRS) * readable
 
 
-def accumulators(shape: ModelShape, job: Job) -> float:
-    """``8 d²`` for every product of one block, and the same again for the moments made of them:
-    those of both sides, and of each vector with itself on both together.
+def sums(shape: ModelShape, job: Job) -> float:
+    """``8 d²`` for every product of one block."""
+    return float(DOUBLE * shape.d**2 * n_products(shape, job))
+
+
+def moments(shape: ModelShape, job: Job) -> float:
+    """``8 d²`` for every product of either mode and side again, as the moments made of it, and for
+    each vector with itself on both sides together.
     """
     modes = sum(len(moment_pairs(mode, shape.branches)) for mode in MODES)
     itself = 2 * len(MODES) * len(shape.branches)
-    made = 2 * modes + itself
-    return float(DOUBLE * shape.d**2 * (n_products(shape, job) + made))
+    return float(DOUBLE * shape.d**2 * (2 * modes + itself))
 
 
 def analyses(shape: ModelShape, job: Job) -> float:
@@ -208,48 +197,3 @@ def disk(
     modes = sum(len(moment_pairs(mode, shape.branches)) for mode in MODES)
     kept = shape.n_layers * DOUBLE * 2 * modes * shape.d**2 if keep_statistics else 0
     return Disk(2 * streams(shape, job, size), adapters(shape, recipes, size), float(kept))
-
-
-def available_memory(device: str = "cpu") -> float:
-    """Bytes that this process may still take: of the machine, of its container, of its own limit;
-    on a GPU, what is free there.
-    """
-    if torch.device(device).type == "cuda":
-        return float(torch.cuda.mem_get_info(torch.device(device))[0])
-    left = [float(psutil.virtual_memory().available), *_cgroup()]
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        left.append(float(limit - psutil.Process().memory_info().vms))
-    return max(min(left), 0.0)
-
-
-def _cgroup(root: Path = CGROUPS) -> list[float]:
-    """What a container's limit leaves, where there is one (version 2, then 1)."""
-    found = []
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = ((root / name).read_text().strip() for name in (limit, used))
-            found.append(float(most) - float(now))
-        except (OSError, ValueError):  # no such version, or "max": no limit
-            continue
-    return found
-
-
-def require_memory(needed: Memory, available: float) -> None:
-    """Raise InputError where `needed` is more than is `available`, with the option that helps."""
-    if needed.peak <= available:
-        return
-    part = needed.largest
-    raise InputError(
-        f"this run needs about {gib(needed.peak)} of memory and {gib(available)} are free; the "
-        f"largest part, {gib(part.bytes)}, are {part.name}: try {HELP[part.name]} "
-        "(--dry-run shows all parts, --no-memory-check runs all the same)"
-    )
-
-
-def gib(n: float) -> str:
-    """Bytes in words."""
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:.1f} MiB"

@@ -8,9 +8,9 @@ import pandas as pd
 from transformers import LlamaConfig
 
 from toolkit import cost
-from toolkit.cost import Job
 from toolkit.documents import Encoded
 from toolkit.footprint import disk, memory
+from toolkit.job import Job
 from toolkit.planning import job_of
 from toolkit.run import Options
 from toolkit.shape import ModelShape
@@ -93,7 +93,8 @@ def needs(
             {
                 "model": name,
                 "parameters": shape.parameters,
-                **{part: parts[part] for part in ("weights", "streams", "accumulators")},
+                **{part: parts[part] for part in ("weights", "streams")},
+                "statistics": parts["sums"] + parts["moments"],
                 "memory": held.peak / GIB,
                 "memory_offloaded": offloaded.peak / GIB,
                 "disk": disk(shape, job, size, ranks).total / GIB,

@@ -16,10 +16,12 @@ from rich.table import Table as Grid
 
 from toolkit import cost
 from toolkit.analysis.linear_fit import Rank
-from toolkit.cost import BatchShape, Job, Stage
+from toolkit.cost import Stage
 from toolkit.diagnose import PROMPTS_A_ROUND, SINGLE, recipes_for
 from toolkit.documents import encode_all, make_batches
-from toolkit.footprint import Disk, Memory, available_memory, disk, gib, memory
+from toolkit.footprint import Disk, Memory, disk, memory
+from toolkit.free_memory import Place, gib, places
+from toolkit.job import BatchShape, Job
 from toolkit.pair import outline
 from toolkit.run import Options
 from toolkit.shape import ModelShape
@@ -28,9 +30,10 @@ from toolkit.timing import Timing, measure
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run of `job` on models of `shape` needs; `available` bytes are free.
+    """What a run of `job` on models of `shape` needs.
 
-    documents: fit and held out. timing: None where nothing was timed.
+    documents: fit and held out. places: the memories that hold the parts of `memory`. timing: None
+    where nothing was timed. counts_all: whether all that is asked for is in `stages`.
     """
 
     shape: ModelShape
@@ -39,7 +42,7 @@ class RunPlan:
     stages: tuple[Stage, ...]
     memory: Memory
     disk: Disk
-    available: float
+    places: tuple[Place, ...]
     timing: Timing | None = None
     counts_all: bool = True
 
@@ -91,7 +94,6 @@ class RunPlan:
         for part in self.memory.parts:
             grid.add_row(part.name, *(gib(part.bytes) if s in part.stages else "" for s in stages))
         grid.add_row("all", *(gib(self.memory.at(stage)) for stage in stages), style="bold")
-        grid.add_row("free now", gib(self.available), gib(self.available))
         return grid
 
     def _notes(self) -> Iterable[str]:
@@ -102,9 +104,9 @@ class RunPlan:
         )
         if not self.counts_all:
             yield "--max-kl asks for more marches and generations than are counted here"
-        fits = self.memory.peak <= self.available
-        most = f"{gib(self.memory.peak)} of {gib(self.available)} free"
-        yield f"memory: {'enough' if fits else 'NOT ENOUGH'}, {most}"
+        for place in self.places:
+            verdict = "enough" if place.suffices else "NOT ENOUGH"
+            yield f"{place.name}: {verdict}, {gib(place.needed.peak)} of {gib(place.free)} free"
         if self.timing is not None:
             whole, spent = duration(self.total_seconds), duration(self.timing.seconds)
             yield f"estimated time: {whole} (after a timing of {spent})"
@@ -135,6 +137,7 @@ def plan(
     encoded = encode_all(documents, known.tokenizer, options.max_length)
     job, ranks = job_of(shape, encoded, options, known.adapter)
     size = dtype.itemsize
+    needed = memory(shape, job, size, ranks, offload)
     timing = measure(known.config, shape, job, dtype, device) if timed else None
     held_out = sum(document.held_out for document in encoded)
     return RunPlan(
@@ -142,9 +145,9 @@ def plan(
         job=job,
         documents=(len(encoded) - held_out, held_out),
         stages=cost.run(shape, job),
-        memory=memory(shape, job, size, ranks, offload),
+        memory=needed,
         disk=disk(shape, job, size, ranks, keep_statistics),
-        available=available_memory(device),
+        places=places(needed, device),
         timing=timing,
         counts_all=options.max_kl is None,
     )

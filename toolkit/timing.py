@@ -25,8 +25,6 @@ from toolkit.cost import (
     JUDGED,
     LOGIT,
     TRIDIAGONAL,
-    BatchShape,
-    Job,
     Kind,
     block_pass,
     first_order,
@@ -34,6 +32,7 @@ from toolkit.cost import (
 )
 from toolkit.documents import Batch
 from toolkit.jacobian import MLPJacobian, matrix_of
+from toolkit.job import BatchShape, Job
 from toolkit.lapack import quiet_openblas
 from toolkit.locations import resolve
 from toolkit.lockstep import Blocks
