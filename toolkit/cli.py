@@ -56,6 +56,12 @@ Seed = Annotated[int, typer.Option(help="Of the token sample.")]
 Keep = Annotated[bool, typer.Option("--keep-statistics", help="Keep about 20·d² numbers a block.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it costs in work, memory and time; run nothing.")
+]
+MemoryCheck = Annotated[
+    bool, typer.Option(help="Refuse a run that needs more memory than is free.")
+]
 
 DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
 
@@ -87,6 +93,8 @@ def diagnose(
     keep_statistics: Keep = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    dry_run: DryRun = False,
+    memory_check: MemoryCheck = True,
 ) -> None:
     """Compare BASE with TUNED on the documents of --data, and write tables, figures and a report.
 
@@ -96,9 +104,9 @@ def diagnose(
         if from_ is not None:
             _redo(from_, out or from_)
             return
-        if not (base and tuned and data and out):
+        if not (base and tuned and data and (out or dry_run)):
             raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
-        from toolkit.job import Job
+        from toolkit.job import Job, plan_job
         from toolkit.run import Options
 
         options = Options(
@@ -116,9 +124,22 @@ def diagnose(
         if keep_statistics and sketch:
             raise InputError("sketched statistics are not kept: leave out one of the options")
         job = Job(
-            base, tuned, data, out, options, dtype, device, keep_statistics, overwrite, not quiet
+            base,
+            tuned,
+            data,
+            out or Path(),
+            options,
+            dtype,
+            device,
+            keep_statistics,
+            overwrite,
+            not quiet,
+            memory_check,
         )
-        _run(job)
+        if dry_run:
+            console.print(plan_job(job))
+        else:
+            _run(job)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from toolkit.block_sums import MLP_INPUT, TAIL_STATES
 from toolkit.checks import Check
 from toolkit.documents import Batch, Encoded, encode_all, make_batches
 from toolkit.errors import InputError
+from toolkit.heap import release_freed
 from toolkit.inside import Inside
 from toolkit.lapack import quiet_openblas
 from toolkit.locations import BRANCHES
@@ -72,6 +73,7 @@ def diagnose(
         batches = _batches(pair, encoded, options)
         with stages.stage("march"):
             blocks, recipes = _march(pair, batches, options, workspace, world, show_progress)
+        release_freed()
         candidates = _candidates(blocks, recipes)
         asked = [d for d in encoded if d.held_out][: options.max_prompts]
         prompts = [document.prompt_ids for document in asked]
@@ -136,12 +138,9 @@ def _march(
     show_progress: bool,
 ) -> tuple[list[BlockSurvey], list[Recipe]]:
     d_model = pair.base_blocks.embed(batches[0]).shape[-1]
-    recipes = [
-        recipe
-        for recipe in (*FORCED, *SEQUENTIAL, *FREE)
-        if recipe.location in pair.branches and recipe.rank in ranks_below(d_model)
-    ]
+    recipes = recipes_for(pair.branches, d_model)
     insides = _insides(pair, min(batches, key=lambda batch: batch.n_tokens))
+    release_freed()
     blocks = workspace.passed() if workspace else []
     march = March(
         pair.base_blocks,
@@ -172,7 +171,17 @@ def _march(
             blocks.append(found)
             if workspace:
                 workspace.finished(found)
+            release_freed()
     return blocks, recipes
+
+
+def recipes_for(branches: tuple[str, ...], d_model: int) -> list[Recipe]:
+    """The adapters that a run fits to a model of width `d_model` with the locations `branches`."""
+    return [
+        recipe
+        for recipe in (*FORCED, *SEQUENTIAL, *FREE)
+        if recipe.location in branches and recipe.rank in ranks_below(d_model)
+    ]
 
 
 def _own(batches: Sequence[Batch], world: World) -> list[int]:

@@ -10,7 +10,9 @@ from toolkit.console import errors
 from toolkit.diagnose import diagnose
 from toolkit.documents import read_documents
 from toolkit.errors import InputError
+from toolkit.free_memory import require_memory
 from toolkit.pair import ModelPair
+from toolkit.planning import RunPlan, plan
 from toolkit.publish import publish
 from toolkit.run import Options, Run
 from toolkit.weights import one_line
@@ -34,6 +36,7 @@ class Job:
     keep_statistics: bool = False
     overwrite: bool = False
     show: bool = True
+    memory_check: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -64,6 +67,9 @@ def run_job(job: Job) -> Run | None:
 def _run_in(world: World, job: Job) -> Run:
     world.from_first(lambda: refuse_existing(job.out, job.overwrite))
     documents = read_documents(job.data)
+    if job.memory_check:
+        models = job.base, job.tuned, documents, job.options, job.dtype, job.device
+        require_memory(plan(*models, timed=False).places)
     pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device)
     source = {"file": str(job.data), "sha256": hashlib.sha256(job.data.read_bytes()).hexdigest()}
     request = {
@@ -88,6 +94,19 @@ def _run_in(world: World, job: Job) -> Run:
         publish(run, workspace.folder)
         workspace.close()
     return run
+
+
+def plan_job(job: Job) -> RunPlan:
+    """What `job` would cost: no weights are read, nothing is written."""
+    return plan(
+        job.base,
+        job.tuned,
+        read_documents(job.data),
+        job.options,
+        job.dtype,
+        job.device,
+        keep_statistics=job.keep_statistics,
+    )
 
 
 def _workspace_folder(job: Job) -> Path:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -248,3 +249,44 @@ def _compare_shapes(base: nn.Module, tuned: nn.Module) -> None:
             raise InputError(
                 f"the models differ at {name}: base {ours.get(name)}, tuned {theirs.get(name)}"
             )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a pair without its weights.
+
+    adapter: entries of the factors in a PEFT adapter that shares base's weights; None where the
+    tuned half has weights of its own.
+    """
+
+    config: Any
+    tokenizer: Any
+    adapter: int | None
+
+
+def outline(base: str | Path, tuned: str | Path) -> Outline:
+    """Configuration and tokenizer of a pair; of its weights an adapter's shapes at most.
+
+    A ``.gguf`` file is converted first, where it has not been yet.
+    """
+    adapter, config = None, load_config(base)
+    if _is_adapter(tuned):
+        adapter = _factor_entries(Path(tuned))
+    else:
+        _compare_configs(config, load_config(tuned))
+    with quiet_transformers():
+        return Outline(config, _shared_tokenizer(base, tuned), adapter)
+
+
+def _factor_entries(folder: Path) -> int | None:
+    from peft import PeftConfig
+    from safetensors import safe_open
+
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        return 0  # `ModelPair.load` says what is wrong with it
+    with safe_open(weights, "pt") as saved:
+        shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
+    if not _leaves_base_alone(PeftConfig.from_pretrained(str(folder)), set(shapes)):
+        return None
+    return sum(math.prod(shape) for shape in shapes.values())

@@ -29,6 +29,7 @@ from toolkit.world import ALONE, World
 Forcing = Literal["tuned", "own"]
 Layers = int | Literal["all"]
 Tensors = dict[str, Tensor]
+PROMPTS_A_ROUND = 16  # that are generated from together
 FORCINGS: tuple[Forcing, ...] = ("tuned", "own")
 
 
@@ -99,7 +100,7 @@ def evaluate(
     prompts: Sequence[Sequence[int]],
     candidates: Sequence[Candidate],
     n_new: int = 32,
-    batch_size: int = 16,
+    batch_size: int = PROMPTS_A_ROUND,
     advance: Callable[[], None] = lambda: None,
     kept: MutableMapping[str, Tensors] | None = None,
     world: World = ALONE,
@@ -135,7 +136,9 @@ def evaluate(
     return evaluation
 
 
-def n_comparisons(n_prompts: int, n_candidates: int, world: World, batch_size: int = 16) -> int:
+def n_comparisons(
+    n_prompts: int, n_candidates: int, world: World, batch_size: int = PROMPTS_A_ROUND
+) -> int:
     """How often `evaluate` advances in this process."""
     a_batch = len(range(world.rank, n_candidates + len(ALWAYS), world.size))
     return -(-n_prompts // batch_size) * a_batch

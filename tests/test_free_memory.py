@@ -1,0 +1,102 @@
+"""What is free, and what is said where that is too little."""
+
+import re
+import subprocess
+import sys
+
+import psutil
+import pytest
+from typer.main import get_command
+
+from tests import tiny
+from toolkit.cli import app
+from toolkit.errors import InputError
+from toolkit.footprint import Memory, Part, memory
+from toolkit.free_memory import (
+    HELP,
+    OFFLOAD,
+    Place,
+    _cgroup,
+    available_memory,
+    gib,
+    places,
+    require_memory,
+)
+from toolkit.shape import ModelShape
+from toolkit.workload import BatchShape, Workload
+
+JOB = Workload((BatchShape(2, 8, 14),), prompts=(), steered=(), everywhere=0, single=False)
+
+
+def test_available_is_no_more_than_the_machine_has():
+    assert 0 < available_memory() <= psutil.virtual_memory().total
+
+
+def test_a_limit_of_the_process_is_respected():
+    code = (
+        "import resource, toolkit.free_memory as f, psutil\n"
+        "limit = psutil.Process().memory_info().vms + 2**28\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "assert 0 < f.available_memory() <= 2**28"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "files", [("memory.max", "memory.current"),
+              ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
+)  # fmt: skip
+def test_a_containers_limit_is_respected(files, tmp_path):
+    (tmp_path / "memory").mkdir()
+    assert _cgroup(tmp_path) == []
+    for name, content in zip(files, ("5000\n", "1200\n"), strict=True):
+        (tmp_path / name).write_text(content)
+    assert _cgroup(tmp_path) == [3800.0]
+    (tmp_path / files[0]).write_text("max\n")
+    assert _cgroup(tmp_path) == []
+
+
+def test_too_little_memory_is_said_with_what_helps():
+    needed = Memory(
+        (
+            Part("weights", 3 * 2**30),
+            Part("streams", 5 * 2**30, ("march",)),
+            Part("generation", 2**30, ("replacement",)),
+        )
+    )
+    require_memory([Place("memory", needed, 8 * 2**30)])
+    with pytest.raises(InputError, match=r"needs about 8\.0 GiB") as raised:
+        require_memory([Place("memory", needed, 7 * 2**30)])
+    said = str(raised.value)
+    assert "7.0 GiB are free" in said
+    assert "5.0 GiB, are streams" in said
+    assert HELP["streams"] in said
+    assert len(said.splitlines()) == 1
+
+
+def test_statistics_are_on_the_machine_and_the_rest_where_the_models_are(monkeypatch):
+    monkeypatch.setattr("toolkit.free_memory.available_memory", lambda device="cpu": 2.0**30)
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    needed = memory(shape, JOB, 4)
+    (only,) = places(needed, "cpu")
+    assert only.needed == needed
+    there, here = places(needed, "cuda:0")
+    assert there.name == "memory of cuda:0"
+    assert {part.name for part in here.needed.parts} == {"moments", "analyses"}
+    assert set(there.needed.parts) | set(here.needed.parts) == set(needed.parts)
+    assert there.needed.peak + here.needed.at("march") >= needed.peak
+
+
+def test_every_part_has_help_whose_options_exist():
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    parts = {part.name for part in memory(shape, JOB, 4).parts}
+    assert parts == HELP.keys()
+    command = get_command(app).commands["diagnose"]
+    known = {name for parameter in command.params for name in parameter.opts}
+    named = set(re.findall(r"--[a-z-]+", " ".join(HELP.values())))
+    assert named - {OFFLOAD} <= known
+
+
+def test_bytes_in_words():
+    assert gib(3 * 2**29) == "1.5 GiB"
+    assert gib(3 * 2**19) == "1.5 MiB"

@@ -1,0 +1,99 @@
+"""Whether this machine has the memory that a run needs, and what helps where it has not."""
+
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from toolkit.errors import InputError
+from toolkit.footprint import Memory
+
+OFFLOAD = "--offload"  # the option that reads blocks from disk as they are reached
+CGROUPS = Path("/sys/fs/cgroup")
+ON_HOST = ("moments", "analyses")  # in the machine's own memory, wherever the models are
+
+# The option that makes a part smaller, in the words of the message.
+HELP = {
+    "weights": f"--dtype bfloat16, or {OFFLOAD}",
+    "streams": f"fewer documents, a smaller --max-length, {OFFLOAD}, or more processes",
+    "activations": "a smaller --batch-tokens",
+    "sums": "a machine with more memory (they grow with the square of the model's width alone)",
+    "moments": "a machine with more memory (they grow with the square of the model's width alone)",
+    "analyses": "a smaller --sample or --shared-sample",
+    "adapters": "--dtype bfloat16",
+    "generation": "a smaller --max-prompts or --new-tokens",
+}
+
+
+def available_memory(device: str = "cpu") -> float:
+    """Bytes that this process may still take: of the machine, of its container, of its own limit;
+    on a GPU, what is free there.
+    """
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(torch.device(device))[0])
+    left = [float(psutil.virtual_memory().available), *_cgroup()]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        left.append(float(limit - psutil.Process().memory_info().vms))
+    return max(min(left), 0.0)
+
+
+def _cgroup(root: Path = CGROUPS) -> list[float]:
+    """What a container's limit leaves, where there is one (version 2, then 1)."""
+    found = []
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = ((root / name).read_text().strip() for name in (limit, used))
+            found.append(float(most) - float(now))
+        except (OSError, ValueError):  # no such version, or "max": no limit
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """One memory: its name, what a run needs of it, and how many bytes of it are free."""
+
+    name: str
+    needed: Memory
+    free: float
+
+    @property
+    def suffices(self) -> bool:
+        return self.needed.peak <= self.free
+
+
+def places(needed: Memory, device: str = "cpu") -> tuple[Place, ...]:
+    """Where the parts of `needed` are held when models run on `device`, and what is free there."""
+    if torch.device(device).type != "cuda":
+        return (Place("memory", needed, available_memory()),)
+    here, there = (
+        Memory(tuple(part for part in needed.parts if (part.name in ON_HOST) == on_host))
+        for on_host in (True, False)
+    )
+    own = Place(f"memory of {device}", there, available_memory(device))
+    return own, Place("memory", here, available_memory())
+
+
+def require_memory(places: Sequence[Place]) -> None:
+    """Raise InputError where one of `places` does not suffice, with the option that helps."""
+    for place in places:
+        if place.suffices:
+            continue
+        part = place.needed.largest
+        raise InputError(
+            f"this run needs about {gib(place.needed.peak)} of {place.name} and {gib(place.free)} "
+            f"are free; the largest part, {gib(part.bytes)}, are {part.name}: try "
+            f"{HELP[part.name]} (--dry-run shows all parts, --no-memory-check runs all the same)"
+        )
+
+
+def gib(n: float) -> str:
+    """Bytes in words."""
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:.1f} MiB"

@@ -1,0 +1,44 @@
+"""What is asked of a run, in numbers: what its cost is counted from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """`rows` documents (or prompts) of `length` tokens with padding, `counted` of which count."""
+
+    rows: int
+    length: int
+    counted: int = 0
+    held_out: bool = False
+
+    @property
+    def n(self) -> int:
+        """Tokens, with padding."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of a run, in numbers.
+
+    batches: of documents. prompts: rounds of prompts, their lengths before anything is said.
+    steered: the location of each adapter that is fitted sequentially. everywhere: candidates that
+    steer all blocks, no steering among them. single: whether one is tried in each block alone.
+    adapter: entries of a LoRA's factors in all blocks (None: the tuned half has weights of its
+    own).
+    """
+
+    batches: tuple[BatchShape, ...]
+    prompts: tuple[BatchShape, ...]
+    steered: tuple[str, ...]
+    everywhere: int
+    single: bool
+    new_tokens: int = 32
+    sample: int = 8
+    shared_sample: int = 256
+    adapter: int | None = None
+
+    def counted(self, held_out: bool) -> int:
+        """Counted tokens of one side."""
+        return sum(batch.counted for batch in self.batches if batch.held_out == held_out)
