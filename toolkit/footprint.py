@@ -7,8 +7,6 @@ statistics have 8 bytes, of the vectors that enter them 4 (8 where the models ru
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from toolkit.analysis.linear_fit import Rank
 from toolkit.cost import MLP_PAIRS, SHARED_FITS, sequential_pairs
 from toolkit.job import Job
@@ -54,7 +52,12 @@ class Memory:
 
 
 def memory(
-    shape: ModelShape, job: Job, size: int, recipes: Sequence[Rank] = (), offload: bool = False
+    shape: ModelShape,
+    job: Job,
+    size: int,
+    recipes: Sequence[Rank] = (),
+    offload: bool = False,
+    threads: int = 1,
 ) -> Memory:
     """All parts, for models of `size` bytes a number; `recipes` are the ranks that are fitted.
 
@@ -68,7 +71,7 @@ def memory(
             Part("activations", activations(shape, job, size), march),
             Part("sums", sums(shape, job), march),
             Part("moments", moments(shape, job), march),
-            Part("analyses", analyses(shape, job), march),
+            Part("analyses", analyses(shape, job, threads), march),
             Part("adapters", adapters(shape, recipes, size)),
             Part("generation", generation(shape, job, size), ("replacement",)),
         )
@@ -136,13 +139,15 @@ def moments(shape: ModelShape, job: Job) -> float:
     return float(DOUBLE * shape.d**2 * (2 * modes + itself))
 
 
-def analyses(shape: ModelShape, job: Job) -> float:
-    """The largest of what fits, reachability and shared maps work with, and the sampled tokens."""
+def analyses(shape: ModelShape, job: Job, threads: int = 1) -> float:
+    """The largest of what fits, reachability (a token a thread) and shared maps work with, and the
+    sampled tokens.
+    """
     d, f = shape.d, shape.largest_block.d_ff
     n = min(job.shared_sample, max(job.counted(False), 1)) if f else 0
     inner = 3 if shape.largest_block.gated else 2
     fitting = DOUBLE * 8 * d**2
-    each = torch.get_num_threads() * (4 * d * f + DOUBLE * 4 * d**2)  # what each worker holds
+    each = threads * (4 * d * f + DOUBLE * 4 * d**2)  # what each worker holds
     exact = 2 * DOUBLE * inner * d * f  # the MLP in float64
     reach = job.sample * 4 * 4 * d**2 + each + exact if f else 0
     shared = 4 * n * JACOBIANS * f + SHARED_FITS * DOUBLE * 4 * d**2 + 4 * 6 * d * f if f else 0

@@ -137,7 +137,7 @@ def plan(
     encoded = encode_all(documents, known.tokenizer, options.max_length)
     job, ranks = job_of(shape, encoded, options, known.adapter)
     size = dtype.itemsize
-    needed = memory(shape, job, size, ranks, offload)
+    needed = memory(shape, job, size, ranks, offload, torch.get_num_threads())
     timing = measure(known.config, shape, job, dtype, device) if timed else None
     held_out = sum(document.held_out for document in encoded)
     return RunPlan(
