@@ -132,6 +132,17 @@ def test_accumulators_are_those_of_the_survey(pair, batches):
     work = replace(NOTHING, batches=shapes(batches), steered=tuple(r.location for r in recipes))
     sums = BlockSums(pair.branches, {r.name: r.location for r in recipes})
     inner = MLPSums(Inside(*mlps(pair.base, pair.tuned)[0]))
+    march = March(
+        pair.base_blocks,
+        pair.tuned_blocks,
+        batches,
+        pair.branches,
+        ("mlp_in",),
+        steered=sums.steered,
+    )
+    step = next(march.steps(0))
+    sums.update(step)
+    inner.update(step)
     d, total = 16, 0.0
     for batch in work.batches:
         kept = [sums.moments[mode, batch.held_out] for mode in MODES]

@@ -92,9 +92,11 @@ def test_streams_are_the_marchs(dtype, batches, tokenizer):
     pair = tiny.make_pair("llama", dtype, tokenizer)
     named = {"a": "post_block", "b": "post_mlp", "c": "pre_mlp"}
     march = March(pair.base_blocks, pair.tuned_blocks, batches, pair.branches, steered=named)
-    live = [s.flat for s in (*march._streams.values(), *march._scratch.values())]
+    live = (*march._streams.values(), *march._scratch.values())
     work = workload_of(batches, tuple(named.values()))
-    assert streams(ModelShape.of(pair.base), work, dtype.itemsize) == sum(t.nbytes for t in live)
+    assert streams(ModelShape.of(pair.base), work, dtype.itemsize) == sum(
+        stream.nbytes for stream in live
+    )
 
 
 def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
@@ -114,12 +116,11 @@ def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
     squares = [t for part in live for k, t in part.state().items() if k.startswith("product:")]
     shape, work = ModelShape.of(pair.base), workload_of(batches, tuple(named.values()))
     assert n_products(shape, work) == len(squares)
-    found = running.statistics()
-    made = [
-        m for side in vars(found).values() for found_moments in side.values()
-        for m in found_moments.covariance.values()
-    ]  # fmt: skip
     assert sums(shape, work) == sum(t.nbytes for t in squares)
+    x, t = "post_mlp.state", "post_block.delta"
+    pairs = [(x, x), (t, x), (t, t)]  # what one fit reads of each side
+    read = [running.moments["forced", side].result(pairs) for side in (False, True)]
+    made = [part for found in read for part in found.covariance.values()]
     assert moments(shape, work) == sum(t.nbytes for t in made)
 
 

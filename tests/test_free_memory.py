@@ -60,7 +60,7 @@ def test_too_little_memory_is_said_with_what_helps():
     needed = Memory(
         (
             Part("weights", 3 * 2**30),
-            Part("streams", 5 * 2**30, ("march",)),
+            Part("activations", 5 * 2**30, ("march",)),
             Part("generation", 2**30, ("replacement",)),
         )
     )
@@ -69,8 +69,8 @@ def test_too_little_memory_is_said_with_what_helps():
         require_memory([Place("memory", needed, 7 * 2**30)])
     said = str(raised.value)
     assert "7.0 GiB are free" in said
-    assert "5.0 GiB, are streams" in said
-    assert HELP["streams"] in said
+    assert "5.0 GiB, are activations" in said
+    assert HELP["activations"] in said
     assert len(said.splitlines()) == 1
 
 

@@ -100,6 +100,11 @@ def product_operations(pairs: Sequence[Pair], d: int) -> float:
     return float(sum(d * (d + 1) if a == b else 2 * d * d for a, b in pairs))
 
 
+def sketched_operations(pairs: Sequence[Pair], d: int, width: int) -> float:
+    """The same through projections: ``2 d k`` for each vector that is projected, and each pair."""
+    return 2.0 * d * width * (len({b for _, b in pairs}) + len(pairs))
+
+
 def sequential_pairs(work: Workload) -> list[Pair]:
     """The products of every steered stream: of its state, and of what is missing with it."""
     return [pair for _ in work.steered for pair in (("x", "x"), ("t", "x"))]
@@ -110,17 +115,24 @@ MLP_PAIRS = [("y", "y"), ("down", "y"), ("h", "h"), ("y", "h")]  # of `toolkit.m
 
 def accumulators(shape: ModelShape, work: Workload) -> list[Stage]:
     """Second moments and cross moments of all blocks; the only place that counts them."""
-    both = [pair for mode in MODES for pair in moment_pairs(mode, shape.branches)]
     fit, held_out = work.counted(False), work.counted(True)
     readable = sum(block.d_ff > 0 for block in shape.blocks)
-    everything = shape.n_layers * (fit + held_out) * product_operations(both, shape.d)
-    sequential = shape.n_layers * fit * product_operations(sequential_pairs(work), shape.d)
+    everything = sum(_moments(moment_pairs(mode, shape.branches), shape, work) for mode in MODES)
+    everything *= shape.n_layers * (fit + held_out)
+    stream = _moments([("x", "x"), ("t", "x")], shape, work)
+    sequential = shape.n_layers * fit * len(work.steered) * stream
     mlp = readable * (fit + held_out) * product_operations(MLP_PAIRS, shape.d)
     first = sum(first_order(block, shape, work) for block in shape.blocks) * (fit + held_out)
     return [
         Stage("moments", "moments", everything + sequential + mlp),
         Stage("first order of the MLPs", "mlp", first),
     ]
+
+
+def _moments(pairs: Sequence[Pair], shape: ModelShape, work: Workload) -> float:
+    if work.sketch:
+        return sketched_operations(pairs, shape.d, work.sketch)
+    return product_operations(pairs, shape.d)
 
 
 def first_order(block: BlockShape, shape: ModelShape, work: Workload) -> float:
@@ -211,11 +223,12 @@ def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
     """Generation and replacement, for each round of prompts.
 
     The tuned model, and every candidate in all blocks, reads the prompts, reads the tuned model's
-    tokens, and says its own one by one. Tuned model, base model and oracle read prompts and tokens
-    in one pass each; so does a candidate in a single block, from that block on.
+    tokens, and says its own one by one. Tuned model and oracle read prompts and tokens in one pass
+    each; so does, where one is tried in single blocks, the base model, and each from its block on.
     """
     talking, n = work.everywhere + 1, work.new_tokens
     singles = shape.n_layers if work.single else 0
+    plain = 3 if work.single else 2
     read = said = logits = 0.0
     for prompts in work.prompts:
         rows, length = prompts.rows, prompts.length
@@ -226,9 +239,9 @@ def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
             tokens = 2.0 * block.matrices * rows * (n - 1)
             read += talking * (block_pass(shape, block, prompts) + tokens + context)
             starts = place + 1 if singles else 0  # candidates that start here or before
-            read += (3 + starts) * block_pass(shape, block, whole)
+            read += (plain + starts) * block_pass(shape, block, whole)
             said += talking * (tokens + growing)
-        read += head(shape, rows * (talking * n + (3 + singles) * n))
+        read += head(shape, rows * (talking * n + (plain + singles) * n))
         said += head(shape, rows * talking * (n - 1))
         logits += rows * n * shape.vocabulary * (2 * work.everywhere + 1 + singles)
     return [
@@ -242,7 +255,7 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
     """Of one model in generation and replacement: each runs through the blocks once, whatever the
     number of its tokens. One that starts at block l counts for the share that it runs through.
     """
-    each = (work.everywhere + 1) * (work.new_tokens + 1) + 3
+    each = (work.everywhere + 1) * (work.new_tokens + 1) + (3 if work.single else 2)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
     return len(work.prompts) * (each + singles)
 

@@ -7,8 +7,6 @@ statistics have 8 bytes, of the vectors that enter them 4 (8 where the models ru
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from toolkit.analysis.linear_fit import Rank
 from toolkit.block_sums import MODES, moment_pairs
 from toolkit.cost import MLP_PAIRS, SHARED_FITS, sequential_pairs
@@ -59,20 +57,21 @@ def memory(
     size: int,
     recipes: Sequence[Rank] = (),
     offload: bool = False,
+    threads: int = 1,
 ) -> Memory:
     """All parts, for models of `size` bytes a number; `recipes` are the ranks that are fitted.
 
-    With `offload` one block of each half is in memory at a time, and streams are on disk.
+    With `offload` one block of each half is in memory at a time. Streams are mapped from disk: what
+    of them is in memory the system may drop.
     """
     march = ("march",)
     return Memory(
         (
             Part("weights", weights(shape, work, size, offload)),
-            Part("streams", 0.0 if offload else streams(shape, work, size), march),
             Part("activations", activations(shape, work, size), march),
             Part("sums", sums(shape, work), march),
             Part("moments", moments(shape, work), march),
-            Part("analyses", analyses(shape, work), march),
+            Part("analyses", analyses(shape, work, threads), march),
             Part("adapters", adapters(shape, recipes, size)),
             Part("generation", generation(shape, work, size), ("replacement",)),
         )
@@ -127,26 +126,26 @@ def n_products(shape: ModelShape, work: Workload) -> int:
 
 
 def sums(shape: ModelShape, work: Workload) -> float:
-    """``8 d²`` for every product of one block."""
-    return float(DOUBLE * shape.d**2 * n_products(shape, work))
+    """``8 d²`` for every product of one block; ``8 d k`` where projections see them."""
+    mlp = 2 * len(MLP_PAIRS) * (shape.largest_block.d_ff > 0)
+    seen = n_products(shape, work) - mlp
+    return float(DOUBLE * shape.d * (mlp * shape.d + seen * (work.sketch or shape.d)))
 
 
 def moments(shape: ModelShape, work: Workload) -> float:
-    """``8 d²`` for every product of either mode and side again, as the moments made of it, and for
-    each vector with itself on both sides together.
+    """``8 d²`` for each of the three products that one fit reads, of both sides."""
+    return float(DOUBLE * shape.d**2 * 6)
+
+
+def analyses(shape: ModelShape, work: Workload, threads: int = 1) -> float:
+    """The largest of what fits, reachability (a token a thread) and shared maps work with, and the
+    sampled tokens.
     """
-    modes = sum(len(moment_pairs(mode, shape.branches)) for mode in MODES)
-    itself = 2 * len(MODES) * len(shape.branches)
-    return float(DOUBLE * shape.d**2 * (2 * modes + itself))
-
-
-def analyses(shape: ModelShape, work: Workload) -> float:
-    """The largest of what fits, reachability and shared maps work with, and the sampled tokens."""
     d, f = shape.d, shape.largest_block.d_ff
     n = min(work.shared_sample, max(work.counted(False), 1)) if f else 0
     inner = 3 if shape.largest_block.gated else 2
     fitting = DOUBLE * 8 * d**2
-    each = torch.get_num_threads() * (4 * d * f + DOUBLE * 4 * d**2)  # what each worker holds
+    each = threads * (4 * d * f + DOUBLE * 4 * d**2)  # what each worker holds
     exact = 2 * DOUBLE * inner * d * f  # the MLP in float64
     reach = work.sample * 4 * 4 * d**2 + each + exact if f else 0
     shared = 4 * n * JACOBIANS * f + SHARED_FITS * DOUBLE * 4 * d**2 + 4 * 6 * d * f if f else 0
@@ -177,7 +176,7 @@ def generation(shape: ModelShape, work: Workload, size: int) -> float:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that a run writes: streams kept between blocks, so that it can go on; results."""
+    """Bytes that a run writes: streams, so that it can go on; results."""
 
     streams: float
     adapters: float

@@ -1,5 +1,6 @@
 """Whether this machine has the memory that a run needs, and what helps where it has not."""
 
+import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,8 @@ ON_HOST = ("moments", "analyses")  # in the machine's own memory, wherever the m
 # The option that makes a part smaller, in the words of the message.
 HELP = {
     "weights": f"--dtype bfloat16, or {OFFLOAD}",
-    "streams": f"fewer documents, a smaller --max-length, {OFFLOAD}, or more processes",
     "activations": "a smaller --batch-tokens",
-    "sums": "a machine with more memory (they grow with the square of the model's width alone)",
+    "sums": "--sketch (they grow with the square of the model's width)",
     "moments": "a machine with more memory (they grow with the square of the model's width alone)",
     "analyses": "a smaller --sample or --shared-sample",
     "adapters": "--dtype bfloat16",
@@ -29,12 +29,13 @@ HELP = {
 
 
 def available_memory(device: str = "cpu") -> float:
-    """Bytes that this process may still take: of the machine, of its container, of its own limit;
-    on a GPU, what is free there.
+    """Bytes that this process may still take: its part of the machine's and its container's, and what
+    its own limit leaves; on a GPU, what is free there.
     """
     if torch.device(device).type == "cuda":
         return float(torch.cuda.mem_get_info(torch.device(device))[0])
-    left = [float(psutil.virtual_memory().available), *_cgroup()]
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as torchrun starts them
+    left = [free / neighbours for free in (float(psutil.virtual_memory().available), *_cgroup())]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         left.append(float(limit - psutil.Process().memory_info().vms))

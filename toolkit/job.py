@@ -68,8 +68,9 @@ def _run_in(world: World, job: Job) -> Run:
     world.from_first(lambda: refuse_existing(job.out, job.overwrite))
     documents = read_documents(job.data)
     if job.memory_check:
+        # The first process asks for all, before any of them has read a model.
         models = job.base, job.tuned, documents, job.options, job.dtype, job.device
-        require_memory(plan(*models, timed=False).places)
+        world.from_first(lambda: require_memory(plan(*models, timed=False).places))
     pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device)
     source = {"file": str(job.data), "sha256": hashlib.sha256(job.data.read_bytes()).hexdigest()}
     request = {

@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from toolkit import cost
 from toolkit.documents import Encoded
-from toolkit.footprint import disk, memory
+from toolkit.footprint import disk, memory, streams
 from toolkit.planning import workload_of
 from toolkit.run import Options
 from toolkit.shape import ModelShape
@@ -95,7 +95,8 @@ def needs(
             {
                 "model": name,
                 "parameters": shape.parameters,
-                **{part: parts[part] for part in ("weights", "streams")},
+                "weights": parts["weights"],
+                "streams": streams(shape, work, size) / GIB,
                 "statistics": parts["sums"] + parts["moments"],
                 "memory": held.peak / GIB,
                 "memory_offloaded": offloaded.peak / GIB,

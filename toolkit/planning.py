@@ -138,7 +138,7 @@ def plan(
     encoded = encode_all(documents, known.tokenizer, options.max_length)
     work, ranks = workload_of(shape, encoded, options, known.adapter)
     size = dtype.itemsize
-    needed = memory(shape, work, size, ranks, offload)
+    needed = memory(shape, work, size, ranks, offload, torch.get_num_threads())
     timing = measure(known.config, shape, work, dtype, device) if timed else None
     held_out = sum(document.held_out for document in encoded)
     return RunPlan(
@@ -173,6 +173,7 @@ def workload_of(
         single=SINGLE in recipes,
         new_tokens=options.new_tokens,
         sample=options.sample,
+        sketch=options.sketch,
         shared_sample=options.shared_sample,
         adapter=adapter,
     )

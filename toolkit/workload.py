@@ -25,6 +25,7 @@ class Workload:
     batches: of documents. prompts: rounds of prompts, their lengths before anything is said.
     steered: the location of each adapter that is fitted sequentially. everywhere: candidates that
     steer all blocks, no steering among them. single: whether one is tried in each block alone.
+    sketch: width of the projections through which moments are seen (None: exact).
     adapter: entries of a LoRA's factors in all blocks (None: the tuned half has weights of its
     own).
     """
@@ -37,6 +38,7 @@ class Workload:
     new_tokens: int = 32
     sample: int = 8
     shared_sample: int = 256
+    sketch: int | None = None
     adapter: int | None = None
 
     def counted(self, held_out: bool) -> int:
