@@ -253,7 +253,7 @@ def test_an_adapter_that_trains_biases_leaves_the_base_alone(tmp_path, tokenizer
     save_adapter(tmp_path, tmp_path / "lora", "gpt2", target_modules=["c_fc"], bias="all",
                  fan_in_fan_out=True)  # fmt: skip
     pair = ModelPair.load(tmp_path / "base", tmp_path / "lora")
-    assert fingerprint(pair.base) == fingerprint(base)
+    assert pair.hashes[0] == fingerprint(sorted(base.state_dict().items()))
     assert torch.equal(pair.base(IDS).logits, base(IDS).logits)
 
 

@@ -62,6 +62,9 @@ DryRun = Annotated[
 MemoryCheck = Annotated[
     bool, typer.Option(help="Refuse a run that needs more memory than is free.")
 ]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload", help="Read blocks from disk when they are reached.")
+]
 
 DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
 
@@ -95,6 +98,7 @@ def diagnose(
     quiet: Quiet = False,
     dry_run: DryRun = False,
     memory_check: MemoryCheck = True,
+    offload: OffloadOption = False,
 ) -> None:
     """Compare BASE with TUNED on the documents of --data, and write tables, figures and a report.
 
@@ -135,6 +139,7 @@ def diagnose(
             overwrite,
             not quiet,
             memory_check,
+            offload,
         )
         if dry_run:
             console.print(plan_job(job))

@@ -11,11 +11,10 @@ from toolkit.checks import Check
 from toolkit.documents import Batch, Encoded, encode_all, make_batches
 from toolkit.errors import InputError
 from toolkit.heap import release_freed
-from toolkit.inside import Inside
+from toolkit.insides import Insides
 from toolkit.lapack import quiet_openblas
 from toolkit.locations import BRANCHES
 from toolkit.lockstep import March
-from toolkit.mlp import mlps
 from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.provenance import Stages, describe_run
@@ -27,7 +26,6 @@ from toolkit.steerability import describe_choice, make_tables, samples
 from toolkit.steering import Adapters
 from toolkit.survey import BlockSurvey, Recipe, survey
 from toolkit.table import Table
-from toolkit.tail import read_tails
 from toolkit.validity import (
     check_noise,
     check_oracle,
@@ -148,7 +146,7 @@ def _march(
         batches,
         pair.branches,
         extra=(MLP_INPUT,) if insides else (),
-        forced_extra=TAIL_STATES if insides and insides[0].tail else (),
+        forced_extra=TAIL_STATES if insides and insides.has_tails else (),
         steered={r.name: r.location for r in recipes if r.fit == "sequential"},
         own=_own(batches, world),
         folder=workspace.streams if workspace else None,
@@ -190,7 +188,7 @@ def _own(batches: Sequence[Batch], world: World) -> list[int]:
     return world.shares([batch.ids.numel() for batch in batches], lead)
 
 
-def _insides(pair: ModelPair, batch: Batch) -> list[Inside] | None:
+def _insides(pair: ModelPair, batch: Batch) -> Insides | None:
     """The MLPs as matrices, or None, with the reason kept, where there are none to read.
 
     With them, where a family has one, the path from the attention branch through each.
@@ -198,18 +196,13 @@ def _insides(pair: ModelPair, batch: Batch) -> list[Inside] | None:
     if MLP_INPUT in pair.missing:
         return None
     try:
-        found = mlps(pair.base, pair.tuned)
+        found = Insides(pair, batch)
     except ValueError as error:
         pair.missing["mlp"] = " ".join(str(error).split())
         return None
-    if "pre_mlp" in pair.missing:
-        return [Inside(*parts) for parts in found]
-    try:
-        tails = read_tails(pair.base_blocks, [mlp for mlp, _ in found], batch)
-    except ValueError as error:
-        pair.missing["tail"] = " ".join(str(error).split())
-        return [Inside(*parts) for parts in found]
-    return [Inside(*parts, *tail) for parts, tail in zip(found, tails, strict=True)]
+    if not found.has_tails and "pre_mlp" not in pair.missing:
+        pair.missing["tail"] = found.no_tails
+    return found
 
 
 def _candidates(blocks: list[BlockSurvey], recipes: list[Recipe]) -> list[Candidate]:

@@ -29,8 +29,8 @@ HELP = {
 
 
 def available_memory(device: str = "cpu") -> float:
-    """Bytes that this process may still take: its part of what the machine and its container have, and
-    what its own limit leaves; on a GPU, what is free there.
+    """Bytes that this process may still take: its part of the machine's and of its container's,
+    within its own limit; on a GPU, what is free there.
     """
     if torch.device(device).type == "cuda":
         return float(torch.cuda.mem_get_info(torch.device(device))[0])

@@ -37,6 +37,7 @@ class Job:
     overwrite: bool = False
     show: bool = True
     memory_check: bool = True
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -69,9 +70,8 @@ def _run_in(world: World, job: Job) -> Run:
     documents = read_documents(job.data)
     if job.memory_check:
         # The first process asks for all, before any of them has read a model.
-        models = job.base, job.tuned, documents, job.options, job.dtype, job.device
-        world.from_first(lambda: require_memory(plan(*models, timed=False).places))
-    pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device)
+        world.from_first(lambda: require_memory(plan_job(job, timed=False).places))
+    pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device, job.offload)
     source = {"file": str(job.data), "sha256": hashlib.sha256(job.data.read_bytes()).hexdigest()}
     request = {
         "base": pair.hashes[0],
@@ -97,7 +97,7 @@ def _run_in(world: World, job: Job) -> Run:
     return run
 
 
-def plan_job(job: Job) -> RunPlan:
+def plan_job(job: Job, timed: bool = True) -> RunPlan:
     """What `job` would cost: no weights are read, nothing is written."""
     return plan(
         job.base,
@@ -106,6 +106,8 @@ def plan_job(job: Job) -> RunPlan:
         job.options,
         job.dtype,
         job.device,
+        timed=timed,
+        offload=job.offload,
         keep_statistics=job.keep_statistics,
     )
 

@@ -8,7 +8,7 @@ hidden state. Nothing of any model family is written here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from toolkit.hooks import (
     with_hidden_state,
 )
 from toolkit.locations import Sites, causal_lm
+from toolkit.offload import Offload
 from toolkit.streams import Shape, Stream
 
 Mode = Literal["free", "forced"]
@@ -52,14 +53,19 @@ def delta(tuned: Tensor, base: Tensor) -> Tensor:
 class Blocks:
     """One model as a row of blocks, each of which runs on any hidden state."""
 
-    def __init__(self, model: nn.Module, sites: Sites) -> None:
+    def __init__(self, model: nn.Module, sites: Sites, offload: Offload | None = None) -> None:
         self.model = causal_lm(model)
         self.sites = sites
+        self.offload = offload
         one_token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
         with torch.no_grad():
             self._tuple_sizes = tuple_sizes(
                 sites.blocks, lambda: self.model.base_model(input_ids=one_token, use_cache=False)
             )
+
+    def resident(self, layer: int) -> AbstractContextManager[None]:
+        """Keep the weights of block `layer` in memory, where they come from disk when needed."""
+        return self.offload.resident(layer) if self.offload else nullcontext()
 
     def embed(self, batch: Batch) -> Tensor:
         """The hidden state that enters block 0, `[batch, length, d_model]`."""
@@ -225,9 +231,19 @@ class March:
         while self._next < self.base.sites.n_layers:
             yield self._next
 
+    @contextmanager
+    def resident(self, layer: int) -> Iterator[None]:
+        """Keep the weights of block `layer` of both models while it is passed and looked at."""
+        with self.base.resident(layer), self.tuned.resident(layer):
+            yield
+
     @torch.no_grad()
     def steps(self, layer: int) -> Iterator[Step]:
         """Run block `layer` on every batch; base and tuned streams advance on the way."""
+        with self.resident(layer):
+            yield from self._steps(layer)
+
+    def _steps(self, layer: int) -> Iterator[Step]:
         for index in self._own:
             batch = self.batches[index]
             call = self.base.call(layer, batch)
@@ -255,6 +271,13 @@ class March:
     @torch.no_grad()
     def advance(self, layer: int, adapters: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         """Carry each steered stream past block `layer` with the adapter just fitted for it."""
+        with self.base.resident(layer):
+            self._steer(layer, adapters)
+        for stream in self._streams.values():
+            stream.turn()
+        self._next = layer + 1
+
+    def _steer(self, layer: int, adapters: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         for name, location in self.steered.items():
             stream = self._streams[name]
             for index in self._fit:
@@ -269,9 +292,6 @@ class March:
                     left = stream.left(index)
                     source = self._scratch[name].left(index) if name in self._scratch else left
                     stream.put(index, left + shift(adapters[name], source, where))
-        for stream in self._streams.values():
-            stream.turn()
-        self._next = layer + 1
 
     def _run_steered(self, name: str, layer: int, index: int, call: Call) -> States:
         location, stream, batch = self.steered[name], self._streams[name], self.batches[index]

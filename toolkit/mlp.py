@@ -1,6 +1,6 @@
 """A block's MLP as matrices: what the first-order and reachability analyses compute with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,9 +105,25 @@ def mlps(base: nn.Module, tuned: nn.Module) -> list[tuple[MLP, MLPChange]]:
 
     Raises ValueError, with the reason, where a block has no MLP that can be read.
     """
-    activation = _activation(causal_lm(base).config)
-    pairs = zip(mlp_projections(base), mlp_projections(tuned), strict=True)
-    return [(_mlp(activation, ours), _mlp_change(ours, theirs)) for ours, theirs in pairs]
+    return list(MLPs(base, tuned))
+
+
+class MLPs(Sequence[tuple[MLP, MLPChange]]):
+    """`mlps`, each read when it is asked for.
+
+    Raises ValueError, with the reason, where a block has no MLP, and later where it cannot be read.
+    """
+
+    def __init__(self, base: nn.Module, tuned: nn.Module) -> None:
+        self._activation = _activation(causal_lm(base).config)
+        self._base, self._tuned = mlp_projections(base), mlp_projections(tuned)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def __getitem__(self, layer: Any) -> Any:
+        ours, theirs = self._base[layer], self._tuned[layer]
+        return _mlp(self._activation, ours), _mlp_change(ours, theirs)
 
 
 def _mlp(activation: Activation, projections: dict[str, nn.Module]) -> MLP:

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +18,14 @@ from toolkit.checks import Check
 from toolkit.errors import InputError
 from toolkit.locations import BRANCHES, causal_lm, resolve
 from toolkit.lockstep import Blocks
+from toolkit.offload import Offload, beside, offloaded, state_tensors, with_stand_ins
 from toolkit.proofs import prove
 from toolkit.weights import (
     fingerprint,
     load_config,
     load_model,
     load_tokenizer,
+    model_folder,
     one_line,
     plain_folder,
     quiet_transformers,
@@ -55,24 +59,29 @@ class ModelPair:
         tuned: str | Path,
         dtype: torch.dtype | str = torch.float32,
         device: str | torch.device = "cpu",
+        offload: bool = False,
     ) -> "ModelPair":
         """Load both halves: a hub id, a folder, a ``.gguf`` file or a packaged model's name.
 
-        `tuned` may be a folder with a PEFT adapter of `base`; the weights are then held once.
-        Raises InputError where the two cannot be compared, and says what differs first.
+        `tuned` may be a folder with a PEFT adapter of `base`; the weights are then held once. With
+        `offload` a block's weights are read from disk when the block is reached. Raises InputError
+        where the two cannot be compared, and says what differs first.
         """
         if isinstance(dtype, str) and dtype != "auto":
             dtype = getattr(torch, dtype)
         with quiet_transformers():
+            read = _offloaded if offload else _in_memory
             if _is_adapter(tuned):
-                base_model = load_model(base, dtype, device)
-                tuned_model = _with_adapter(base_model, base, Path(tuned))
+                base_model, ours = read(base, dtype, device)
+                tuned_model, theirs = _with_adapter(base_model, ours, base, Path(tuned))
             else:
                 _compare_configs(load_config(base), load_config(tuned))
-                base_model = load_model(base, dtype, device)
-                tuned_model = load_model(tuned, dtype, device)
+                base_model, ours = read(base, dtype, device)
+                tuned_model, theirs = read(tuned, dtype, device)
             tokenizer = _shared_tokenizer(base, tuned)
-        return cls.from_models(base_model, tuned_model, tokenizer, str(base), str(tuned))
+        return cls.from_models(
+            base_model, tuned_model, tokenizer, str(base), str(tuned), (ours, theirs)
+        )
 
     @classmethod
     def from_models(
@@ -82,12 +91,16 @@ class ModelPair:
         tokenizer: Any,
         base_name: str = "base",
         tuned_name: str = "tuned",
+        offloads: tuple[Offload | None, Offload | None] = (None, None),
     ) -> "ModelPair":
-        """A pair of models in memory. Both are put into evaluation mode."""
+        """A pair of models in memory. Both are put into evaluation mode.
+
+        `offloads` bring the weights of models whose blocks have none.
+        """
         _compare_configs(base.config, tuned.config)
         _compare_shapes(base, tuned)
-        base_blocks = Blocks(base.eval(), resolve(base))
-        tuned_blocks = Blocks(tuned.eval(), resolve(tuned))
+        base_blocks = Blocks(base.eval(), resolve(base), offloads[0])
+        tuned_blocks = Blocks(tuned.eval(), resolve(tuned), offloads[1])
         checks, refused = prove(base_blocks, tuned_blocks)
         return cls(
             base,
@@ -121,7 +134,14 @@ class ModelPair:
     @cached_property
     def hashes(self) -> tuple[str, str]:
         """The fingerprints of the base and the tuned model, taken once."""
-        return fingerprint(self.base), fingerprint(self.tuned)
+        ours = state_tensors(self.base, self.base_blocks.offload)
+        return fingerprint(ours), fingerprint(state_tensors(self.tuned, self.tuned_blocks.offload))
+
+    @contextmanager
+    def resident(self, layer: int) -> Iterator[None]:
+        """Keep the weights of block `layer` of both models in memory."""
+        with self.base_blocks.resident(layer), self.tuned_blocks.resident(layer):
+            yield
 
     @property
     def n_parameters(self) -> int:
@@ -133,7 +153,17 @@ def _is_adapter(source: str | Path) -> bool:
     return (Path(source) / ADAPTER_CONFIG).is_file()
 
 
-def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.Module:
+def _in_memory(source: str | Path, dtype: Any, device: Any) -> tuple[nn.Module, None]:
+    return load_model(source, dtype, device), None
+
+
+def _offloaded(source: str | Path, dtype: Any, device: Any) -> tuple[nn.Module, Offload]:
+    return offloaded(model_folder(source), dtype, device)
+
+
+def _with_adapter(
+    base: nn.Module, offload: Offload | None, base_source: str | Path, folder: Path
+) -> tuple[nn.Module, Offload | None]:
     """`base` with the PEFT adapter in `folder`, as a second model that shares base's tensors."""
     from peft import PeftConfig, PeftModel
     from peft.utils import get_peft_model_state_dict
@@ -152,6 +182,13 @@ def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.
     with safe_open(weights, "pt") as saved:
         names = set(saved.keys())
     shared: dict[int, Any] = {}
+    if offload:
+        if not _leaves_base_alone(config, names):
+            raise InputError(
+                f"{folder} changes weights of its base when it is loaded, which --offload cannot "
+                "do: merge it into a model folder"
+            )
+        with_stand_ins(base)
     if _leaves_base_alone(config, names):
         shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
     try:
@@ -171,7 +208,12 @@ def _with_adapter(base: nn.Module, base_source: str | Path, folder: Path) -> nn.
             f"the adapter {folder} does not fit the base model {base_source}: "
             f"tensor {different[0]!r} is on one side only"
         )
-    return tuned.to(next(base.parameters()).device).eval().requires_grad_(False)
+    tuned = tuned.to(next(base.parameters()).device).eval().requires_grad_(False)
+    if not offload:
+        return tuned, None
+    beside_base = beside(offload, tuned)
+    offload.release()
+    return tuned, beside_base
 
 
 def _leaves_base_alone(config: Any, names: set[str]) -> bool:

@@ -89,33 +89,30 @@ def survey(
     """
     sequential = [recipe for recipe in recipes if recipe.fit == "sequential"]
     for layer in march.layers():
-        inside = insides[layer] if insides else None
-        sample = Samples(*samples) if inside else None
+        sample = Samples(*samples) if insides else None
         sums = BlockSums(branches, march.steered, sample, world, sketch)
-        mlp_sums = MLPSums(inside, world) if inside else None
-        for step in march.steps(layer):
-            sums.update(step)
-            if mlp_sums:
-                mlp_sums.update(step)
-            advance()
-        sums.reduce()
-        if keep:
-            keep(layer, sums)
-        tasks = block_tasks(sums, recipes, dtype)
-        tasks += [partial(_sequential_fit, sums, recipe, dtype) for recipe in sequential]
-        if inside and mlp_sums and sums.samples:
-            mlp_sums.reduce()
-            tasks.append(partial(_mlp_rows, mlp_sums))
-            tasks += [
-                partial(_inside_rows, name, rows)
-                for name, rows in inside_tasks(inside, *sums.samples.result()).items()
-            ]
-        found = BlockSurvey(layer)
-        for part in world.spread(tasks):
-            found.add(part)
+        with march.resident(layer):
+            inside = insides[layer] if insides else None
+            mlp_sums = MLPSums(inside, world) if inside else None
+            for step in march.steps(layer):
+                sums.update(step)
+                if mlp_sums:
+                    mlp_sums.update(step)
+                advance()
+            sums.reduce()
+            if keep:
+                keep(layer, sums)
+            tasks = block_tasks(sums, recipes, dtype)
+            tasks += [partial(_sequential_fit, sums, recipe, dtype) for recipe in sequential]
+            if inside and mlp_sums and sample:
+                mlp_sums.reduce()
+                tasks += _inside_tasks(inside, mlp_sums, sample)
+            found = BlockSurvey(layer)
+            for part in world.spread(tasks):
+                found.add(part)
+            march.advance(layer, {recipe.name: found.adapters[recipe] for recipe in sequential})
         if inside:
             found.rows.setdefault("shared_reach", []).extend(after_mlp_rows(found.rows))
-        march.advance(layer, {recipe.name: found.adapters[recipe] for recipe in sequential})
         yield found
 
 
@@ -217,8 +214,11 @@ def _sequential_fit(sums: BlockSums, recipe: Recipe, dtype: torch.dtype) -> Foun
     return Found(adapters={recipe: adapter_from(fit, recipe.rank, dtype)})
 
 
-def _mlp_rows(sums: MLPSums) -> Found:
-    return Found(sums.rows())
+def _inside_tasks(inside: Inside, mlp_sums: MLPSums, sample: Samples) -> list[Task]:
+    tasks: list[Task] = [lambda: Found(mlp_sums.rows())]
+    for name, rows in inside_tasks(inside, *sample.result()).items():
+        tasks.append(partial(_inside_rows, name, rows))
+    return tasks
 
 
 def _inside_rows(name: str, rows: Callable[[], list[Row]]) -> Found:

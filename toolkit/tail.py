@@ -6,7 +6,7 @@ through. `norm` and `post` are the model's own modules; families have either, bo
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,25 +92,36 @@ class HeadOutputs:
         return bases.mT.expand(len(z), -1, -1, -1)
 
 
-def read_tails(blocks: Blocks, mlps: list[MLP], batch: Batch) -> list[tuple[Tail, HeadOutputs]]:
+def read_tails(blocks: Blocks, mlps: Sequence[MLP], batch: Batch) -> list[tuple[Tail, HeadOutputs]]:
     """Every block's tail and head outputs.
 
     Raises ValueError, with the reason, where a family has none, or where what was read does not
     reproduce the model's own block outputs on `batch`.
     """
-    sites = blocks.sites
-    for name in ("resid_mid", "heads"):
-        if name in sites.missing:
-            raise ValueError(sites.missing[name])
-    tails = [_tail(sites, layer, mlp) for layer, mlp in enumerate(mlps)]
+    check_tails(blocks, mlps, batch)
+    return [tail_at(blocks, layer, mlp) for layer, mlp in enumerate(mlps)]
+
+
+def tail_at(blocks: Blocks, layer: int, mlp: MLP) -> tuple[Tail, HeadOutputs]:
+    """One block's tail and head outputs, where `check_tails` has found nothing wrong."""
     n_heads = blocks.model.config.num_attention_heads
-    for layer, (tail, left) in enumerate(_mismatches(blocks, tails, batch)):
+    return _tail(blocks.sites, layer, mlp), _heads(blocks.sites, layer, n_heads)
+
+
+def check_tails(blocks: Blocks, mlps: Iterable[MLP], batch: Batch) -> None:
+    """Raise ValueError, with the reason, where blocks on `batch` are not what tails say.
+
+    Of `mlps` one is in use at a time, with its block.
+    """
+    for name in ("resid_mid", "heads"):
+        if name in blocks.sites.missing:
+            raise ValueError(blocks.sites.missing[name])
+    for layer, (tail, left) in enumerate(_mismatches(blocks, mlps, batch)):
         if left > 1e-3:
             raise ValueError(
                 f"block {layer} is not x + MLP(norm(x)) as read ({type(tail.norm).__name__}): "
                 f"relative difference {left:.1e}"
             )
-    return [(tail, _heads(sites, layer, n_heads)) for layer, tail in enumerate(tails)]
 
 
 def _tail(sites: Sites, layer: int, mlp: MLP) -> Tail:
@@ -130,18 +141,18 @@ def _heads(sites: Sites, layer: int, n_heads: int) -> HeadOutputs:
 
 
 @torch.no_grad()
-def _mismatches(blocks: Blocks, tails: list[Tail], batch: Batch) -> list[tuple[Tail, float]]:
+def _mismatches(blocks: Blocks, mlps: Iterable[MLP], batch: Batch) -> Iterator[tuple[Tail, float]]:
     """Each tail with the largest relative difference of its outputs from the model's own."""
     places = {
         f"{name} {layer}": blocks.sites.at[name, layer]
         for name in ("resid_mid", "post_block")
-        for layer in range(len(tails))
+        for layer in range(blocks.sites.n_layers)
     }
     with capture(places) as states:
         mask = batch.mask.long()
         blocks.model.base_model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
-    found = []
-    for layer, tail in enumerate(tails):
+    for layer, mlp in enumerate(mlps):
+        tail = _tail(blocks.sites, layer, mlp)
         x, out = (
             states[f"{name} {layer}"][batch.counted].to("cpu", tail.mlp.down.dtype)
             for name in ("resid_mid", "post_block")
@@ -149,8 +160,7 @@ def _mismatches(blocks: Blocks, tails: list[Tail], batch: Batch) -> list[tuple[T
         difference = (tail.to(x.dtype)(x) - out).norm(dim=1) / out.norm(dim=1)
         # Rounding of half precision is not what is looked for.
         coarse = 0.0 if x.dtype in (torch.float32, torch.float64) else 0.05
-        found.append((tail, max(float(difference.max()) - coarse, 0.0)))
-    return found
+        yield tail, max(float(difference.max()) - coarse, 0.0)
 
 
 def orthonormal(rows: Tensor) -> Tensor:

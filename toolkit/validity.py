@@ -41,7 +41,8 @@ def noise_floor(blocks: Blocks, batch: Batch) -> list[float] | str:
         call = blocks.call(layer, batch)
         hidden, _ = blocks.run(layer, call, hidden, ())
         twin = with_hidden_state(_cast(call, higher), exact)
-        twin_block: Any = copy.deepcopy(block).to(higher)
+        with blocks.resident(layer):
+            twin_block: Any = copy.deepcopy(block).to(higher)
         try:
             exact = first(twin_block(*twin.args, **twin.kwargs))
         except RuntimeError as error:  # mixtures of experts have no kernel for float64
@@ -67,8 +68,12 @@ def first_changed_block(pair: ModelPair) -> int | None:
     tuned_in = pair.tuned_blocks.model.get_input_embeddings()
     if _changed(base_in, tuned_in):
         return -1
-    pairs = zip(pair.base_blocks.sites.blocks, pair.tuned_blocks.sites.blocks, strict=True)
-    return next((layer for layer, (a, b) in enumerate(pairs) if _changed(a, b)), None)
+    ours, theirs = (blocks.sites.blocks for blocks in (pair.base_blocks, pair.tuned_blocks))
+    for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        with pair.resident(layer):
+            if _changed(a, b):
+                return layer
+    return None
 
 
 def _changed(base: nn.Module, tuned: nn.Module) -> bool:

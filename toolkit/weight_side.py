@@ -26,16 +26,14 @@ _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 
 
 def weight_rows(base: Blocks, tuned: Blocks, world: World = ALONE) -> list[dict[str, Any]]:
-    """A row for every linear module of every block of two models in memory.
+    """A row for every linear module of every block of two models.
 
     The processes of `world` share the matrices.
     """
     tasks = [
-        partial(_module_row, layer, name, module, theirs.get_submodule(name))
-        for layer, (ours, theirs) in enumerate(
-            zip(base.sites.blocks, tuned.sites.blocks, strict=True)
-        )
-        for name, module in ours.named_modules()
+        partial(_module_row, base, tuned, layer, name)
+        for layer, block in enumerate(base.sites.blocks)
+        for name, module in block.named_modules()
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     ]
     return world.spread(tasks)
@@ -61,8 +59,10 @@ def streamed_weight_rows(base: str | Path, tuned: str | Path) -> Iterator[dict[s
                     yield _row(int(found[1]), found[2], weight, changes[name]())
 
 
-def _module_row(layer: int, name: str, base: nn.Module, tuned: nn.Module) -> dict[str, Any]:
-    return _row(layer, name, affine(base)[0], module_change(base, tuned))
+def _module_row(base: Blocks, tuned: Blocks, layer: int, name: str) -> dict[str, Any]:
+    with base.resident(layer), tuned.resident(layer):
+        ours, theirs = (b.sites.blocks[layer].get_submodule(name) for b in (base, tuned))
+        return _row(layer, name, affine(ours)[0], module_change(ours, theirs))
 
 
 def _row(layer: int, module: str, weight: Tensor, change: Change) -> dict[str, Any]:

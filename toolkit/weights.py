@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -73,7 +74,7 @@ def load_model(
     """
     folder = plain_folder(source)
     if Path(folder).is_dir():
-        _refuse_pickles(Path(folder))
+        refuse_pickles(Path(folder))
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -81,6 +82,24 @@ def load_model(
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load a model from {str(source)!r}: {one_line(error)}") from error
     return model.to(device).eval().requires_grad_(False)
+
+
+def model_folder(source: str | Path) -> Path:
+    """The local folder of a model's safetensors; a hub id is downloaded."""
+    folder = Path(plain_folder(source))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        patterns = ["*.safetensors", "*.json"]
+        try:
+            folder = Path(snapshot_download(str(source), allow_patterns=patterns))
+        except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise InputError(
+                f"cannot load a model from {str(source)!r}: {one_line(error)}"
+            ) from error
+    refuse_pickles(folder)
+    return folder
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -120,12 +139,16 @@ def plain_folder(source: str | Path) -> str:
     return str(source)
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """The sha256 of a model's parameters and buffers: names, dtypes, shapes and bytes, by name."""
+def fingerprint(state: Iterable[tuple[str, Tensor]]) -> str:
+    """The sha256 of a model's parameters and buffers: names, dtypes, shapes and bytes, by name.
+
+    `state` gives them in the order of their names.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in state:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        content: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -134,7 +157,7 @@ def one_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _refuse_pickles(folder: Path) -> None:
+def refuse_pickles(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
