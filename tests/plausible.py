@@ -20,6 +20,7 @@ def frames(n_layers: int = 30, n_tokens: int = 32) -> dict[str, pd.DataFrame]:
     for layer, t in enumerate(depth):
         rows["norms"] += _norms(layer, t, random)
         rows["spectrum"] += _spectrum(layer, t, random)
+        rows["noise"] += _noise(layer, t)
         rows["linear_fit"] += _fits(layer, random)
         down, gate = 0.2 + 0.3 * t + random.normal(0, 0.03), 0.36 - 0.15 * t
         rest = 1e-5 * 10 ** random.normal(0, 0.3)
@@ -51,6 +52,14 @@ def _norms(layer, t, random):
         block = size * (1 + 10 * t)
         yield {"layer": layer, "of": of, "pre_mlp": attention, "post_mlp": mlp,
                "post_block": block, "mlp_share": share}  # fmt: skip
+
+
+def _noise(layer, t):
+    for location in LOCATIONS:
+        for mode, size in (("free", 4e-3 * (1 + 3 * t)), ("forced", 4e-3)):
+            yield {"layer": layer, "location": location, "mode": mode, "n_tokens": 250,
+                   "noise_rms": 33 * size, "noise_relative": size,
+                   "noise_norm": 30 * size}  # fmt: skip
 
 
 def _spectrum(layer, t, random):

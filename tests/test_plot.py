@@ -85,3 +85,15 @@ def test_files_are_the_same_bytes_every_time(tmp_path):
     for suffix in (".svg", ".png"):
         ours, theirs = ((tmp_path / f"{place}{suffix}").read_bytes() for place in ("a", "b"))
         assert ours == theirs
+
+
+@pytest.mark.parametrize("name", plot.WITH_NOISE)
+def test_noise_is_a_band_below_what_is_drawn_or_words_if_it_is_far_below(name):
+    figure = Table(name, FULL[name]).plot(Table("noise", FULL["noise"]))
+    assert len(figure.axes[1].collections) == 1
+    assert "rounding noise" not in words(figure)
+    columns = ["noise_rms", "noise_relative", "noise_norm"]
+    little = FULL["noise"].assign(**{column: FULL["noise"][column] / 1e4 for column in columns})
+    figure = Table(name, FULL[name]).plot(Table("noise", little))
+    assert not figure.axes[1].collections
+    assert "rounding noise: at most" in words(figure)

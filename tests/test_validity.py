@@ -2,50 +2,35 @@
 
 import pandas as pd
 import pytest
-import torch
 
 from tests import tiny
 from toolkit import ModelPair
-from toolkit.documents import encode_all, make_batches
 from toolkit.validity import (
     check_noise,
     check_tokens,
     check_upstream,
     first_changed_block,
-    noise_floor,
 )
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-def test_noise_of_half_precision_is_near_its_epsilon(family, tokenizer):
-    """Within a factor of 10 either way; that of float32 is 10⁴ times smaller and not nothing."""
-    floors = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        pair = tiny.make_pair(family, dtype, tokenizer)
-        batch = make_batches(encode_all(tiny.make_documents(8), tokenizer))[0]
-        floors[dtype] = noise_floor(pair.base_blocks, batch)
-    assert len(floors[torch.bfloat16]) == tiny.N_LAYERS
-    for coarse, fine in zip(*floors.values(), strict=True):
-        assert 0.1 < coarse / torch.finfo(torch.bfloat16).eps < 10
-        assert 0 < fine < 1e-3 * coarse
-
-
-def spectra(relative_rms, rms=1.0):
+def spectra(relative_rms, rms=1.0, location="post_mlp", mode="forced"):
     rows = [
-        {"layer": i, "location": "post_block", "mode": "free", "rms": rms, "relative_rms": r}
+        {"layer": i, "location": location, "mode": mode, "rms": rms, "relative_rms": r}
         for i, r in enumerate(relative_rms)
     ]
     return pd.DataFrame(rows)
 
 
 def test_a_delta_near_the_noise_fails():
-    floor = [1e-3, 1e-3]
-    assert check_noise(spectra([0.1, 0.1]), floor).status == "passed"
-    failed = check_noise(spectra([0.1, 0.002]), floor)
+    noise = spectra([0.1, 0.1]).assign(noise_relative=1e-3).drop(columns=["rms", "relative_rms"])
+    assert check_noise(spectra([0.1, 0.1]), noise).status == "passed"
+    failed = check_noise(spectra([0.1, 0.002]), noise)
     assert failed.status == "failed"
-    assert "2 times" in failed.detail
-    assert "block 1" in failed.detail
-    assert check_noise(spectra([0.0, 0.0], rms=0.0), floor).status == "not applicable"
+    for words in ("2 times", "block 1", "post_mlp", "forced", "1 of 2"):
+        assert words in failed.detail
+    assert check_noise(spectra([0.0, 0.0], rms=0.0), noise).status == "not applicable"
+    said = check_noise(spectra([0.1]), noise[:0], "no kernel")
+    assert (said.status, said.detail) == ("not applicable", "no kernel")
 
 
 def test_ten_tokens_a_dimension():
@@ -67,7 +52,7 @@ def test_the_first_changed_block_is_found(layer, tokenizer):
 
 
 def test_upstream_must_be_zero():
-    frame = spectra([0.0, 0.1]).assign(rms=[0.0, 1.0])
+    frame = spectra([0.0, 0.1], location="post_block", mode="free").assign(rms=[0.0, 1.0])
     assert check_upstream(frame, 1).status == "passed"
     assert check_upstream(frame.assign(rms=[1e-9, 1.0]), 1).status == "failed"
     assert check_upstream(frame, 0).status == "not applicable"

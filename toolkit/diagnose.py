@@ -15,6 +15,7 @@ from toolkit.insides import Insides
 from toolkit.lapack import quiet_openblas
 from toolkit.locations import BRANCHES
 from toolkit.lockstep import March
+from toolkit.noise import Noise, measure_noise, noise_batch
 from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.provenance import Stages, describe_run
@@ -33,7 +34,6 @@ from toolkit.validity import (
     check_tokens,
     check_upstream,
     first_changed_block,
-    noise_floor,
 )
 from toolkit.weight_side import weight_rows
 from toolkit.workspace import Workspace
@@ -69,6 +69,8 @@ def diagnose(
         documents = list(documents)
         encoded = encode_all(documents, pair.tokenizer, options.max_length)
         batches = _batches(pair, encoded, options)
+        with stages.stage("noise"):
+            noise = measure_noise(pair.base_blocks, noise_batch(batches), pair.branches)
         with stages.stage("march"):
             blocks, recipes = _march(pair, batches, options, workspace, world, show_progress)
         release_freed()
@@ -90,8 +92,8 @@ def diagnose(
         with stages.stage("checks"):
             rows = weight_rows(pair.base_blocks, pair.tuned_blocks, world)
             tables = make_tables(pair, blocks, candidates, evaluation, rows)
-            floor = noise_floor(pair.base_blocks, _noise_batch(batches))
-            checks = _checks(pair, tables, batches, evaluation, floor)
+            tables["noise"] = noise.table
+            checks = _checks(pair, tables, batches, evaluation, noise)
             if options.sketch:
                 shares = [row for block in blocks for row in block.rows["sketch"]]
                 checks.append(check_sketch(options.sketch, shares))
@@ -108,7 +110,7 @@ def diagnose(
         adapters=choice.chosen.adapters if choice else None,
         samples=samples(pair, asked, choice, evaluation),
         checks=checks,
-        info=describe_run(pair, options, encoded, batches, prompts, stages, floor),
+        info=describe_run(pair, options, encoded, batches, prompts, stages, noise.summary),
         rank_set=rank_set,
     )
 
@@ -232,19 +234,12 @@ def _rank_set(
     )
 
 
-def _noise_batch(batches: list[Batch]) -> Batch:
-    """The shortest batch's first rows: rounding needs few tokens."""
-    batch = min(batches, key=lambda b: b.n_tokens)
-    counted = batch.counted[:4]
-    return Batch(batch.ids[:4], batch.mask[:4], counted, batch.keys, batch.held_out)
-
-
 def _checks(
     pair: ModelPair,
     tables: dict[str, Table],
     batches: list[Batch],
     evaluation: Evaluation,
-    floor: list[float] | str,
+    noise: Noise,
 ) -> list[Check]:
     n_fit = sum(int(b.counted.sum()) for b in batches if not b.held_out)
     d_model = pair.base_blocks.embed(batches[0]).shape[-1]
@@ -254,7 +249,7 @@ def _checks(
     ]
     return [
         check_tokens(n_fit, d_model),
-        check_noise(frame, floor),
+        check_noise(frame, noise.table.frame, noise.reason),
         check_oracle(evaluation.divergences[ORACLE, "tuned"]),
         check_upstream(frame, first_changed_block(pair)),
         *pair.checks,

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-NOT_APPLICABLE = "not applicable to this pair"
+NOT_APPLICABLE, NOT_MEASURED = "not applicable to this pair", "not measured in this run"
 WIDTH, PANEL_HEIGHT = 6.5, 3.5  # inches; panels are stacked, so that a phone can show them
 LOWEST = -1.0  # shares below this are drawn at the edge, with their value
 EDGE = -1.12  # where they are drawn
@@ -114,18 +114,20 @@ def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
 # The frame of every figure
 
 
-def house_style(title: str) -> Callable[[Callable[[pd.DataFrame], Figure]], Any]:
-    """Draw in the house's style, on a tidied frame; a frame without rows gives words."""
+def house_style(title: str) -> Callable[[Callable[..., Figure]], Any]:
+    """Draw in the house's style, on tidied frames; a first frame without rows gives `empty`."""
 
-    def decorate(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @wraps(draw)
-        def styled(frame: pd.DataFrame) -> Figure:
+        def styled(
+            frame: pd.DataFrame, empty: str = NOT_APPLICABLE, **others: pd.DataFrame
+        ) -> Figure:
             with matplotlib.rc_context(STYLE):
                 if not frame.empty:
-                    return draw(tidied(frame))
+                    return draw(tidied(frame), **{n: tidied(other) for n, other in others.items()})
                 figure, (axes,) = make_panels(1, 1.8)
                 axes.set_title(title)
-                say_empty(axes)
+                say_empty(axes, empty)
                 return figure
 
         return styled
@@ -140,9 +142,9 @@ def make_panels(n: int, height: float = PANEL_HEIGHT) -> tuple[Plot, list[Axes]]
     return figure, list(figure.subplots(n, 1, squeeze=False)[:, 0])
 
 
-def say_empty(axes: Axes) -> None:
+def say_empty(axes: Axes, words: str = NOT_APPLICABLE) -> None:
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
-    axes.text(0.5, 0.5, NOT_APPLICABLE, ha="center", va="center", transform=axes.transAxes)
+    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
 
 
 def data_lines(axes: Axes) -> list[Line2D]:
@@ -223,10 +225,10 @@ def draw_line(axes: Axes, frame: pd.DataFrame, x: str, y: str, **style: Any) -> 
         axes.plot(rows[x], values, markevery=4 if dense else 1, **style)
 
 
-def add_band(axes: Axes, x: Any, low: Any, high: Any, color: str) -> None:
+def add_band(axes: Axes, x: Any, low: Any, high: Any, color: str, **style: Any) -> None:
     axes.fill_between(
         np.asarray(x, float), np.asarray(low, float), np.asarray(high, float),
-        color=color, alpha=0.16, linewidth=0,
+        **{"color": color, "alpha": 0.16, "linewidth": 0, **style},
     )  # fmt: skip
 
 

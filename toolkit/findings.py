@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from toolkit.rank_set import RankSet
+from toolkit.table import Table
 
 NAMES = {"pre_mlp": "pre-MLP", "post_mlp": "post-MLP", "post_block": "post-block"}
 PLACES = {
@@ -15,6 +16,7 @@ PLACES = {
     "post_block": "after the block (post-block)",
 }
 FITS = {"free": "freely", "forced": "block by block (forced)", "sequential": "sequentially"}
+NOT_IN_RUN = "Not measured in this run, which was made before there was such a table."
 UNMEASURED = "Not applicable: nothing was measured here."
 NOTHING = "Nothing changed: every delta is zero."
 NO_PATH = "Not applicable: the path from attention through the MLP cannot be read."
@@ -113,6 +115,19 @@ def _spectrum(frame: pd.DataFrame) -> str:
         f"{rows.relative_rms.max():.3g} of the state's size; 90% of its energy lies in "
         f"{rows.k90.min():.0f} to {rows.k90.max():.0f} dimensions (median {rows.k90.median():.0f}),"
         f" and a fixed vector could explain {rows.mean_share.median():.0%} (median)."
+    )
+
+
+def _noise(frame: pd.DataFrame) -> str:
+    rows = frame[frame.location == "post_block"].dropna(subset=["noise_relative"])
+    if rows.empty:
+        return "Not applicable: no noise can be measured (the check of the noise floor says why)."
+    free, forced = (rows[rows["mode"] == mode].noise_relative for mode in ("free", "forced"))
+    return (
+        f"Rounding moves the base model's state after a block by {free.min():.1e} to "
+        f"{free.max():.1e} of its size, all blocks so far taken together, and by "
+        f"{forced.min():.1e} to {forced.max():.1e} within one block. A free or a forced delta of "
+        "that size says nothing."
     )
 
 
@@ -378,6 +393,7 @@ def _weights(frame: pd.DataFrame) -> str:
 FINDINGS: dict[str, Callable[[pd.DataFrame], str]] = {
     "norms": _norms,
     "spectrum": _spectrum,
+    "noise": _noise,
     "linear_fit": _linear_fit,
     "first_order": _first_order,
     "reachability": _reachability,
@@ -391,3 +407,8 @@ FINDINGS: dict[str, Callable[[pd.DataFrame], str]] = {
     "mlp_fit": _mlp_fit,
     "weights": _weights,
 }
+
+
+def finding(table: Table) -> str:
+    """What `table` says, or that its run has none."""
+    return FINDINGS[table.name](table.frame) if table.measured else NOT_IN_RUN

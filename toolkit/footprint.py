@@ -80,17 +80,14 @@ def memory(
 
 def weights(shape: ModelShape, work: Workload, size: int, offload: bool = False) -> float:
     """``b P`` for each half (of a LoRA 4 bytes an entry of its factors in place of the second), and
-    the change of every MLP where it is not factored.
+    the change of one block's MLP where it is not factored.
     """
-    blocks = sum(block.parameters for block in shape.blocks)
-    inner = sum(block.mlp for block in shape.blocks)
-    held = float(shape.parameters)
+    largest, held = shape.largest_block, float(shape.parameters)
     if offload:
-        blocks, inner = shape.largest_block.parameters, shape.largest_block.mlp
-        held += blocks - sum(block.parameters for block in shape.blocks)
+        held += largest.parameters - sum(block.parameters for block in shape.blocks)
     if work.adapter is not None:
         return size * held + 4.0 * work.adapter
-    return size * (2 * held + inner)
+    return size * (2 * held + largest.mlp)
 
 
 def streams(shape: ModelShape, work: Workload, size: int) -> float:

@@ -46,8 +46,11 @@ from toolkit.plot_inside import INSIDE_PLOTS
 
 
 @house_style("What each branch adds")
-def norms(frame: pd.DataFrame) -> Figure:
-    """The MLP's share of the two branches by layer, and mean norms of state and change."""
+def norms(frame: pd.DataFrame, noise: pd.DataFrame | None = None) -> Figure:
+    """The MLP's share of the two branches by layer, and mean norms of state and change.
+
+    With `noise`, the table of that name, the norm of the free deltas' rounding.
+    """
     figure, (share, size) = make_panels(2)
     styles: dict[str, dict[str, Any]] = {
         "base": {"color": BLACK, "linestyle": "-", "label": "base model", "linewidth": 3.2},
@@ -77,13 +80,18 @@ def norms(frame: pd.DataFrame) -> Figure:
             draw_line(size, frame[frame.of == of], "layer", location, **style)
     size.set_title("Size of the states, and of what changed in them")
     log_scale(size)
+    if noise is not None:
+        _noise_band(size, noise[noise["mode"] == "free"], "noise_norm")
     finish(size, LAYER_LABEL, "mean L2 norm per token", 3, layers=True, modes=modes)
     return figure
 
 
 @house_style("How concentrated and how large the deltas are")
-def spectrum(frame: pd.DataFrame) -> Figure:
-    """How many directions hold 90 % of the delta, and how large it is beside the state."""
+def spectrum(frame: pd.DataFrame, noise: pd.DataFrame | None = None) -> Figure:
+    """How many directions hold 90 % of the delta, and how large it is beside the state.
+
+    With `noise`, the table of that name, the size of the deltas' rounding.
+    """
     figure, (directions, size) = make_panels(2)
     modes: dict[str, dict[str, Any]] = {
         "forced delta": {"linestyle": "-"},
@@ -99,7 +107,48 @@ def spectrum(frame: pd.DataFrame) -> Figure:
     finish(directions, LAYER_LABEL, "directions (k90)", layers=True, modes=modes)
     size.set_title("Size of the delta beside the base model's state")
     log_scale(size)
+    if noise is not None:
+        _noise_band(size, noise, "noise_relative")
     finish(size, LAYER_LABEL, "rms of delta / rms of state", layers=True, modes=modes)
+    return figure
+
+
+def _noise_band(axes: Axes, noise: pd.DataFrame, column: str) -> None:
+    """From the least to the most noise of each layer, over locations and modes.
+
+    Noise far below everything drawn is said in words: a band would squeeze what is drawn.
+    """
+    low, high = (noise.groupby("layer")[column].agg(how) for how in ("min", "max"))
+    most = float(high.max()) if len(high) else 0.0
+    heights = drawn_heights(axes)
+    lowest = float(heights[heights > 0].min(initial=np.inf))
+    if most * FAR_BELOW < lowest:
+        words = f"rounding noise: at most {most:.1g}" if most else ""
+        axes.text(0.01, 0.03, words, color=GREY, transform=axes.transAxes, fontsize="small")
+    elif most:
+        add_band(axes, low.index, low, high, GREY, label="rounding noise")
+
+
+@house_style("How large the noise of the precision is")
+def noise(frame: pd.DataFrame) -> Figure:
+    """Rounding of the base model's states by layer, beside the state and as a norm."""
+    figure, panels = make_panels(2)
+    drawn = {
+        "noise_relative": ("Rounding beside the base model's state", "rms of noise / rms of state"),
+        "noise_norm": ("The same as a norm", "mean L2 norm per token"),
+    }
+    modes: dict[str, dict[str, Any]] = {
+        "forced: this block": {"linestyle": "-"},
+        "free: all so far": {"linestyle": ":", "fillstyle": "none"},
+    }
+    for axes, (column, (title, label)) in zip(panels, drawn.items(), strict=True):
+        for location, rows in by_location(frame, "location"):
+            for mode, dashes in zip(("forced", "free"), modes.values(), strict=True):
+                style = LOCATION_STYLE[location] | dashes | {"label": LOCATIONS[location]}
+                draw_line(axes, rows[rows["mode"] == mode], "layer", column, **style)
+        axes.set_title(title)
+        log_scale(axes)
+        finish(axes, LAYER_LABEL, label, 3, layers=True, modes=modes)
     return figure
 
 
@@ -369,9 +418,12 @@ def _share_frame(axes: Axes) -> None:
         add_reference(axes, 0, "no steering")
 
 
-PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
+FAR_BELOW = 30.0  # noise that is that many times smaller than all else is not drawn to scale
+WITH_NOISE = ("norms", "spectrum")  # plots that draw the table ``noise``, if they are given it
+PLOTS: dict[str, Callable[..., Figure]] = {
     "norms": norms,
     "spectrum": spectrum,
+    "noise": noise,
     "linear_fit": linear_fit,
     "first_order": first_order,
     "reachability": reachability,

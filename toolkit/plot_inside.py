@@ -195,7 +195,7 @@ def weights(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-INSIDE_PLOTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
+INSIDE_PLOTS: dict[str, Callable[..., Figure]] = {
     "shared_reach": shared_reach,
     "forced_reach": forced_reach,
     "normalisation": normalisation,

@@ -40,7 +40,7 @@ def describe_run(
     batches: list[Batch],
     prompts: Sequence[Any],
     stages: Stages,
-    floor: list[float] | str,
+    noise: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of ``run.json``: what ran, on what, with what, and what it cost."""
 
@@ -67,7 +67,7 @@ def describe_run(
         "machine": machine(),
         "seed": options.seed,
         "options": asdict(options),
-        "noise_floor": floor,
+        "noise_floor": noise,
         "not_applicable": pair.missing,
         "stages": stages.figures,
     }

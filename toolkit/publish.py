@@ -30,7 +30,7 @@ def publish(run: Run, folder: Path) -> None:
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     for table in run.tables:
-        draw.save(table.plot(), figures / table.name)
+        draw.save(table.plot(run.noise), figures / table.name)
     drawn = {table.name: (figures / f"{table.name}.svg").read_text("utf-8") for table in run.tables}
     (folder / "report.html").write_text(report.render(run, drawn), "utf-8")
     write_json({**report.summary(run), "run": _kept(run)}, folder / REPORT)
@@ -41,9 +41,10 @@ def read_run(folder: Path) -> Run:
     """The run that `publish` wrote. Where its statistics were kept, they are analysed anew."""
     if not (folder / RUN).is_file():
         raise InputError(f"{folder} is not a finished run: it has no {RUN}")
-    kept = json.loads((folder / REPORT).read_text("utf-8"))["run"]
+    said = json.loads((folder / REPORT).read_text("utf-8"))
+    kept = said["run"]
     adapters = load_adapters(folder / "adapters") if (folder / "adapters").is_dir() else None
-    tables = read_tables(folder / "tables")
+    tables = read_tables(folder / "tables", said["tables"])
     return Run(
         **{**tables, **_redone(folder)},
         recommendation=kept["recommendation"],

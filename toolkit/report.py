@@ -7,9 +7,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from toolkit.findings import FINDINGS, NAMES, headline, smallest_set, ties
+from toolkit.findings import NAMES, finding, headline, smallest_set, ties
 from toolkit.rank_set import RankSet
 from toolkit.run import Run
+from toolkit.table import Table
 
 # Title and how to read it, in the order of the report.
 SECTIONS = {
@@ -40,6 +41,13 @@ SECTIONS = {
     "norms": (
         "Which branch carries the change",
         "MLP/(MLP+Attn): the MLP's mean norm over the sum of both branches' mean norms.",
+    ),
+    "noise": (
+        "How large rounding is",
+        "The base model against itself in a higher precision, on a few documents: rms(state in the "
+        "run's precision − state in the higher one) / rms(state). Free: rounding of all blocks so "
+        "far, the noise of a free delta; forced: of this block alone, on one and the same input. A "
+        "delta holds the rounding of two models, about √2 times this.",
     ),
     "first_order": (
         "What changed inside the MLP",
@@ -121,12 +129,12 @@ def _error(sem: float | None, form: str) -> str:
 
 def summary(run: Run) -> dict[str, Any]:
     """What the report says, for programs."""
-    frames = {table.name: table.frame for table in run.tables}
+    tables = {table.name: table for table in run.tables}
     return {
         "headline": _headline(run),
         "ties": ties(run.recommendation),
-        "findings": {name: FINDINGS[name](frames[name]) for name in SECTIONS},
-        "tables": {name: f"tables/{name}.csv" for name in SECTIONS},
+        "findings": {name: finding(tables[name]) for name in SECTIONS},
+        "tables": {n: f"tables/{n}.csv" for n in SECTIONS if tables[n].measured},
         "figures": {name: f"figures/{name}.svg" for name in SECTIONS},
         "adapters": "adapters" if run.adapters else None,
         "rank_set": _rank_set(run.rank_set) if run.rank_set else None,
@@ -149,11 +157,13 @@ def _headline(run: Run) -> str:
 
 def _section(run: Run, name: str, figures: Mapping[str, str]) -> dict[str, Any]:
     title, reading = SECTIONS[name]
+    table: Table = getattr(run, name)
     return {
         "name": name,
         "title": title,
         "reading": reading,
-        "finding": FINDINGS[name](getattr(run, name).frame),
+        "finding": finding(table),
+        "measured": table.measured,
         "figure": Markup(inline_svg(figures[name], name)),
     }
 

@@ -68,6 +68,7 @@ class Run:
 
     norms: Table
     spectrum: Table
+    noise: Table
     linear_fit: Table
     first_order: Table
     reachability: Table

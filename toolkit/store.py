@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,22 @@ def read_statistics(folder: Path) -> dict[int, BlockSums]:
 
 
 def write_tables(tables: list[Table], folder: Path) -> None:
-    """One CSV file a table, UTF-8, floats exact."""
+    """One CSV file a table that was measured, UTF-8, floats exact."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        table.frame.to_csv(folder / f"{table.name}.csv", index=False, lineterminator="\n")
+        if table.measured:
+            table.frame.to_csv(folder / f"{table.name}.csv", index=False, lineterminator="\n")
 
 
-def read_tables(folder: str | Path) -> dict[str, Table]:
-    """The tables of a run's ``tables`` folder."""
-    return {name: read_table(folder, name) for name in COLUMNS}
+def read_tables(folder: str | Path, written: Iterable[str] = ()) -> dict[str, Table]:
+    """The tables of a run's ``tables`` folder.
+
+    Those that came into being after the run are empty and not `measured`. `written` names tables
+    that the run is known to have had: they must be there.
+    """
+    there = {name for name in COLUMNS if (Path(folder) / f"{name}.csv").is_file()}
+    must = there | set(written) or set(COLUMNS)
+    return {n: read_table(folder, n) if n in must else Table.missing(n) for n in COLUMNS}
 
 
 def read_table(folder: str | Path, name: str) -> Table:

@@ -10,6 +10,7 @@ COLUMNS = {
     "norms": "layer of pre_mlp post_mlp post_block mlp_share",
     "spectrum": "layer location mode n_tokens rms relative_rms mean_share participation_ratio "
     "entropy_rank k50 k90 k95 k99",
+    "noise": "layer location mode n_tokens noise_rms noise_relative noise_norm",
     "linear_fit": "layer source target mode rank explained_fit explained_heldout",
     "sequential_kl": "location kind rank fit layers forcing token_index kl_mean kl_sem n_prompts",
     "steerability": "location kind rank fit layers parameters parameters_percent kl kl_sem "
@@ -32,18 +33,29 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Table:
-    """One of the run's tables: its name and its `frame`, one row per observation."""
+    """One of the run's tables: its name and its `frame`, one row per observation.
+
+    The run of one that was not `measured` was made before there was such a table.
+    """
 
     name: str
     frame: pd.DataFrame
+    measured: bool = True
 
     @classmethod
     def of(cls, name: str, rows: Sequence[dict[str, Any]]) -> "Table":
         """The table `name` with its columns in the contract's order."""
         return cls(name, pd.DataFrame(rows, columns=COLUMNS[name].split()))
 
-    def plot(self) -> Any:
-        """A matplotlib figure of the table."""
-        from toolkit import plot
+    @classmethod
+    def missing(cls, name: str) -> "Table":
+        """The table `name` of a run that has none."""
+        return cls(name, cls.of(name, []).frame, measured=False)
 
-        return plot.PLOTS[self.name](self.frame)
+    def plot(self, noise: "Table | None" = None) -> Any:
+        """A matplotlib figure; where it shows how large deltas are, with `noise` drawn in."""
+        from toolkit import draw, plot
+
+        drawn = {"noise": noise.frame} if noise and self.name in plot.WITH_NOISE else {}
+        empty = draw.NOT_APPLICABLE if self.measured else draw.NOT_MEASURED
+        return plot.PLOTS[self.name](self.frame, empty=empty, **drawn)

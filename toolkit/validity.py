@@ -1,62 +1,20 @@
 """Whether a run's numbers mean anything: noise, enough tokens, blocks that nothing changed."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from toolkit.analysis.sequential_kl import Divergences
 from toolkit.checks import Check, check
-from toolkit.documents import Batch
-from toolkit.hooks import Call, first, with_hidden_state
-from toolkit.lockstep import Blocks, steerable
 from toolkit.pair import ModelPair
-from toolkit.weights import one_line
 
 TOKENS_PER_DIMENSION = 10
-ABOVE_NOISE = 3.0  # how many times the floor a delta's rms must be
+ABOVE_NOISE = 3.0  # how many times the noise a delta's rms must be; toolkit/noise.py says why
 FLOOR_NATS = 1e-6
 ENOUGH_SEEN = 0.95
-
-
-@torch.no_grad()
-def noise_floor(blocks: Blocks, batch: Batch) -> list[float] | str:
-    """How far rounding alone moves each block's output: rms of the change over rms of the state.
-
-    The model marches over `batch` in its own precision and, beside it, in the next higher one
-    (float32 for half precisions, float64 for float32), a block at a time. Norm layers that compute
-    in float32 whatever their input keep doing so: in float32 the figure is a slight underestimate.
-    Where a block has no form in the higher precision, the reason.
-    """
-    counted = steerable(batch.mask)
-    hidden = blocks.embed(batch)
-    higher = torch.float32 if hidden.dtype.itemsize < 4 else torch.float64
-    exact = hidden.to(higher)
-    floor = []
-    for layer, block in enumerate(blocks.sites.blocks):
-        call = blocks.call(layer, batch)
-        hidden, _ = blocks.run(layer, call, hidden, ())
-        twin = with_hidden_state(_cast(call, higher), exact)
-        with blocks.resident(layer):
-            twin_block: Any = copy.deepcopy(block).to(higher)
-        try:
-            exact = first(twin_block(*twin.args, **twin.kwargs))
-        except RuntimeError as error:  # mixtures of experts have no kernel for float64
-            return f"this model does not run in {higher}: {one_line(error)}"
-        change = (hidden.to(higher) - exact)[counted].square().sum()
-        floor.append(float((change / exact[counted].square().sum()).sqrt()))
-    return floor
-
-
-def _cast(call: Call, dtype: torch.dtype) -> Call:
-    def cast(value):
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return pytree.tree_map(cast, call)
 
 
 def first_changed_block(pair: ModelPair) -> int | None:
@@ -98,21 +56,26 @@ def check_tokens(n_fit: int, d_model: int) -> Check:
     )
 
 
-def check_noise(spectrum: pd.DataFrame, floor: list[float] | str) -> Check:
-    """The block output's free delta stands above the noise of the precision, where it is not 0."""
-    rows = spectrum.query("location == 'post_block' and mode == 'free' and rms > 0")
+def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -> Check:
+    """Every delta that is not zero, free and forced, stands above the noise of the precision.
+
+    `spectrum` and `noise` are those tables; `reason` says why the second is empty.
+    """
     title = "noise floor of the precision"
-    if isinstance(floor, str):
-        return Check(title, "not applicable", floor)
+    if reason:
+        return Check(title, "not applicable", reason)
+    rows = spectrum[spectrum.rms > 0].merge(noise, on=["layer", "location", "mode"])
     if rows.empty:
         return Check(title, "not applicable", "the delta is zero everywhere")
-    ratio = rows.relative_rms / rows.layer.map(dict(enumerate(floor)))
-    worst = int(rows.layer[ratio.idxmin()])
+    ratio = rows.relative_rms / rows.noise_relative
+    worst, n_below = rows.loc[ratio.idxmin()], int((ratio < ABOVE_NOISE).sum())
+    below = f"; {n_below} of {len(rows)} deltas are below {ABOVE_NOISE:g} times theirs"
     return check(
         title,
-        bool(ratio.min() >= ABOVE_NOISE),
+        n_below == 0,
         f"the delta is at least {ratio.min():.3g} times the rounding noise of the base model "
-        f"(least in block {worst}, where the noise is {floor[worst]:.1e} of the state)",
+        f"(least at {worst.location} in block {worst.layer}, {worst['mode']}, where the noise is "
+        f"{worst.noise_relative:.1e} of the state){below if n_below else ''}",
     )
 
 
