@@ -43,17 +43,33 @@ def test_a_limit_of_the_process_is_respected():
 
 
 @pytest.mark.parametrize(
-    "files", [("memory.max", "memory.current"),
-              ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
-)  # fmt: skip
-def test_a_containers_limit_is_respected(files, tmp_path):
-    (tmp_path / "memory").mkdir()
-    assert _cgroup(tmp_path) == []
+    ("line", "folder", "files", "prefix"),
+    [
+        ("0::/one/two", "one", ("memory.max", "memory.current"), ""),
+        (
+            "4:memory:/one/two",
+            "memory/one/two",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "total_",
+        ),
+        ("4:memory:/elsewhere", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), ""),
+    ],
+)
+def test_the_limit_of_a_group_or_of_one_around_it_is_respected(
+    line, folder, files, prefix, tmp_path
+):
+    """Of the 1200 bytes in use 200 are files', which can be dropped."""
+    (tmp_path / "membership").write_text(f"9:cpu:/\n{line}\n")
+    assert _cgroup(tmp_path, tmp_path / "membership") == []
+    group = tmp_path / folder
+    group.mkdir(parents=True)
     for name, content in zip(files, ("5000\n", "1200\n"), strict=True):
-        (tmp_path / name).write_text(content)
-    assert _cgroup(tmp_path) == [3800.0]
-    (tmp_path / files[0]).write_text("max\n")
-    assert _cgroup(tmp_path) == []
+        (group / name).write_text(content)
+    (group / "memory.stat").write_text(f"{prefix}active_file 50\n{prefix}inactive_file 150\nx 7\n")
+    expected = 3800.0 + (200 if prefix or line.startswith("0") else 0)
+    assert _cgroup(tmp_path, tmp_path / "membership") == [expected]
+    (group / files[0]).write_text("max\n")
+    assert _cgroup(tmp_path, tmp_path / "membership") == []
 
 
 def test_too_little_memory_is_said_with_what_helps():

@@ -2,9 +2,9 @@
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
@@ -13,7 +13,19 @@ from toolkit.errors import InputError
 from toolkit.footprint import Memory
 
 OFFLOAD = "--offload"  # the option that reads blocks from disk as they are reached
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+VERSIONS = {  # of control groups: folder, and files with limit and use, and entries of memory.stat
+    "": ("", ("memory.max", "memory.current", "active_file", "inactive_file")),
+    "memory": (
+        "memory",
+        (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_active_file",
+            "total_inactive_file",
+        ),
+    ),
+}
 ON_HOST = ("moments", "analyses")  # in the machine's own memory, wherever the models are
 
 # The option that makes a part smaller, in the words of the message.
@@ -42,19 +54,30 @@ def available_memory(device: str = "cpu") -> float:
     return max(min(left), 0.0)
 
 
-def _cgroup(root: Path = CGROUPS) -> list[float]:
-    """What a container's limit leaves, where there is one (version 2, then 1)."""
+def _cgroup(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[float]:
+    """What the limits of this process's control groups leave, where there are any.
+
+    Pages of files count as free: the system drops them before it refuses memory.
+    """
     found = []
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for folder, names in _groups(root, membership):
         try:
-            most, now = ((root / name).read_text().strip() for name in (limit, used))
-            found.append(float(most) - float(now))
-        except (OSError, ValueError):  # no such version, or "max": no limit
+            limit, used = (float((folder / name).read_text()) for name in names[:2])
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # not this version, not visible from here, or "max": no limit
             continue
+        found.append(limit - used + sum(float(stat.get(name, 0)) for name in names[2:]))
     return found
+
+
+def _groups(root: Path, membership: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Folders of the groups of this process and of those around them, with their files' names."""
+    for line in membership.read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers in VERSIONS:
+            name, names = VERSIONS[controllers]
+            for path in (PurePosixPath(group), *PurePosixPath(group).parents):
+                yield root / name / path.relative_to("/"), names
 
 
 @dataclass(frozen=True)
