@@ -5,20 +5,18 @@
 
 Both give, for the targets `down` and `exact`, the residual at every budget, the least norm that
 leaves 1% and the rank. They take turns, layer by layer, in one process; the dense way on the first
-`--dense-tokens` tokens of each. Printed as JSON: seconds a token, their ratio, the largest
-difference of any residual, the operations that the toolkit's way needs, and the share of the
-machine's matrix-product rate (measured in the same run) that it reaches. `--random` takes an MLP of
-that shape with random weights and a random rank-8 change, which needs no model.
+`--dense-tokens` tokens of each. Reported are seconds a token, their ratio, the largest difference
+of any residual, and the share of the machine's matrix-product rate (measured in the same run) that
+the toolkit's way reaches. `--random` takes an MLP of that shape with random weights and a random
+rank-8 change, which needs no model.
 """
 
 import argparse
-import json
-import platform
-import resource
 import time
 
 import numpy as np
 import torch
+from record import write
 from scipy.optimize import brentq
 
 from toolkit.analysis.first_order import first_order_terms
@@ -161,22 +159,23 @@ def main():
     }
     single, double = rates["float32"], rates["float64"]
     form, gram, reduce = work.values()
-    result = {
-        "shape": [d, d_ff],
-        "tokens": n,
-        "seconds_a_token": each,
-        "ratio": each["dense"] / each["toolkit"],
-        "largest_residual_difference_by_budget": dict(zip(BUDGETS, worst.tolist(), strict=True)),
-        "largest_relative_difference_of_min_norm": worst_norm,
-        "tokens_whose_rank_differs": ranks_differ,
-        "operations_a_token": work,
-        "matrix_product_rate": rates,
-        "share_of_peak": (form / single + (gram + reduce) / double) / each["toolkit"],
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    row = {
+        "d": d,
+        "f": d_ff,
+        "tokens": n["toolkit"],
+        "seconds a token": f"{each['toolkit']:.4f}",
+        "dense, seconds a token": f"{each['dense']:.4f}",
+        "dense / toolkit": round(each["dense"] / each["toolkit"], 1),
+        "share of the product rate": round(
+            (form / single + (gram + reduce) / double) / each["toolkit"], 2
+        ),
+        "largest difference of a residual": f"{worst.max():.1e}",
+        "of a least norm": f"{worst_norm:.1e}",
+        "ranks that differ": ranks_differ,
     }
-    print(json.dumps(result, indent=2))
+    operations_said = ", ".join(f"{name} {count:.2g}" for name, count in work.items())
+    note = f"operations a token: {operations_said}; budgets {BUDGETS}"
+    write(f"reachability_speed_{d}", "Reachability against a dense SVD a token", [row], note)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def write(name: str, title: str, rows: Sequence[Mapping[str, Any]], note: str = 
         "rows": [list(row.values()) for row in rows],
         "machine": machine(),
         "versions": versions(),
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "command": " ".join(["python", *sys.argv]),
     }
     write_json(content, RESULTS / f"{name}.json")

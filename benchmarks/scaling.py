@@ -1,6 +1,6 @@
 """The march's measured time against its formulas, as width, depth and tokens grow.
 
-    python benchmarks/scaling.py [--rounds 2] [--out benchmarks/results]
+    python benchmarks/scaling.py [--rounds 2]
 
 Pairs of random weights from a configuration, one thread. For each size the rates of every kind of
 work are timed as ``oracle diagnose --dry-run`` does it (seconds, on random numbers), and the time
@@ -11,37 +11,31 @@ machine, so that counted constants stand beside measured ones.
 """
 
 import argparse
-import json
-import shlex
-import sys
 import time
-from pathlib import Path
 
 import torch
+from record import write
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from toolkit import ModelPair, cost, provenance
+from toolkit import ModelPair, cost
 from toolkit.analysis.linear_fit import explained, fit_linear
 from toolkit.analysis.spectrum import spectrum
+from toolkit.block_sums import MLP_INPUT, BlockSums
 from toolkit.documents import Encoded, make_batches
-from toolkit.footprint import memory
+from toolkit.footprint import streams, sums
 from toolkit.inside import Inside
 from toolkit.lapack import quiet_openblas
 from toolkit.lockstep import March
 from toolkit.mlp import mlps
+from toolkit.mlp_sums import MLPSums
 from toolkit.shape import ModelShape
 from toolkit.statistics import MomentSums
-from toolkit.survey import MLP_INPUT, BlockSums, MLPSums
 from toolkit.timing import measure, product_rate, seconds_of
 from toolkit.workload import BatchShape, Workload
 
 LENGTH, BATCH, VOCABULARY = 256, 2048, 256
 WIDTHS, DEPTHS, TOKENS = (256, 512, 1024, 1536), (2, 4, 8), (512, 2048, 8192)
 CUBES = (256, 512, 1024, 1536)
-COLUMNS = [
-    "grows", "d", "layers", "tokens", "operations", "operations_a_token", "stream_bytes_a_token",
-    "statistics_bytes", "predicted_seconds", "measured_seconds", "measured_over_predicted",
-]  # fmt: skip
 
 
 def random_pair(d, n_layers):
@@ -67,10 +61,10 @@ def march(pair, batches):
     insides = [Inside(*parts) for parts in mlps(pair.base, pair.tuned)]
     walk = March(pair.base_blocks, pair.tuned_blocks, batches, pair.branches, extra=(MLP_INPUT,))
     for layer in walk.layers():
-        sums, inner = BlockSums(pair.branches, {}), MLPSums(insides[layer])
+        listeners = BlockSums(pair.branches, {}), MLPSums(insides[layer])
         for step in walk.steps(layer):
-            sums.update(step)
-            inner.update(step)
+            for listener in listeners:
+                listener.update(step)
         walk.advance(layer, {})
 
 
@@ -92,12 +86,19 @@ def scaled(grows, d, n_layers, tokens, rounds):
         march(pair, batches)
         seconds.append(time.perf_counter() - started)
     operations = sum(stage.operations for stage in stages)
-    parts = {part.name: part.bytes for part in memory(shape, work, 4).parts}
-    row = [
-        grows, d, n_layers, tokens, operations, operations / tokens, parts["streams"] / tokens,
-        parts["sums"] + parts["moments"], predicted, min(seconds), min(seconds) / predicted,
-    ]  # fmt: skip
-    print(json.dumps(dict(zip(COLUMNS, row, strict=True))), flush=True)
+    row = {
+        "grows": grows,
+        "d": d,
+        "layers": n_layers,
+        "tokens": tokens,
+        "operations a token": f"{operations / tokens:.3g}",
+        "stream bytes a token": int(streams(shape, work, 4) / tokens),
+        "MB of sums": round(sums(shape, work) / 1e6),
+        "predicted, s": round(predicted, 2),
+        "measured, s": round(min(seconds), 2),
+        "measured / predicted": round(min(seconds) / predicted, 2),
+    }
+    print(row, flush=True)
     return row
 
 
@@ -125,20 +126,8 @@ def cubes(d):
     }
     for name, (counted, work) in works.items():
         seconds = seconds_of(work)
-        yield [name, d, counted, seconds * rate / d**3, seconds]
-
-
-def write(path, title, columns, rows):
-    content = {
-        "title": title,
-        "columns": columns,
-        "rows": rows,
-        "machine": provenance.machine(),
-        "versions": provenance.versions(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+        measured = seconds * rate / d**3
+        yield {"work": name, "d": d, "counted": round(counted, 2), "measured": round(measured, 2)}
 
 
 def main():
@@ -147,7 +136,6 @@ def main():
     parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
     parser.add_argument("--depths", type=int, nargs="*", default=DEPTHS)
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     sizes = [("d", d, 4, 2048) for d in args.widths]
@@ -155,12 +143,11 @@ def main():
     sizes += [("tokens", 512, 4, tokens) for tokens in args.tokens]
     with quiet_openblas():
         rows = [scaled(*size, args.rounds) for size in sizes]
-        title = "The march with all accumulators: time predicted by the formulas, and measured"
-        write(args.out / "scaling.json", title, COLUMNS, rows)
         found = [row for d in CUBES if d <= max(args.widths) for row in cubes(d)]
-    columns = ["work", "d", "counted", "measured", "seconds"]
+    title = "The march with all accumulators: time predicted by the formulas, and measured"
+    write("scaling", title, rows, f"random weights, documents of {LENGTH} tokens")
     title = "Decompositions in units of d³ operations of a float64 product: counted, and measured"
-    write(args.out / "linear_algebra.json", title, columns, found)
+    write("linear_algebra", title, found)
 
 
 if __name__ == "__main__":
