@@ -1,6 +1,6 @@
 """A pair larger than memory: blocks read from disk, under a limit well below the weights.
 
-    python benchmarks/offload.py [--blocks 48] [--limit 1000]
+    python benchmarks/offload.py [--blocks 48] [--limit 1100]
 
 A pair of random Llamas in float32 is written to disk, and ``oracle diagnose`` runs on it with all
 weights in memory, with ``--offload``, and with ``--offload`` in a control group that refuses more
@@ -80,8 +80,8 @@ def same_tables(ours: Path, theirs: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=48)
-    parser.add_argument("--documents", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=1000, help="MiB")
+    parser.add_argument("--documents", type=int, default=5)
+    parser.add_argument("--limit", type=int, default=1100, help="MiB")
     args = parser.parse_args()
     GROUP.mkdir(exist_ok=True)
     (GROUP / "memory.limit_in_bytes").write_text(str(args.limit * MIB))

@@ -184,9 +184,10 @@ class March:
     `locations` are captured in every block (`post_block` among them); `extra` locations from the
     base model's own stream alone, `forced_extra` from the forced one. `steered` maps the name of
     each adapter family to its location; its stream carries the fit documents. Without `free` the
-    base model's own stream is left out. `own` are the indices of the batches that this process
-    marches (None: all), in that order. Streams are memory-mapped in `folder`, if there is one; a
-    march that was ended there after `start` blocks goes on. Use::
+    base model's own stream is left out, without `forced` its blocks on the tuned stream. `own` are
+    the indices of the batches that this process marches (None: all), in that order. Streams are
+    memory-mapped in `folder`, if there is one; a march that was ended there after `start` blocks
+    goes on. Use::
 
         for layer in march.layers():
             for step in march.steps(layer):
@@ -202,6 +203,7 @@ class March:
     forced_extra: tuple[str, ...] = ()
     steered: Mapping[str, str] = field(default_factory=dict)
     free: bool = True
+    forced: bool = True
     own: Sequence[int] | None = None
     folder: Path | None = None
     start: int = 0
@@ -258,8 +260,10 @@ class March:
                 base_in, locations = self._streams["base"][index], (*self.locations, *self.extra)
                 base_out, base = self.base.run(layer, call, base_in, locations, read=read)
                 self._streams["base"].put(index, base_out)
-            locations = (*self.locations, *self.forced_extra)
-            _, forced = self.base.run(layer, call, tuned_in, locations, read=read)
+            forced: States = {}
+            if self.forced:
+                locations = (*self.locations, *self.forced_extra)
+                _, forced = self.base.run(layer, call, tuned_in, locations, read=read)
             tuned_out, tuned = self.tuned.run(
                 layer, tuned_call, tuned_in, self.locations, read=read
             )
