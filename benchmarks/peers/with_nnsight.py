@@ -35,7 +35,9 @@ def run(models, batches):
 @torch.no_grad()
 def main():
     *folders, batches = task()
-    models = [TransformersModel(str(folder), dispatch=True) for folder in folders]
+    models = [
+        TransformersModel(str(folder), task="text-generation", dispatch=True) for folder in folders
+    ]
     report(
         nnsight.__version__,
         lambda: run(models, batches),
