@@ -55,6 +55,20 @@ def test_forced_deltas_add_up(pair):
         march.advance(layer, {})
 
 
+@pytest.mark.parametrize("left_out", ["free", "forced"])
+def test_without_one_mode_the_other_is_the_same(pair, left_out):
+    places = pair.base_blocks, pair.tuned_blocks, batches_for(pair), pair.branches
+    whole, part = March(*places), March(*places, **{left_out: False})
+    kept = {"free": "forced", "forced": "free"}[left_out]
+    for layer in whole.layers():
+        for ours, theirs in zip(part.steps(layer), whole.steps(layer), strict=True):
+            assert not {"free": ours.base, "forced": ours.forced}[left_out]
+            for location in pair.branches:
+                assert torch.equal(ours.delta(kept, location), theirs.delta(kept, location))
+        for march in (whole, part):
+            march.advance(layer, {})
+
+
 @pytest.mark.parametrize("location", ["pre_mlp", "post_mlp", "post_block"])
 def test_a_steered_stream_is_the_steered_model(pair, location):
     """What enters block l + 1 is what the base model computes with adapters up to block l."""
