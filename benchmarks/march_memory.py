@@ -20,7 +20,7 @@ import torch
 from record import write
 
 from toolkit import ModelPair
-from toolkit.block_sums import MODES, BlockSums, Samples, moment_pairs
+from toolkit.block_sums import MLP_INPUT, MODES, BlockSums, Samples, moment_pairs
 from toolkit.demo import ADAPTER, BASE, shipped
 from toolkit.documents import Encoded, make_batches
 from toolkit.lockstep import March
@@ -49,7 +49,8 @@ def measure(n_documents: int) -> dict:
             time.sleep(0.002)
 
     def run(n_blocks: int, some: list) -> None:
-        walk = March(pair.base_blocks, pair.tuned_blocks, some, pair.branches)
+        models = pair.base_blocks, pair.tuned_blocks
+        walk = March(*models, some, pair.branches, extra=(MLP_INPUT,))
         for layer in walk.layers():
             if layer == n_blocks:
                 return
