@@ -1,6 +1,5 @@
 """The plan of a run, against the run."""
 
-import json
 
 import pytest
 import torch
@@ -14,15 +13,8 @@ from toolkit.planning import duration, engineering, plan
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, tokenizer):
-    root = tmp_path_factory.mktemp("models")
-    base = tiny.make_model("llama", torch.float32)
-    for name, model in (("base", base), ("tuned", tiny.tune(base))):
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    lines = [json.dumps(document) for document in tiny.make_documents(20)]
-    (root / "data.jsonl").write_text("\n".join(lines) + "\n")
-    return root
+def folders(tmp_path_factory):
+    return tiny.save_request(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
