@@ -32,6 +32,10 @@ ENVIRONMENTS = Path.home() / ".cache" / "oracle-toolkit" / "benchmarks"
 TORCH = "torch==2.13.0"  # an unpinned torch pulls another build
 ROWS, LENGTH = 8, 256  # of a batch
 MIB = 2**20
+NOTE = (
+    f"SmolLM2 and its LoRA (merged), batches of {ROWS} x {LENGTH} tokens, 30 blocks x 3 locations, "
+    "free deltas; plain hooks' version is that of transformers"
+)
 # Name: packages of its environment (None: the one that runs this), script, argument.
 PEERS = {
     "toolkit": (None, "with_toolkit.py", ""),
@@ -98,11 +102,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     args = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         save_task(Path(scratch), max(args.tokens))
         for tokens in args.tokens:
-            found = {}
+            rows, found = [], {}
             for name in dict.fromkeys(["toolkit", *args.peers]):
                 n_batches = -(-tokens // (ROWS * LENGTH))
                 found[name] = measured(name, Path(scratch), n_batches, args.threads)
@@ -114,7 +117,6 @@ def main() -> None:
                 assert gap < 1e-3, f"{name} found other numbers: {gap}"
                 rows.append(
                     {
-                        "tokens": tokens,
                         "peer": name,
                         "version": result["version"],
                         "seconds": round(result["seconds"], 1),
@@ -124,11 +126,7 @@ def main() -> None:
                         "largest difference": f"{gap:.0e}",
                     }
                 )
-    note = (
-        f"SmolLM2 and its LoRA (merged), batches of {ROWS} x {LENGTH} tokens, 30 blocks x 3 "
-        "locations, free deltas; plain hooks' version is that of transformers"
-    )
-    write("peers", "Beside other tools", rows, note)
+            write(f"peers_{tokens}", f"Beside other tools: {tokens:,} tokens", rows, NOTE)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 Pairs of random weights from a configuration, one thread. For each size the rates of every kind of
 work are timed as ``oracle diagnose --dry-run`` does it (seconds, on random numbers), and the time
 of a march with all accumulators and the MLP's first-order terms is predicted from them and from the
-operations that `toolkit.cost` counts; then the march is run. `scaling.json` holds both, and
-`linear_algebra.json` what d³ costs: a unit of each decomposition against a product of the same
+operations that `toolkit.planning.cost` counts; then the march is run. `scaling.json` holds both,
+and `linear_algebra.json` what d³ costs: a unit of each decomposition against a product of the same
 machine, so that counted constants stand beside measured ones.
 """
 
@@ -17,21 +17,22 @@ import torch
 from record import write
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from toolkit import ModelPair, cost
+from toolkit import ModelPair
 from toolkit.analysis.linear_fit import explained, fit_linear
 from toolkit.analysis.spectrum import spectrum
 from toolkit.block_sums import MLP_INPUT, BlockSums
 from toolkit.documents import Encoded, make_batches
-from toolkit.footprint import streams, sums
 from toolkit.inside import Inside
 from toolkit.lapack import quiet_openblas
 from toolkit.lockstep import March
 from toolkit.mlp import mlps
 from toolkit.mlp_sums import MLPSums
-from toolkit.shape import ModelShape
+from toolkit.planning import cost
+from toolkit.planning.footprint import streams, sums
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.timing import measure, product_rate, seconds_of
+from toolkit.planning.workload import BatchShape, Workload
 from toolkit.statistics import MomentSums
-from toolkit.timing import measure, product_rate, seconds_of
-from toolkit.workload import BatchShape, Workload
 
 LENGTH, BATCH, VOCABULARY = 256, 2048, 256
 WIDTHS, DEPTHS, TOKENS = (256, 512, 1024, 1536), (2, 4, 8), (512, 2048, 8192)

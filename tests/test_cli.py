@@ -16,16 +16,9 @@ from toolkit.table import COLUMNS
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, tokenizer):
+def folders(tmp_path_factory):
     """A base and a tuned model's folder, and a data file."""
-    root = tmp_path_factory.mktemp("models")
-    base = tiny.make_model("llama", torch.float32)
-    for name, model in (("base", base), ("tuned", tiny.tune(base))):
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    lines = [json.dumps(document) for document in tiny.make_documents(20)]
-    (root / "data.jsonl").write_text("\n".join(lines) + "\n")
-    return root
+    return tiny.save_request(tmp_path_factory.mktemp("models"))
 
 
 def oracle(*arguments):

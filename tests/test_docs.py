@@ -41,12 +41,9 @@ NAMES = [path.name for path in PAGES]
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch, tokenizer):
+def desk(tmp_path, monkeypatch):
     """A reader's folder: BASE and TUNED are tiny models, files have the names that pages use."""
-    base = tiny.make_model("llama", torch.float32)
-    for name, model in (("BASE", base), ("TUNED", tiny.tune(base))):
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+    tiny.save_pair(tmp_path, names=("BASE", "TUNED"))
     rng = np.random.default_rng(0)
     lines = [json.dumps(document) for document in tiny.make_documents(20)]
     (tmp_path / "documents.jsonl").write_text("\n".join(lines))

@@ -7,15 +7,13 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-
 from tests import tiny
 
 SEED = 0
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
-    tiny.save_request(tmp_path, "llama", torch.float32, 24)
+    tiny.save_request(tmp_path, n_documents=24)
     root = str(Path(__file__).parent.parent)
     found = subprocess.run(
         [sys.executable, "-m", "tests.killed", str(tmp_path), "--seed", str(SEED)],

@@ -17,7 +17,7 @@ FAMILIES = ("llama", "gemma3", "qwen3", "gpt2", "neox")
 
 def save_pair(folder, family, dtype=torch.float32):
     """The pair's folders, as `ModelPair.load` takes them."""
-    tiny.save_request(folder, family, dtype, 4)
+    tiny.save_pair(folder, family, dtype)
     return folder / "base", folder / "tuned"
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from tests import tiny
 from tests.recipes import load_recipe
@@ -37,13 +36,8 @@ def test_what_ships_was_run_with_these_options(name):
     assert Path(info["data"]["file"]) == recipe.DOCUMENTS
 
 
-def test_the_recipe_runs(tmp_path, monkeypatch, tokenizer):
-    base = tiny.make_model("llama", torch.float32)
-    for name, model in (("base", base), ("tuned", tiny.tune(base))):
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    lines = [json.dumps(document) for document in tiny.make_documents(20)]
-    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+def test_the_recipe_runs(tmp_path, monkeypatch):
+    tiny.save_request(tmp_path)
     small = {"sample": 2, "shared_sample": 16, "new_tokens": 4}
     monkeypatch.setattr(recipe, "ROOT", tmp_path)
     monkeypatch.setattr(recipe, "DOCUMENTS", Path("data.jsonl"))

@@ -44,7 +44,7 @@ def test_alone_nothing_is_waited_for():
 @pytest.fixture(scope="module")
 def request_folder(tmp_path_factory):
     """A tiny float32 pair and documents on disk."""
-    return tiny.save_request(tmp_path_factory.mktemp("pair"), "llama", torch.float32, 24)
+    return tiny.save_request(tmp_path_factory.mktemp("pair"), n_documents=24)
 
 
 def command(folder, out, n=1):

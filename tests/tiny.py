@@ -121,16 +121,31 @@ def make_pair(family: str, dtype: torch.dtype, tokenizer: Any, **change: Any) ->
     return ModelPair.from_models(base, tune(base, **change), tokenizer)
 
 
-def save_request(folder: Path, family: str, dtype: torch.dtype, n_documents: int) -> Path:
-    """What a command needs: a pair's ``base`` and ``tuned`` and ``data.jsonl``, in `folder`."""
-    tokenizer = make_tokenizer()
-    pair = make_pair(family, dtype, tokenizer)
-    for name, model in (("base", pair.base), ("tuned", pair.tuned)):
+def save_pair(
+    folder: Path,
+    family: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    names: tuple[str, str] = ("base", "tuned"),
+) -> Path:
+    """A pair's two folders in `folder`, with a tokenizer each."""
+    tokenizer, base = make_tokenizer(), make_model(family, dtype)
+    for name, model in zip(names, (base, tune(base)), strict=True):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    lines = [json.dumps(document) for document in make_documents(n_documents)]
-    (folder / "data.jsonl").write_text("\n".join(lines))
     return folder
+
+
+def save_request(
+    folder: Path,
+    family: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    n_documents: int = 20,
+    names: tuple[str, str] = ("base", "tuned"),
+) -> Path:
+    """What a command needs: `save_pair`, and documents."""
+    lines = [json.dumps(document) for document in make_documents(n_documents)]
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return save_pair(folder, family, dtype, names)
 
 
 def make_tokenizer(chat: bool = False, n_tokens: int = N_VOCABULARY) -> PreTrainedTokenizerFast:

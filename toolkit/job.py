@@ -10,9 +10,9 @@ from toolkit.console import errors
 from toolkit.diagnose import diagnose
 from toolkit.documents import read_documents
 from toolkit.errors import InputError
-from toolkit.free_memory import require_memory
 from toolkit.pair import ModelPair
-from toolkit.planning import RunPlan, plan
+from toolkit.planning.free_memory import require_memory
+from toolkit.planning.plan import RunPlan, plan
 from toolkit.publish import publish
 from toolkit.run import Options, Run
 from toolkit.weights import one_line

@@ -13,13 +13,9 @@ from toolkit.training import jobs
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, tokenizer):
+def root(tmp_path_factory):
     """A base and a tuned model, training and test examples (say the last word again)."""
-    root = tmp_path_factory.mktemp("training")
-    base = tiny.make_model("llama", torch.float32)
-    for name, model in (("base", base), ("tuned", tiny.tune(base))):
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
+    root = tiny.save_pair(tmp_path_factory.mktemp("training"))
     rng = np.random.default_rng(0)
     for name, n in (("train", 60), ("test", 12)):
         texts = [tiny.random_text(rng, 5) for _ in range(n)]

@@ -52,8 +52,8 @@ class Moments:
         return float(self.covariance[a, a].trace() + self.mean[a].square().sum())
 
 
-class MomentSums:
-    """Accumulates the moments of named vectors, for the `pairs` that are asked for.
+class FramedSums:
+    """Sums over tokens of named vectors, and of their products for the `pairs` that are asked for.
 
     Products are taken in the precision of the tokens (float32 or float64) in a fixed `Frame` of
     each vector, and summed in float64 on the frame's grid: so a mean much larger than the spread
@@ -82,11 +82,55 @@ class MomentSums:
         self.n += n
         for name, value in framed.items():
             add(self._sum[name], value.sum(0, dtype=torch.float64), value.dtype)
+        self._add(framed)
+
+    def reduce(self, world: World) -> None:
+        """Add up the sums of all processes of `world`, which have the same frames."""
+        n = torch.tensor(self.n)
+        world.add(n, *self._totals())
+        self.n = int(n)
+
+    def result(self, pairs: Sequence[Pair] | None = None) -> Moments:
+        """The moments, on the CPU; of `pairs` alone, where not all are wanted."""
+        if self.n == 0:
+            raise ValueError("no tokens were counted")
+        mean, covariance = {}, {}
+        for name, frame in self._frames.items():
+            mean[name] = (frame.centre + self._sum[name] / self.n * frame.unit).cpu()
+        for a, b in self.pairs if pairs is None else pairs:
+            framed = self._covariance(a, b)
+            framed *= self._frames[b].unit
+            framed *= self._frames[a].unit[:, None]
+            covariance[a, b] = framed.cpu()
+        return Moments(self.n, mean, covariance)
+
+    def _start(self, frames: Mapping[str, Frame]) -> None:
+        for name in self.names:
+            self._frames[name] = frames[name]
+            self._sum[name] = torch.zeros_like(frames[name].centre)
         for a, b in self.pairs:
-            if a == b:
-                _add_gram(self._product[a, a], framed[a])
-            else:
-                add(self._product[a, b], framed[a].T @ framed[b], framed[a].dtype)
+            shape = (len(self._sum[a]), self._columns(b))
+            self._product[a, b] = self._sum[a].new_zeros(shape)
+
+    def _totals(self) -> tuple[Tensor, ...]:
+        """All that grows with the tokens."""
+        return (*self._sum.values(), *self._product.values())
+
+    def _columns(self, name: str) -> int:
+        """How many numbers a product's second vector has."""
+        raise NotImplementedError
+
+    def _add(self, framed: Mapping[str, Tensor]) -> None:
+        """Add the products of vectors in their frames."""
+        raise NotImplementedError
+
+    def _covariance(self, a: str, b: str) -> Tensor:
+        """A new tensor: the covariance of vectors in their frames."""
+        raise NotImplementedError
+
+
+class MomentSums(FramedSums):
+    """Accumulates the moments of named vectors exactly: whole products."""
 
     def merge(self, other: Self) -> None:
         """Add the tokens of `other`, whose frames may differ (the same ones are merged exactly)."""
@@ -110,32 +154,6 @@ class MomentSums:
         for name in self.names:
             self._sum[name] += sums[name] + other.n * step[name]
         self.n += other.n
-
-    def reduce(self, world: World) -> None:
-        """Add up the sums of all processes of `world`, which have the same frames."""
-        n = torch.tensor(self.n)
-        world.add(n, *self._sum.values(), *self._product.values())
-        self.n = int(n)
-
-    def result(self, pairs: Sequence[Pair] | None = None) -> Moments:
-        """The moments, on the CPU; of `pairs` alone, where not all are wanted."""
-        if self.n == 0:
-            raise ValueError("no tokens were counted")
-        mean, offset = {}, {}
-        for name, frame in self._frames.items():
-            offset[name] = self._sum[name] / self.n
-            mean[name] = (frame.centre + offset[name] * frame.unit).cpu()
-        covariance = {}
-        for a, b in self.pairs if pairs is None else pairs:
-            centred = torch.addr(
-                self._product[a, b], offset[a], offset[b], alpha=-1, beta=1 / self.n
-            )
-            if a == b:
-                _mirror(centred)
-            centred *= self._frames[b].unit
-            centred *= self._frames[a].unit[:, None]
-            covariance[a, b] = centred.cpu()
-        return Moments(self.n, mean, covariance)
 
     def state(self) -> dict[str, Tensor]:
         """The sums as tensors by name, for `from_state`."""
@@ -163,13 +181,22 @@ class MomentSums:
                 sums._product[key[1], key[2]] = state[name].clone()
         return sums
 
-    def _start(self, frames: Mapping[str, Frame]) -> None:
-        for name in self.names:
-            self._frames[name] = frames[name]
-            self._sum[name] = torch.zeros_like(frames[name].centre)
+    def _columns(self, name: str) -> int:
+        return len(self._sum[name])
+
+    def _add(self, framed: Mapping[str, Tensor]) -> None:
         for a, b in self.pairs:
-            shape = (len(self._sum[a]), len(self._sum[b]))
-            self._product[a, b] = self._sum[a].new_zeros(shape)
+            if a == b:
+                _add_gram(self._product[a, a], framed[a])
+            else:
+                add(self._product[a, b], framed[a].T @ framed[b], framed[a].dtype)
+
+    def _covariance(self, a: str, b: str) -> Tensor:
+        left, right = self._sum[a] / self.n, self._sum[b] / self.n
+        centred = torch.addr(self._product[a, b], left, right, alpha=-1, beta=1 / self.n)
+        if a == b:
+            _mirror(centred)
+        return centred
 
 
 _STRIPES = 6  # of a symmetric product's rows: 21 of 36 squares are computed

@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from toolkit.statistics.frame import Frame, add, frames_of
-from toolkit.statistics.moments import Moments, Pair
-from toolkit.world import World
+from toolkit.statistics.frame import Frame, add
+from toolkit.statistics.moments import FramedSums, Pair
 
 _ROUNDING = 1e-10  # of the largest eigenvalue of C_yy: directions below hold nothing but rounding
 
 
-class SketchedSums:
+class SketchedSums(FramedSums):
     """Accumulates what `MomentSums` does, through projections of `width` dimensions.
 
     For every pair (a, b), (b, b) must be among `pairs`.
@@ -32,53 +31,10 @@ class SketchedSums:
     def __init__(
         self, pairs: Sequence[Pair], width: int, frames: Mapping[str, Frame] | None = None
     ) -> None:
-        self.pairs, self.width = tuple(pairs), width
-        self.names = tuple(dict.fromkeys(name for pair in pairs for name in pair))
-        self.n = 0
-        self._frames: dict[str, Frame] = {}
+        self.width = width
         self._maps: dict[str, Tensor] = {}
-        self._sum: dict[str, Tensor] = {}
         self._square: dict[str, Tensor] = {}
-        self._product: dict[Pair, Tensor] = {}
-        if frames is not None:
-            self._start(frames)
-
-    def update(self, values: Mapping[str, Tensor]) -> None:
-        """Add tokens: each variable `[n, d]`, with the same n."""
-        n = len(next(iter(values.values())))
-        if n == 0:
-            return
-        if not self._frames:
-            self._start(frames_of({name: values[name] for name in self.names}))
-        framed = {name: self._frames[name].applied(values[name]) for name in self.names}
-        seen = {b: framed[b] @ self._maps[b].to(framed[b].dtype) for _, b in self.pairs}
-        self.n += n
-        for name, value in framed.items():
-            add(self._sum[name], value.sum(0, dtype=torch.float64), value.dtype)
-            add(self._square[name], value.square().sum(0, dtype=torch.float64), value.dtype)
-        for a, b in self.pairs:
-            add(self._product[a, b], framed[a].T @ seen[b], framed[a].dtype)
-
-    def reduce(self, world: World) -> None:
-        """Add up the sums of all processes of `world`, which have the same frames."""
-        n = torch.tensor(self.n)
-        world.add(n, *self._sum.values(), *self._square.values(), *self._product.values())
-        self.n = int(n)
-
-    def result(self, pairs: Sequence[Pair] | None = None) -> Moments:
-        """The moments, on the CPU; of `pairs` alone, where not all are wanted."""
-        if self.n == 0:
-            raise ValueError("no tokens were counted")
-        mean, covariance = {}, {}
-        for name, frame in self._frames.items():
-            mean[name] = (frame.centre + self._sum[name] / self.n * frame.unit).cpu()
-        for a, b in self.pairs if pairs is None else pairs:
-            approximate = self._left(a, b) @ self._left(b, b).T
-            if a == b:
-                approximate.diagonal().copy_(self._variance(a))
-            units = self._frames[a].unit[:, None], self._frames[b].unit
-            covariance[a, b] = (approximate * units[0] * units[1]).cpu()
-        return Moments(self.n, mean, covariance)
+        super().__init__(pairs, frames)
 
     def share(self, name: str) -> float:
         """The share of a vector's variance that its projection sees; 1 where it has none."""
@@ -103,17 +59,33 @@ class SketchedSums:
         return self._product[a, b] / self.n - torch.outer(self._sum[a] / self.n, y_mean)
 
     def _start(self, frames: Mapping[str, Frame]) -> None:
+        super()._start(frames)
         for name in self.names:
-            frame = self._frames[name] = frames[name]
-            self._sum[name] = torch.zeros_like(frame.centre)
-            self._square[name] = torch.zeros_like(frame.centre)
+            unit = frames[name].unit
+            self._square[name] = torch.zeros_like(unit)
             # In the vector's own units: its large dimensions are what leading directions are.
-            weights = frame.unit / frame.unit.max()
-            self._maps[name] = weights[:, None] * _drawn(name, len(weights), self.width).to(
-                weights.device
-            )
+            weights = unit / unit.max()
+            drawn = _drawn(name, len(weights), self.width).to(weights.device)
+            self._maps[name] = weights[:, None] * drawn
+
+    def _totals(self) -> tuple[Tensor, ...]:
+        return (*super()._totals(), *self._square.values())
+
+    def _columns(self, name: str) -> int:
+        return self.width
+
+    def _add(self, framed: Mapping[str, Tensor]) -> None:
+        seen = {b: framed[b] @ self._maps[b].to(framed[b].dtype) for _, b in self.pairs}
+        for name, value in framed.items():
+            add(self._square[name], value.square().sum(0, dtype=torch.float64), value.dtype)
         for a, b in self.pairs:
-            self._product[a, b] = self._sum[a].new_zeros(len(self._sum[a]), self.width)
+            add(self._product[a, b], framed[a].T @ seen[b], framed[a].dtype)
+
+    def _covariance(self, a: str, b: str) -> Tensor:
+        approximate = self._left(a, b) @ self._left(b, b).T
+        if a == b:
+            approximate.diagonal().copy_(self._variance(a))
+        return approximate
 
 
 def _drawn(name: str, d: int, width: int) -> Tensor:

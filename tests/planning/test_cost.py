@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from toolkit import ModelPair, cost
+from toolkit import ModelPair
 from toolkit.analysis.first_order import first_order_terms
 from toolkit.block_sums import MODES, BlockSums, moment_pairs
 from toolkit.diagnose import recipes_for
@@ -22,11 +22,12 @@ from toolkit.jacobian import MLPJacobian
 from toolkit.lockstep import March, shift
 from toolkit.mlp import Change, MLPChange, mlps
 from toolkit.mlp_sums import MLPSums
+from toolkit.planning import cost
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.workload import BatchShape, Workload
 from toolkit.replacement import Candidate, evaluate
-from toolkit.shape import ModelShape
 from toolkit.statistics import MomentSums
 from toolkit.steering import Adapters, FixedVector
-from toolkit.workload import BatchShape, Workload
 
 COUNTED = ("llama", "gemma2", "gemma3", "qwen3", "olmo2", "phi3", "gpt2", "neox", "opt", "falcon",
            "granite")  # fmt: skip

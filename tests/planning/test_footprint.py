@@ -11,7 +11,10 @@ from toolkit import ModelPair
 from toolkit.analysis.linear_fit import LinearFit
 from toolkit.diagnose import recipes_for
 from toolkit.documents import encode_all, make_batches
-from toolkit.footprint import (
+from toolkit.inside import Inside
+from toolkit.lockstep import March
+from toolkit.mlp import mlps
+from toolkit.planning.footprint import (
     adapters,
     disk,
     memory,
@@ -21,13 +24,10 @@ from toolkit.footprint import (
     sums,
     weights,
 )
-from toolkit.inside import Inside
-from toolkit.lockstep import March
-from toolkit.mlp import mlps
-from toolkit.shape import ModelShape
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.workload import BatchShape, Workload
 from toolkit.steering import adapter_from
 from toolkit.survey import BlockSums, MLPSums
-from toolkit.workload import BatchShape, Workload
 
 NOTHING = Workload(batches=(), prompts=(), steered=(), everywhere=0, single=False)
 

@@ -1,8 +1,8 @@
 """What a run will cost, before any weights are read: the plan behind ``oracle diagnose --dry-run``.
 
 Configurations, tokenizer and documents are read, so tokens and batches are those of the run;
-operations and bytes come from the formulas of `toolkit.cost` and `toolkit.footprint`, seconds from
-a short timing on random numbers. Nothing is written.
+operations and bytes come from the formulas of `cost` and `footprint`, seconds from a short timing
+on random numbers. Nothing is written.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,19 +14,19 @@ import torch
 from rich.console import Group
 from rich.table import Table as Grid
 
-from toolkit import cost
 from toolkit.analysis.linear_fit import Rank
-from toolkit.cost import Stage
 from toolkit.diagnose import SINGLE, recipes_for
 from toolkit.documents import encode_all, make_batches
-from toolkit.footprint import Disk, Memory, disk, memory
-from toolkit.free_memory import Place, gib, places
 from toolkit.pair import outline
+from toolkit.planning import cost
+from toolkit.planning.cost import Stage
+from toolkit.planning.footprint import Disk, Memory, disk, memory
+from toolkit.planning.free_memory import Place, gib, places
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.timing import Timing, measure
+from toolkit.planning.workload import BatchShape, Workload
 from toolkit.replacement import PROMPTS_A_ROUND
 from toolkit.run import Options
-from toolkit.shape import ModelShape
-from toolkit.timing import Timing, measure
-from toolkit.workload import BatchShape, Workload
 
 
 @dataclass(frozen=True)

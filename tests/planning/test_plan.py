@@ -1,7 +1,5 @@
 """The plan of a run, against the run."""
 
-import json
-
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -10,19 +8,12 @@ from tests import tiny
 from toolkit import ModelPair, Options, diagnose
 from toolkit.cli import app
 from toolkit.documents import encode_all, make_batches, read_documents
-from toolkit.planning import duration, engineering, plan
+from toolkit.planning.plan import duration, engineering, plan
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, tokenizer):
-    root = tmp_path_factory.mktemp("models")
-    base = tiny.make_model("llama", torch.float32)
-    for name, model in (("base", base), ("tuned", tiny.tune(base))):
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    lines = [json.dumps(document) for document in tiny.make_documents(20)]
-    (root / "data.jsonl").write_text("\n".join(lines) + "\n")
-    return root
+def folders(tmp_path_factory):
+    return tiny.save_request(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -104,7 +95,7 @@ def test_families_are_timed(family, tmp_path, tokenizer):
 def test_a_run_that_does_not_fit_is_refused_before_models_are_read(
     folders, no_weights, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("toolkit.free_memory.available_memory", lambda: 1000.0)
+    monkeypatch.setattr("toolkit.planning.free_memory.available_memory", lambda: 1000.0)
     result = oracle(*asked(folders, "--quiet", "--out", tmp_path / "out"))
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
@@ -114,7 +105,7 @@ def test_a_run_that_does_not_fit_is_refused_before_models_are_read(
 
 
 def test_the_check_can_be_left_out(folders, monkeypatch, tmp_path):
-    monkeypatch.setattr("toolkit.free_memory.available_memory", lambda: 1000.0)
+    monkeypatch.setattr("toolkit.planning.free_memory.available_memory", lambda: 1000.0)
     small = ("--new-tokens", 2, "--sample", 0, "--shared-sample", 0, "--max-prompts", 1)
     asked_for = asked(folders, "--quiet", "--out", tmp_path / "out", "--no-memory-check", *small)
     result = oracle(*asked_for)

@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from toolkit import cost
-from toolkit.needs import HOST, Machine, bytes_read, hours, needs, read_shapes, workload_of_size
-from toolkit.shape import ModelShape
+from toolkit.planning import cost
+from toolkit.planning.needs import (
+    HOST,
+    Machine,
+    bytes_read,
+    hours,
+    needs,
+    read_shapes,
+    workload_of_size,
+)
+from toolkit.planning.shape import ModelShape
 
-SHAPES = Path(__file__).parent.parent / "data" / "model-shapes.csv"
+SHAPES = Path(__file__).parents[2] / "data" / "model-shapes.csv"
 # As the models' own pages and files say.
 PARAMETERS = {
     "SmolLM2-135M": 134_515_008,

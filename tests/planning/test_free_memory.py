@@ -11,8 +11,8 @@ from typer.main import get_command
 from tests import tiny
 from toolkit.cli import app
 from toolkit.errors import InputError
-from toolkit.footprint import Memory, Part, memory
-from toolkit.free_memory import (
+from toolkit.planning.footprint import Memory, Part, memory
+from toolkit.planning.free_memory import (
     HELP,
     OFFLOAD,
     Place,
@@ -22,8 +22,8 @@ from toolkit.free_memory import (
     places,
     require_memory,
 )
-from toolkit.shape import ModelShape
-from toolkit.workload import BatchShape, Workload
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.workload import BatchShape, Workload
 
 JOB = Workload((BatchShape(2, 8, 14),), prompts=(), steered=(), everywhere=0, single=False)
 
@@ -34,7 +34,7 @@ def test_available_is_no_more_than_the_machine_has():
 
 def test_a_limit_of_the_process_is_respected():
     code = (
-        "import resource, toolkit.free_memory as f, psutil\n"
+        "import resource, toolkit.planning.free_memory as f, psutil\n"
         "limit = psutil.Process().memory_info().vms + 2**28\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "assert 0 < f.available_memory() <= 2**28"
@@ -91,7 +91,9 @@ def test_too_little_memory_is_said_with_what_helps():
 
 
 def test_statistics_are_on_the_machine_and_the_rest_where_the_models_are(monkeypatch):
-    monkeypatch.setattr("toolkit.free_memory.available_memory", lambda device="cpu": 2.0**30)
+    monkeypatch.setattr(
+        "toolkit.planning.free_memory.available_memory", lambda device="cpu": 2.0**30
+    )
     shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
     needed = memory(shape, JOB, 4)
     (only,) = places(needed, "cpu")

@@ -12,9 +12,9 @@ from typing import Literal
 
 from toolkit.block_sums import MODES, moment_pairs
 from toolkit.lockstep import INSIDE
-from toolkit.shape import BlockShape, ModelShape
+from toolkit.planning.shape import BlockShape, ModelShape
+from toolkit.planning.workload import BatchShape, Workload
 from toolkit.statistics.moments import Pair
-from toolkit.workload import BatchShape, Workload
 
 # Operations of dense linear algebra, in units of d³ (Golub and Van Loan, Matrix Computations, 4th
 # edition). What a unit takes on a machine is measured: an eigenvalue problem runs far below the

@@ -2,7 +2,7 @@
 
 Every kind is timed with the toolkit's own code on random numbers: a block of the model's own shape,
 built from its configuration, on one batch shape of the run; sums, fits and Jacobians at a width
-that takes a fraction of a second. The formulas of `toolkit.cost` scale it up.
+that takes a fraction of a second. The formulas of `toolkit.planning.cost` scale it up.
 """
 
 import copy
@@ -20,7 +20,13 @@ from toolkit.analysis.reachability import BUDGETS, reach
 from toolkit.analysis.sequential_kl import Predictions
 from toolkit.analysis.spectrum import spectrum
 from toolkit.block_sums import moment_pairs
-from toolkit.cost import (
+from toolkit.documents import Batch
+from toolkit.jacobian import MLPJacobian, matrix_of
+from toolkit.lapack import quiet_openblas
+from toolkit.locations import resolve
+from toolkit.lockstep import Blocks
+from toolkit.mlp import MLP, Change, MLPChange
+from toolkit.planning.cost import (
     FIT,
     GRAM,
     JUDGED,
@@ -31,15 +37,9 @@ from toolkit.cost import (
     first_order,
     product_operations,
 )
-from toolkit.documents import Batch
-from toolkit.jacobian import MLPJacobian, matrix_of
-from toolkit.lapack import quiet_openblas
-from toolkit.locations import resolve
-from toolkit.lockstep import Blocks
-from toolkit.mlp import MLP, Change, MLPChange
-from toolkit.shape import ModelShape
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.workload import BatchShape, Workload
 from toolkit.statistics import MomentSums
-from toolkit.workload import BatchShape, Workload
 
 WIDEST = 512  # of a square matrix that is timed
 SECONDS = 0.4  # that one timing is to take

@@ -1,7 +1,7 @@
 """What a run needs in memory and on disk, as written formulas.
 
-Symbols are those of `toolkit.cost`; b is a number's size in the models' precision. Numbers of
-statistics have 8 bytes, of the vectors that enter them 4 (8 where the models run in float64).
+Symbols are those of `cost`; b is a number's size in the models' precision. Numbers of statistics
+have 8 bytes, of the vectors that enter them 4 (8 where the models run in float64).
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from toolkit.analysis.linear_fit import Rank
 from toolkit.block_sums import MODES, moment_pairs
-from toolkit.cost import MLP_PAIRS, SHARED_FITS, sequential_pairs
 from toolkit.lockstep import INSIDE
-from toolkit.shape import ModelShape
-from toolkit.workload import Workload
+from toolkit.planning.cost import MLP_PAIRS, SHARED_FITS, sequential_pairs
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.workload import Workload
 
 DOUBLE = 8
 CACHES = 3  # of keys and values at a time: of the prompts, and copies that are gone on from

@@ -7,13 +7,13 @@ from typing import Any
 import pandas as pd
 from transformers import LlamaConfig
 
-from toolkit import cost
 from toolkit.documents import Encoded
-from toolkit.footprint import disk, memory, streams
-from toolkit.planning import workload_of
+from toolkit.planning import cost
+from toolkit.planning.footprint import disk, memory, streams
+from toolkit.planning.plan import workload_of
+from toolkit.planning.shape import ModelShape
+from toolkit.planning.workload import Workload
 from toolkit.run import Options
-from toolkit.shape import ModelShape
-from toolkit.workload import Workload
 
 GIB = 2.0**30
 HOST = ("fit", "reach", "shared")  # kinds of work that are done on the CPU wherever the models are

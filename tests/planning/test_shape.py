@@ -6,7 +6,7 @@ import torch
 from tests import tiny
 from toolkit.locations import BRANCHES
 from toolkit.mlp import mlps
-from toolkit.shape import ModelShape
+from toolkit.planning.shape import ModelShape
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

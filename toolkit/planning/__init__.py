@@ -1,0 +1,1 @@
+"""What a run costs, before it runs: operations, bytes and time as formulas, and a plan of them."""
