@@ -23,6 +23,7 @@ from toolkit import ModelPair
 from toolkit.block_sums import MLP_INPUT, MODES, BlockSums, Samples, moment_pairs
 from toolkit.demo import ADAPTER, BASE, shipped
 from toolkit.documents import Encoded, make_batches
+from toolkit.heap import release_freed
 from toolkit.lockstep import March
 
 LENGTH, BLOCKS, STREAMS = 32, 4, 2
@@ -61,6 +62,7 @@ def measure(n_documents: int) -> dict:
 
     run(2, batches)  # buffers that torch and the allocator keep for themselves
     gc.collect()
+    release_freed()
     before = resident()
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -76,7 +76,8 @@ def main() -> None:
     ]
     note = (
         f"oracle diagnose of SmolLM2 and its LoRA, {args.documents} documents, one thread a "
-        f"process, batches of 512 tokens; largest difference of any number in any table: {worst:.1e}"
+        "process, batches of 512 tokens; largest difference of any number in any table: "
+        f"{worst:.1e}"
     )
     write("processes", "Two processes", rows, note)
 
