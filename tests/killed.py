@@ -34,7 +34,7 @@ def start(folder: Path, name: str) -> int:
     if child == 0:
         torch.set_num_threads(1)
         # Pictures would take most of so small a run's time, and no later start reads them.
-        Table.plot = lambda table: None
+        Table.plot = lambda table, noise: None
         draw.save = lambda figure, path: path.with_suffix(".svg").write_text("<svg/>")
         paths = str(folder / "base"), str(folder / "tuned"), folder / "data.jsonl", folder / name
         with contextlib.redirect_stderr(io.StringIO()):

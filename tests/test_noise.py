@@ -7,7 +7,7 @@ from tests import tiny
 from toolkit import InputError, ModelPair, Options, diagnose
 from toolkit.documents import encode_all, make_batches
 from toolkit.hooks import capture, constant, replace
-from toolkit.noise import _NoFloat32, measure_noise, noise_batch
+from toolkit.noise import _NoFloat32, measure_noise, some_of
 from toolkit.table import Table
 
 FAMILIES = ("llama", "gpt2", "gemma3", "opt", "neox", "mixtral")
@@ -16,7 +16,8 @@ OPTIONS = Options(new_tokens=2, sample=1, shared_sample=8, max_prompts=2)
 
 
 def measured(pair):
-    batch = noise_batch(make_batches(encode_all(tiny.make_documents(8), pair.tokenizer)))
+    few = some_of(encode_all(tiny.make_documents(8), pair.tokenizer), "all")
+    (batch,) = make_batches(few)
     return batch, measure_noise(pair.base_blocks, batch, pair.branches)
 
 

@@ -15,7 +15,7 @@ from toolkit.insides import Insides
 from toolkit.lapack import quiet_openblas
 from toolkit.locations import BRANCHES
 from toolkit.lockstep import March
-from toolkit.noise import Noise, measure_noise, noise_batch
+from toolkit.noise import Noise, measure_noise, some_of
 from toolkit.pair import ModelPair
 from toolkit.progress import progress
 from toolkit.provenance import Stages, describe_run
@@ -70,7 +70,8 @@ def diagnose(
         encoded = encode_all(documents, pair.tokenizer, options.max_length)
         batches = _batches(pair, encoded, options)
         with stages.stage("noise"):
-            noise = measure_noise(pair.base_blocks, noise_batch(batches), pair.branches)
+            few = _batched(pair, some_of(encoded, options.positions), options, together=True)
+            noise = measure_noise(pair.base_blocks, few[0], pair.branches)
         with stages.stage("march"):
             blocks, recipes = _march(pair, batches, options, workspace, world, show_progress)
         release_freed()
@@ -115,11 +116,17 @@ def diagnose(
     )
 
 
-def _batches(pair: ModelPair, encoded: Sequence[Encoded], options: Options) -> list[Batch]:
+def _batched(
+    pair: ModelPair, encoded: Sequence[Encoded], options: Options, together: bool = False
+) -> list[Batch]:
+    """`encoded` in batches; those of one side in a single one, if `together`."""
+    n = len(encoded) * max(len(d.ids) for d in encoded) if together else options.batch_tokens
     pad_id = pair.tokenizer.pad_token_id or 0
-    batches = make_batches(
-        encoded, options.positions, options.batch_tokens, pad_id, pair.device, options.seed
-    )
+    return make_batches(encoded, options.positions, n, pad_id, pair.device, options.seed)
+
+
+def _batches(pair: ModelPair, encoded: Sequence[Encoded], options: Options) -> list[Batch]:
+    batches = _batched(pair, encoded, options)
     for held_out, name in ((False, "fit"), (True, "held-out")):
         if not any(b.counted.any() for b in batches if b.held_out == held_out):
             raise InputError(

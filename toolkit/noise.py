@@ -17,7 +17,7 @@ delta is exactly zero. At three times the noise (`validity.ABOVE_NOISE`) roundin
 2/9 of a delta's energy, and at most 4/9.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from toolkit.documents import Batch
+from toolkit.documents import Batch, Encoded, Positions
 from toolkit.errors import InputError
 from toolkit.hooks import Call, capture, first, with_hidden_state
 from toolkit.lockstep import Blocks, States
@@ -36,7 +36,7 @@ from toolkit.table import Table
 from toolkit.weights import one_line
 
 Row = dict[str, Any]
-ROWS = 4  # documents that are looked at: rounding needs few tokens
+DOCUMENTS = 4  # that are looked at: rounding needs few tokens
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,10 @@ class Noise:
         )
 
 
-def noise_batch(batches: list[Batch]) -> Batch:
-    """The first rows with counted tokens of the shortest batch that has any."""
-    batch = min((b for b in batches if b.counted.any()), key=lambda b: b.n_tokens)
-    rows = batch.counted.any(1).nonzero()[:ROWS, 0]
-    return Batch(batch.ids[rows], batch.mask[rows], batch.counted[rows], batch.keys, batch.held_out)
+def some_of(documents: Sequence[Encoded], positions: Positions) -> list[Encoded]:
+    """The shortest fit documents of which tokens count, whatever the batches are."""
+    asked = [d for d in documents if not d.held_out and any(d.counted(positions))]
+    return sorted(asked, key=lambda document: len(document.ids))[:DOCUMENTS]
 
 
 @torch.no_grad()
