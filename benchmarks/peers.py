@@ -14,6 +14,7 @@ once both models are loaded.
 import argparse
 import copy
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -83,7 +84,9 @@ def measured(name: str, folder: Path, n_batches: int, threads: int) -> dict:
     packages, script, argument = PEERS[name]
     command = [environment(packages), str(HERE / "peers" / script), str(folder)]
     command += [str(n_batches), str(threads), *([argument] if argument else [])]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    # torch's number of threads is given to the script; numpy's products ask the environment.
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | limits)
     if ended.returncode:
         raise SystemExit(f"{name} ended with {ended.returncode}:\n{ended.stderr[-3000:]}")
     return json.loads(ended.stdout.splitlines()[-1])
