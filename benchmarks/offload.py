@@ -4,9 +4,9 @@
 
 A pair of random Llamas in float32 is written to disk, and ``oracle diagnose`` runs on it with all
 weights in memory, and with ``--offload`` in a control group that refuses more than `--limit` MiB
-(page cache included, so that weights are read from disk again and again; needs the right to make a
-group, as in a container). Both must write the same tables. Then the pair is asked for in that group
-without ``--offload``.
+(page cache included: files are dropped from it before, so weights are read from disk again and
+again; needs the right to make a group, as in a container). Both must write the same tables. Then
+the pair is asked for in that group without ``--offload``.
 """
 
 import argparse
@@ -49,6 +49,14 @@ def save_pair(folder: Path, n_blocks: int) -> float:
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=2e-3)
     return float(n_bytes)
+
+
+def forget(folder: Path) -> None:
+    """Drop `folder`'s files from the page cache, so that the next reader is charged for them."""
+    for path in folder.glob("*/*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def diagnose(folder: Path, out: Path, options: list[str], limit: int | None) -> str:
@@ -94,6 +102,7 @@ def main() -> None:
         (folder / "data.jsonl").write_text("\n".join(lines), "utf-8")
         for name, (options, limit) in kinds.items():
             out = folder / name
+            forget(folder)
             refused = diagnose(folder, out, options, limit)
             assert not refused, refused
             found = stages(out)
