@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from toolkit.draw import BLACK, GREY, LOCATION_STYLE, PURPLE, STYLE, WIDTH, Plot
+from toolkit.tables.drawing import BLACK, GREY, LOCATION_STYLE, PURPLE, STYLE, WIDTH, Plot
 
 MADE_BY = ()
 HEIGHT = 8.6  # inches; the drawing's units are about as large

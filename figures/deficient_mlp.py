@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from toolkit.draw import (
+from toolkit.tables.drawing import (
     GREY,
     LOCATION_STYLE,
     STYLE,
@@ -23,7 +23,7 @@ from toolkit.draw import (
     make_panels,
 )
 
-MADE_BY = ("python recipes/deficient_mlp.py --out data/theory/deficient-mlp",)
+MADE_BY = ("python data/recipes/deficient_mlp.py --out data/theory/deficient-mlp",)
 N_TOKENS = 32
 DASHED = {"linestyle": "--", "fillstyle": "none"}
 LINES: dict[tuple[str, str], dict[str, Any]] = {

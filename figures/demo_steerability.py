@@ -8,9 +8,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from toolkit.store import read_table
+from toolkit.tables.store import read_table
 
-MADE_BY = ("python recipes/shipped_runs.py demo-run",)
+MADE_BY = ("python data/recipes/shipped_runs.py demo-run",)
 
 
 def draw(data: Path) -> Figure:

@@ -2,7 +2,7 @@
 
 A random error of 1 % of the stream, put into the fine-tuned SmolLM2-135M. Above: what one block
 makes of it, beside the largest gain of any error (power iteration) and the bound from the 2-norms
-of the weights and the norm layers (`toolkit.analysis.error_bounds`). Below: what is left behind
+of the weights and the norm layers (`toolkit.analysis.gain_bounds`). Below: what is left behind
 the last block. Measured gains stay about 1; bounds multiply to numbers that say nothing.
 """
 
@@ -12,7 +12,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.draw import (
+from toolkit.tables.drawing import (
     BLACK,
     BLUE,
     GREY,
@@ -29,7 +29,7 @@ from toolkit.draw import (
 )
 
 MADE_BY = (
-    "python recipes/error_control.py --base SmolLM2-135M-Instruct "
+    "python data/recipes/error_control.py --base SmolLM2-135M-Instruct "
     "--tuned data/smollm2-gsm8k-lora --out data/theory/errors-smollm2 --max-kl 0.05",
 )
 SHOWN = ("pre_mlp", "post_block")  # after the MLP an error lands where it does after the block

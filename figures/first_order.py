@@ -7,10 +7,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from toolkit.figures import each_pair
-from toolkit.plot import PLOTS
+from toolkit.jobs.figures import each_pair
+from toolkit.tables.plot import PLOTS
 
-MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_runs.py gemma-run")
+MADE_BY = (
+    "python data/recipes/shipped_runs.py demo-run",
+    "python data/recipes/shipped_runs.py gemma-run",
+)
 
 
 def draw(data: Path) -> dict[str, Figure]:

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from toolkit.draw import STYLE, add_band, draw_line, finish, log_scale, make_panels
-from toolkit.figures import PAIRS
+from toolkit.jobs.figures import PAIRS
+from toolkit.tables.drawing import STYLE, add_band, draw_line, finish, log_scale, make_panels
 
-MADE_BY = ("python recipes/gate_gains.py --out data/gate-gains",)
+MADE_BY = ("python data/recipes/gate_gains.py --out data/gate-gains",)
 NAMES = {"gate": "$|\\sigma'(a_g) \\odot a_u|$", "up": "$|\\sigma(a_g)|$"}
 THROUGH = {"gate": "gain through the gate, ", "up": "gain through the up projection, "}
 

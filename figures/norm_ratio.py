@@ -11,10 +11,13 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.draw import STYLE, draw_line, finish, make_panels
-from toolkit.figures import PAIRS, PUBLISHED_STYLE
+from toolkit.jobs.figures import PAIRS, PUBLISHED_STYLE
+from toolkit.tables.drawing import STYLE, draw_line, finish, make_panels
 
-MADE_BY = ("python recipes/shipped_runs.py demo-run", "python recipes/shipped_runs.py gemma-run")
+MADE_BY = (
+    "python data/recipes/shipped_runs.py demo-run",
+    "python data/recipes/shipped_runs.py gemma-run",
+)
 
 
 def draw(data: Path) -> Figure:

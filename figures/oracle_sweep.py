@@ -14,12 +14,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from toolkit import draw as house
-from toolkit.draw import LOCATION_STYLE, LOCATIONS
-from toolkit.draw_table import ROW, Section, clear, draw_section
-from toolkit.figures import PAIRS
+from toolkit.jobs.figures import PAIRS
+from toolkit.tables import drawing as house
+from toolkit.tables.drawing import LOCATION_STYLE, LOCATIONS
+from toolkit.tables.table_figure import ROW, Section, clear, draw_section
 
-COMMAND = "python recipes/oracle_sweep.py "
+COMMAND = "python data/recipes/oracle_sweep.py "
 MADE_BY = (
     COMMAND + "--base SmolLM2-135M-Instruct --tuned data/smollm2-gsm8k-lora "
     "--out data/oracle-sweep/smollm2",

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from toolkit.draw import (
+from toolkit.tables.drawing import (
     BLACK,
     BLUE,
     GREEN,
@@ -32,7 +32,7 @@ from toolkit.draw import (
     make_panels,
 )
 
-MADE_BY = ("python recipes/projection.py smollm2 --out data/theory/projection-smollm2",)
+MADE_BY = ("python data/recipes/projection.py smollm2 --out data/theory/projection-smollm2",)
 ADAPTERS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("post-block A P*", "base"): ("A P*, P* of the base model's states",
                                   {"color": PURPLE, "marker": "v"}),

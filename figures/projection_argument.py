@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from toolkit.draw import BLACK, GREY, LOCATION_STYLE, STYLE, WIDTH, Plot
+from toolkit.tables.drawing import BLACK, GREY, LOCATION_STYLE, STYLE, WIDTH, Plot
 
 MADE_BY = ()
 SKIP, MLP = GREY, LOCATION_STYLE["post_mlp"]["color"]

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from toolkit.draw import (
+from toolkit.tables.drawing import (
     BLUE,
     GREY,
     LAYER_LABEL,
@@ -26,7 +26,7 @@ from toolkit.draw import (
 )
 
 MADE_BY = (
-    "python recipes/error_control.py --base SmolLM2-135M-Instruct "
+    "python data/recipes/error_control.py --base SmolLM2-135M-Instruct "
     "--tuned data/smollm2-gsm8k-lora --out data/theory/errors-smollm2 --max-kl 0.05",
 )
 

@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from toolkit.draw import (
+from toolkit.jobs.figures import PAIRS
+from toolkit.tables.drawing import (
     BLACK,
     FIT_STYLE,
     GREY,
@@ -28,9 +29,8 @@ from toolkit.draw import (
     log_scale,
     make_panels,
 )
-from toolkit.figures import PAIRS
 
-COMMAND = "python recipes/sequential_kl.py "
+COMMAND = "python data/recipes/sequential_kl.py "
 MADE_BY = (
     COMMAND + "--base SmolLM2-135M-Instruct --tuned data/smollm2-gsm8k-lora "
     "--trained data/smollm2-gsm8k-reft --out data/sequential-kl/smollm2",

@@ -11,12 +11,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.draw_table import Section, draw_table
-from toolkit.published import published_cell
+from toolkit.tables.table_figure import Section, draw_table
+from toolkit.theory.published import published_cell
 
 MADE_BY = (
     "oracle table --out data/tiny-listops/table",
-    "bash recipes/smollm2_tasks.sh arc_easy_train.jsonl arc_easy_test.jsonl",
+    "bash data/recipes/smollm2_tasks.sh arc_easy_train.jsonl arc_easy_test.jsonl",
 )
 TASKS = {"boolq": "BoolQ", "winogrande": "Winogrande", "gsm8k": "GSM8K", "listops": "ListOps"}
 NOTE = (

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toolkit.draw_table import Section, draw_table
-from toolkit.published import published_cell
+from toolkit.tables.table_figure import Section, draw_table
+from toolkit.theory.published import published_cell
 
-MADE_BY = ("python recipes/parameter_counts.py",)
+MADE_BY = ("python data/recipes/parameter_counts.py",)
 TASKS = {"boolq": "BoolQ", "winogrande": "Winogrande", "gsm8k": "GSM8K", "listops": "ListOps"}
 NOTE = (
     "± is the half of a 95 % interval if the standard sets were used (BoolQ 3,270, Winogrande "

@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
-from tests import tiny
+from tests.support import tiny
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

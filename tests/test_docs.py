@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import toolkit
-from tests import tiny
-from tests.docs import (
+from tests.support import tiny
+from tests.support.docs import (
     INLINE,
     LONG,
     PYTHON,
@@ -26,13 +26,13 @@ from tests.docs import (
     run_command,
     unknown_options,
 )
-from toolkit.figures import find_scripts
-from toolkit.locations import POINTS
-from toolkit.report import SECTIONS
-from toolkit.steering import KINDS
-from toolkit.table import COLUMNS
+from toolkit.adapters.kinds import KINDS
+from toolkit.jobs.figures import find_scripts
+from toolkit.models.locations import POINTS
+from toolkit.report.page import SECTIONS
+from toolkit.tables.table import COLUMNS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = ROOT / "README.md"
 PAGES = [*DOCS, README]
@@ -106,7 +106,7 @@ def test_commands_run(page, desk):
         if program == "make":
             assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
             continue
-        if program == "torchrun":  # as several processes in tests/test_world.py
+        if program == "torchrun":  # as several processes in tests/runtime/test_processes.py
             name, command, rest = parse(words[words.index("toolkit") + 1 :])
             command.make_context(name, list(rest))
             continue

@@ -9,9 +9,9 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tests.notebooks import code_cells, differences, text_differences, unfit_outputs
+from tests.support.notebooks import code_cells, differences, text_differences, unfit_outputs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FILE = re.compile(r"[\w./-]+\.(?:ipynb|md|py|sh|csv)\b")
 MADE_BY_READERS = ("results/", "documents.jsonl", "mine/")

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from toolkit import ModelPair, read_documents
-from toolkit.demo import ADAPTER, BASE, PROMPTS, shipped
-from toolkit.documents import encode_all
-from toolkit.replacement import NONE, ORACLE, evaluate
+from toolkit.documents.tokens import encode_all
+from toolkit.evaluation.candidates import NONE, ORACLE
+from toolkit.evaluation.compare import evaluate
+from toolkit.runtime.shipped import ADAPTER, BASE, PROMPTS, shipped
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +17,11 @@ def pair():
 
 def test_every_proof_passes(pair):
     assert {check.status for check in pair.checks} == {"passed"}
-    assert not pair.missing
+    assert not pair.unavailable
 
 
 def test_adapter_costs_no_second_copy_and_off_is_the_base_bit_for_bit(pair):
-    base, tuned = (blocks.model for blocks in (pair.base_blocks, pair.tuned_blocks))
+    base, tuned = (blocks.model for blocks in (pair.base_runner, pair.tuned_runner))
     ours = base.model.layers[3].mlp.up_proj.weight
     theirs = tuned.model.layers[3].mlp.up_proj.base_layer.weight
     assert ours.data_ptr() == theirs.data_ptr()

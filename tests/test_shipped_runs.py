@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests import tiny
-from tests.recipes import load_recipe
-from toolkit.run import Options
-from toolkit.table import COLUMNS
+from tests.support import tiny
+from tests.support.recipes import load_recipe
+from toolkit.diagnosis.options import Options
+from toolkit.tables.table import COLUMNS
 
 recipe = load_recipe("shipped_runs")
 

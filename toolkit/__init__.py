@@ -12,18 +12,24 @@ A run, from two models to an adapter that steers the base model::
     with steer(pair.base, run.adapters):
         inputs = pair.tokenizer("What is 2 + 3?", return_tensors="pt")
         pair.base.generate(**inputs, max_new_tokens=32)
+
+The rooms of the package, each of which reads only those before it: errors, runtime, documents,
+tables, statistics, models, blocks, lockstep, analysis, adapters, fitting, evaluation, diagnosis,
+report, planning, training, theory, jobs, cli. The docstring of each says what happens there.
 """
 
-from toolkit.best_fit import best_fit
-from toolkit.checks import Check
-from toolkit.closed_form import Plan, fit_adapters
-from toolkit.diagnose import diagnose
-from toolkit.documents import Document, read_documents
+from toolkit.adapters.attach import steer
+from toolkit.adapters.collection import Adapters, load_adapters, save_adapters
+from toolkit.diagnosis.diagnose import diagnose
+from toolkit.diagnosis.options import Options
+from toolkit.diagnosis.run import Run
+from toolkit.documents.documents import Document, read_documents
 from toolkit.errors import InputError
-from toolkit.pair import ModelPair
-from toolkit.run import Options, Run
-from toolkit.steering import Adapters, load_adapters, save_adapters, steer
-from toolkit.table import Table
+from toolkit.evaluation.best_of import best_fit
+from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.models.pair import ModelPair
+from toolkit.runtime.check import Check
+from toolkit.tables.table import Table
 
 __all__ = [
     "Adapters",

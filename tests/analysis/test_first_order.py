@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from tests.properties import assert_mergeable
+from tests.support.properties import assert_mergeable
 from toolkit.analysis.first_order import FirstOrderSums, first_order_terms
-from toolkit.mlp import MLP, Change, MLPChange
+from toolkit.blocks.mlp import MLP, Change, MLPChange
 
 D, D_FF = 6, 10
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import textbook
+from tests.support import textbook
 from toolkit.analysis.linear_fit import RANKS, explained, fit_linear, ranks_below
 from toolkit.statistics import MomentSums
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import textbook
+from tests.support import textbook
 from toolkit.analysis.linear_fit import fit_linear
 from toolkit.analysis.projection import (
     AffineMap,

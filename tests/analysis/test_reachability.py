@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import textbook
+from tests.support import textbook
 from toolkit.analysis.reachability import BUDGETS, median, reach, residual_quartiles
 
 

@@ -8,10 +8,9 @@ import psutil
 import pytest
 from typer.main import get_command
 
-from tests import tiny
-from toolkit.cli import app
+from tests.support import tiny
+from toolkit.cli.main import app
 from toolkit.errors import InputError
-from toolkit.planning.footprint import Memory, Part, memory
 from toolkit.planning.free_memory import (
     HELP,
     OFFLOAD,
@@ -22,7 +21,8 @@ from toolkit.planning.free_memory import (
     places,
     require_memory,
 )
-from toolkit.planning.shape import ModelShape
+from toolkit.planning.memory import Memory, Part, memory
+from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
 
 JOB = Workload((BatchShape(2, 8, 14),), prompts=(), steered=(), everywhere=0, single=False)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.properties import assert_mergeable
-from toolkit.mlp import MLP
+from tests.support.properties import assert_mergeable
+from toolkit.blocks.mlp import MLP
 from toolkit.statistics import SizeCounts
 from toolkit.statistics.gate_gains import HIGHEST, LOWEST, PER_DECADE, gate_gains
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.properties import assert_close, assert_mergeable
+from tests.support.properties import assert_close, assert_mergeable
 from toolkit.statistics import MomentSums
 
 PAIRS = [("x", "x"), ("t", "x"), ("t", "t")]

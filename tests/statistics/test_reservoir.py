@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.properties import assert_mergeable
+from tests.support.properties import assert_mergeable
 from toolkit.statistics import Reservoir
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tests import tiny
-from tests.steering.kinds import CASES, method_of
-from toolkit.locations import resolve
-from toolkit.published import CONFIGS
+from tests.support import tiny
+from tests.support.kinds import CASES, method_of
+from toolkit.models.locations import resolve
+from toolkit.theory.published import CONFIGS
 from toolkit.training.counts import adapter_parameters, lora_parameters, model_parameters
 from toolkit.training.methods import Method, new_adapters, with_lora
 
@@ -64,7 +64,7 @@ def test_counts_are_those_of_real_modules(family):
     assert model_parameters(config) == sum(p.numel() for p in model.parameters())
     for kind, location in CASES:
         method = method_of(kind, location)
-        if location not in sites.missing:
+        if location not in sites.unavailable:
             adapters = new_adapters(model, method, sites)
             assert adapter_parameters(config, method) == adapters.parameters
     joint = Method("joint", "joint", "post_block", rank=3)

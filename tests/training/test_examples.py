@@ -4,9 +4,9 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from tests import tiny
+from tests.support import tiny
 from toolkit import InputError
-from toolkit.tasks import Example
+from toolkit.documents.tasks.task import Example
 from toolkit.training.examples import NOT_SUPERVISED, collate, supervised
 
 EXAMPLE = Example("w5 w6 w7", "w8 w9", "w9")

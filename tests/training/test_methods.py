@@ -3,13 +3,16 @@
 import pytest
 import torch
 
-from tests import tiny
-from tests.properties import restores
+from tests.support import tiny
+from tests.support.properties import restores
 from tests.training.test_trainer import make_rows
 from toolkit import InputError
-from toolkit.locations import resolve
-from toolkit.steering import KINDS, Adapters, GatedHeads, Linear, load_adapters, save_adapters
-from toolkit.training.joint import Overlap
+from toolkit.adapters.collection import Adapters, load_adapters, save_adapters
+from toolkit.adapters.gated_heads import GatedHeads
+from toolkit.adapters.kinds import KINDS
+from toolkit.adapters.linear import Linear
+from toolkit.models.locations import resolve
+from toolkit.training.lora_overlap import Overlap
 from toolkit.training.methods import Method, adapted
 from toolkit.training.trainer import TrainingOptions, response_loss, train
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tests import textbook, tiny
-from tests.properties import restores
+from tests.support import textbook, tiny
+from tests.support.properties import restores
 from toolkit import InputError
-from toolkit.locations import resolve
-from toolkit.tasks import Example
+from toolkit.documents.tasks.task import Example
+from toolkit.models.locations import resolve
 from toolkit.training.examples import NOT_SUPERVISED, collate, supervised
 from toolkit.training.methods import Method, adapted, new_adapters
 from toolkit.training.trainer import Trainee, TrainingOptions, response_loss, train

@@ -12,8 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from toolkit.mlp import MLP, MLPChange
-from toolkit.world import World
+from toolkit.blocks.mlp import MLP, MLPChange
+from toolkit.runtime.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class FirstOrderSums:
     def merge(self, other: Self) -> None:
         self.sums += other.sums
 
-    def reduce(self, world: World) -> None:
-        """Add up the sums of all processes of `world`."""
-        world.add(self.sums)
+    def reduce(self, processes: Processes) -> None:
+        """Add up the sums of all `processes`."""
+        processes.add(self.sums)
 
     def result(self) -> FirstOrder:
         sums = dict(zip(self.NAMES, self.sums.tolist(), strict=True))

@@ -19,7 +19,7 @@ from scipy.linalg import lapack
 from scipy.optimize import brentq
 from torch import Tensor
 
-from toolkit.lapack import one_thread_each, tridiagonalise
+from toolkit.runtime.lapack import one_thread_each, tridiagonalise
 
 BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
 RANK_TOLERANCE = 1e-6

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from toolkit.errors import InputError
-from toolkit.planning.footprint import Memory
+from toolkit.planning.memory import Memory
 
 OFFLOAD = "--offload"  # the option that reads blocks from disk as they are reached
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")

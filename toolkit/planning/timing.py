@@ -2,7 +2,7 @@
 
 Every kind is timed with the toolkit's own code on random numbers: a block of the model's own shape,
 built from its configuration, on one batch shape of the run; sums, fits and Jacobians at a width
-that takes a fraction of a second. The formulas of `toolkit.planning.cost` scale it up.
+that takes a fraction of a second. The formulas of `toolkit.planning.operations` scale it up.
 """
 
 import copy
@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from toolkit.analysis.divergence import Predictions
 from toolkit.analysis.first_order import first_order_terms
 from toolkit.analysis.linear_fit import explained, fit_linear
 from toolkit.analysis.reachability import BUDGETS, reach
-from toolkit.analysis.sequential_kl import Predictions
 from toolkit.analysis.spectrum import spectrum
-from toolkit.block_sums import moment_pairs
-from toolkit.documents import Batch
-from toolkit.jacobian import MLPJacobian, matrix_of
-from toolkit.lapack import quiet_openblas
-from toolkit.locations import resolve
-from toolkit.lockstep import Blocks
-from toolkit.mlp import MLP, Change, MLPChange
-from toolkit.planning.cost import (
+from toolkit.blocks.jacobian import MLPJacobian, matrix_of
+from toolkit.blocks.mlp import MLP, Change, MLPChange
+from toolkit.diagnosis.block_statistics import moment_pairs
+from toolkit.documents.batches import Batch
+from toolkit.models.locations import resolve
+from toolkit.models.runner import BlockRunner
+from toolkit.planning.operations import (
     FIT,
     GRAM,
     JUDGED,
@@ -37,8 +36,9 @@ from toolkit.planning.cost import (
     first_order,
     product_operations,
 )
-from toolkit.planning.shape import ModelShape
+from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
+from toolkit.runtime.lapack import quiet_openblas
 from toolkit.statistics import MomentSums
 
 WIDEST = 512  # of a square matrix that is timed
@@ -80,7 +80,7 @@ def product_rate(dtype: torch.dtype, device: str, width: int = WIDEST) -> float:
     return 2.0 * width**3 / seconds_of(lambda: a @ a, device)
 
 
-def random_block(config: Any, dtype: torch.dtype, device: str) -> Blocks:
+def random_block(config: Any, dtype: torch.dtype, device: str) -> BlockRunner:
     """One block of the model that `config` describes, with random weights and a tiny vocabulary."""
     small = copy.deepcopy(config.get_text_config())
     small.num_hidden_layers = 1
@@ -91,20 +91,20 @@ def random_block(config: Any, dtype: torch.dtype, device: str) -> Blocks:
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(small, dtype=dtype)
     model.eval().requires_grad_(False)
-    return Blocks(model, resolve(model))
+    return BlockRunner(model, resolve(model))
 
 
-def block_rate(blocks: Blocks, shape: ModelShape, batch: BatchShape) -> float:
+def block_rate(runner: BlockRunner, shape: ModelShape, batch: BatchShape) -> float:
     """Of one block that is listened to, as in the march."""
-    device = next(blocks.model.parameters()).device
+    device = next(runner.model.parameters()).device
     ids = torch.zeros(batch.rows, batch.length, dtype=torch.long, device=device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     real = Batch(ids, mask, mask, torch.zeros(batch.n, device=device), batch.held_out)
     hidden = torch.randn(batch.rows, batch.length, shape.d, device=device)
-    hidden = hidden.to(next(blocks.model.parameters()).dtype)
+    hidden = hidden.to(next(runner.model.parameters()).dtype)
 
     def work() -> None:
-        blocks.run(0, blocks.call(0, real), hidden, shape.branches)
+        runner.run(0, runner.call(0, real), hidden, shape.branches)
 
     return block_pass(shape, shape.blocks[0], batch) / seconds_of(work, device)
 
@@ -160,7 +160,7 @@ def _mlp_rates(shape: ModelShape, work: Workload, n: int, dtype: torch.dtype, de
     one, target = torch.randn(1, d), torch.randn(1, 1, d)
     radii = one.norm() * torch.tensor([BUDGETS], dtype=torch.float64)
     # A map comes with its share of the heads, which are looked through one by one.
-    slices = torch.randn(max(shape.n_heads // 3, 1) if shape.tail else 0, d, shape.head_dim)
+    slices = torch.randn(max(shape.n_heads // 3, 1) if shape.sublayer else 0, d, shape.head_dim)
 
     def look() -> None:
         reach(matrix_of(MLPJacobian.at(mlp, one)), target, radii)

@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from toolkit.runtime.processes import Processes
 from toolkit.statistics.frame import Frame, add, frames_of
-from toolkit.world import World
 
 Pair = tuple[str, str]
 
@@ -84,10 +84,10 @@ class FramedSums:
             add(self._sum[name], value.sum(0, dtype=torch.float64), value.dtype)
         self._add(framed)
 
-    def reduce(self, world: World) -> None:
-        """Add up the sums of all processes of `world`, which have the same frames."""
+    def reduce(self, processes: Processes) -> None:
+        """Add up the sums of all `processes`, which have the same frames."""
         n = torch.tensor(self.n)
-        world.add(n, *self._totals())
+        processes.add(n, *self._totals())
         self.n = int(n)
 
     def result(self, pairs: Sequence[Pair] | None = None) -> Moments:

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from toolkit.world import World
+from toolkit.runtime.processes import Processes
 
 Key = tuple[str, str]
 
@@ -39,9 +39,11 @@ class NormSums:
         for key, total in other._sum.items():
             self._add(key, total)
 
-    def reduce(self, world: World) -> None:
-        """Add up the sums of all processes of `world`."""
-        parts = world.gathered((self.n, {key: float(total) for key, total in self._sum.items()}))
+    def reduce(self, processes: Processes) -> None:
+        """Add up the sums of all `processes`."""
+        parts = processes.gathered(
+            (self.n, {key: float(total) for key, total in self._sum.items()})
+        )
         self.n, self._sum = sum(n for n, _ in parts), {}
         for _, part in parts:
             for key, total in part.items():

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from toolkit.world import World
+from toolkit.runtime.processes import Processes
 
 
 class Reservoir:
@@ -36,10 +36,10 @@ class Reservoir:
         if other._keys is not None:
             self.update(other._values, other._keys)
 
-    def reduce(self, world: World) -> None:
-        """Sample from the tokens of all processes of `world`."""
+    def reduce(self, processes: Processes) -> None:
+        """Sample from the tokens of all `processes`."""
         mine = None if self._keys is None else (self._keys.cpu(), self._on_cpu())
-        parts = [part for part in world.gathered(mine) if part is not None]
+        parts = [part for part in processes.gathered(mine) if part is not None]
         self._keys, self._values = None, {}
         for keys, values in parts:
             self.update(values, keys)

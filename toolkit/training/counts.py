@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from toolkit.steering import KINDS
+from toolkit.adapters.kinds import KINDS
 from toolkit.training.methods import Method, options_of, width_of, with_lora
 
 

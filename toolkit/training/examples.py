@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.documents import Document, encode
+from toolkit.documents.documents import Document
+from toolkit.documents.tasks.task import Example
+from toolkit.documents.tokens import encode
 from toolkit.errors import InputError
-from toolkit.tasks import Example
 
 NOT_SUPERVISED = -100
 

@@ -10,12 +10,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from toolkit.adapters.attach import steer
+from toolkit.adapters.collection import Adapters
+from toolkit.adapters.kinds import KINDS
 from toolkit.analysis.linear_fit import Rank
-from toolkit.closed_form import Plan
 from toolkit.errors import InputError
-from toolkit.locations import Sites, resolve
-from toolkit.steering import KINDS, Adapters, steer
-from toolkit.training.joint import Overlap
+from toolkit.fitting.closed_form import Plan
+from toolkit.models.locations import Sites, resolve
+from toolkit.training.lora_overlap import Overlap
 from toolkit.training.trainer import Trainee
 
 # What PUBLISHED runs swept, everything else held constant.

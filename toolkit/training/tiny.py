@@ -1,13 +1,13 @@
 """The laptop's table: a tiny Llama on ListOps, and every method beside its full fine-tune.
 
 The base model was pretrained from nothing on two operators, the tuned one fine-tuned on all four;
-both ship (``recipes/tiny_listops.py`` made them). Methods stand beside others of like size.
+both ship (``data/recipes/tiny_listops.py`` made them). Methods stand beside others of like size.
 """
 
-from toolkit.demo import shipped
-from toolkit.documents import Document
-from toolkit.pair import ModelPair
-from toolkit.tasks import ListOps
+from toolkit.documents.documents import Document
+from toolkit.documents.tasks.listops import ListOps
+from toolkit.models.pair import ModelPair
+from toolkit.runtime.shipped import shipped
 from toolkit.training.methods import Method
 
 NAME = "tiny-listops"

@@ -1,0 +1,78 @@
+"""Adapters on disk come back as they were, or not at all."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.adapters.test_attach import random_adapters
+from toolkit import InputError, load_adapters, save_adapters
+
+
+@pytest.mark.parametrize("kind", ["vector", "linear", "full"])
+@pytest.mark.parametrize("location", ["pre_mlp", "post_mlp", "post_block"])
+def test_round_trip(tmp_path, kind, location):
+    """Location, fit, kind, rank, blocks, parameters and every bit."""
+    saved = random_adapters(location, kind, layers=(0, 2, 11))
+    save_adapters(saved, tmp_path / "new" / "folder")
+    loaded = load_adapters(tmp_path / "new" / "folder")
+    for name in ("location", "fit", "kind", "rank", "parameters", "info"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    assert loaded.by_layer.keys() == saved.by_layer.keys()
+    states = torch.randn(2, 5, 16, dtype=torch.float64)
+    for layer, adapter in saved.by_layer.items():
+        assert torch.equal(loaded.by_layer[layer](states), adapter(states))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_adapters(random_adapters("post_mlp"), tmp_path)
+    return tmp_path
+
+
+def change_weights(folder, change):
+    path = folder / "adapters.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("1.up"), "'1.up' is missing"),
+        (lambda t: t.update({"9.up": torch.zeros(3)}), "'9.up' is unexpected"),
+        (
+            lambda t: t.update({"0.down": torch.zeros(2, 16)}),
+            r"'0.down' is \[2, 16\], .* \[3, 16\]",
+        ),
+        (lambda t: t.update({"2.up": torch.zeros(17, 3)}), "'2.up' is"),
+    ],
+)
+def test_wrong_weights_are_refused_by_name(folder, change, message):
+    change_weights(folder, change)
+    with pytest.raises(InputError, match=message):
+        load_adapters(folder)
+
+
+def test_a_folder_without_adapters_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="does not hold adapters"):
+        load_adapters(tmp_path / "nowhere")
+    (folder / "adapters.json").write_text("{")
+    with pytest.raises(InputError, match="does not hold adapters"):
+        load_adapters(folder)
+
+
+def test_a_truncated_weights_file_is_refused(folder):
+    path = folder / "adapters.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="does not hold adapters"):
+        load_adapters(folder)
+
+
+def test_another_format_is_refused(folder):
+    config = json.loads((folder / "adapters.json").read_text())
+    (folder / "adapters.json").write_text(json.dumps(config | {"format": 99}))
+    with pytest.raises(InputError, match="format 99"):
+        load_adapters(folder)

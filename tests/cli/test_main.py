@@ -1,0 +1,113 @@
+"""The commands as a user gives them, on tiny models in folders."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.support import tiny
+from toolkit import ModelPair, load_adapters, steer
+from toolkit.cli.main import app
+from toolkit.tables.table import COLUMNS
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base and a tuned model's folder, and a data file."""
+    return tiny.save_request(tmp_path_factory.mktemp("models"))
+
+
+def oracle(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def diagnose(folders, out, *more):
+    data = ("--data", folders / "data.jsonl", "--out", out)
+    small = ("--new-tokens", 4, "--sample", 2, "--quiet")
+    return oracle("diagnose", folders / "base", folders / "tuned", *data, *small, *more)
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = diagnose(folders, out, "--keep-statistics")
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_diagnose_writes_what_the_contract_says(finished):
+    for name, columns in COLUMNS.items():
+        frame = pd.read_csv(finished / "tables" / f"{name}.csv")
+        assert frame.columns.tolist() == columns.split()
+        assert (finished / "figures" / f"{name}.svg").stat().st_size > 0
+        assert (finished / "figures" / f"{name}.png").stat().st_size > 0
+    info = json.loads((finished / "run.json").read_text())
+    assert info["data"]["fit"]["documents"] + info["data"]["held_out"]["documents"] == 20
+    assert len(info["data"]["sha256"]) == 64
+    assert not finished.with_name("run.partial").exists()
+    assert "<script" not in (finished / "report.html").read_text()
+
+
+def test_recommended_adapters_steer(finished, folders):
+    report = json.loads((finished / "report.json").read_text())
+    adapters = load_adapters(finished / "adapters")
+    assert adapters.location == report["run"]["recommendation"]["location"]
+    pair = ModelPair.load(folders / "base", folders / "tuned")
+    ids = torch.arange(5, 15)[None]
+    plain = pair.base(input_ids=ids).logits
+    with steer(pair.base, adapters):
+        assert not torch.equal(pair.base(input_ids=ids).logits, plain)
+    assert torch.equal(pair.base(input_ids=ids).logits, plain)
+
+
+def test_from_redoes_a_run_without_models(finished, tmp_path):
+    result = oracle("diagnose", "--from", finished, "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    for name in COLUMNS:
+        ours, theirs = (
+            pd.read_csv(d / "tables" / f"{name}.csv") for d in (finished, tmp_path / "again")
+        )
+        pd.testing.assert_frame_equal(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_finished_run_is_not_overwritten_unasked(finished, folders):
+    result = diagnose(folders, finished)
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+
+
+BAD = {
+    "no data file": (["--data", "nowhere.jsonl"], "no such data file"),
+    "positions": (["--positions", "middle"], "expected all, response, last"),
+    "dtype": (["--dtype", "int8"], "expected one of float32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(name, folders, tmp_path):
+    arguments, expected = BAD[name]
+    result = diagnose(folders, tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert expected in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_documents_leave_nothing(folders, tmp_path):
+    data = tmp_path / "one.txt"
+    data.write_text("w5 w6 w7\n")
+    result = diagnose(folders, tmp_path / "out", "--data", data)
+    assert result.exit_code == 2
+    assert "at least 2" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
+
+
+def test_module_is_the_command():
+    command = [sys.executable, "-m", "toolkit", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "diagnose" in done.stdout
+    assert "demo" in done.stdout

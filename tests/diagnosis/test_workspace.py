@@ -1,0 +1,97 @@
+"""A run on disk: resumed after an interruption, and never finished-looking before it is."""
+
+import json
+
+import pytest
+
+from tests.support import tiny
+from toolkit import InputError, Options
+from toolkit.diagnosis import diagnose
+from toolkit.diagnosis.workspace import Workspace, refuse_existing
+
+DOCUMENTS = tiny.make_documents(14)
+OPTIONS = Options(new_tokens=4, sample=2)
+
+
+class KilledError(Exception):
+    """Stands for a killed process."""
+
+
+class Interrupted(Workspace):
+    """A workspace whose process ends after so many blocks."""
+
+    def __init__(self, *args, stop_after=None):
+        super().__init__(*args)
+        self.stop_after, self.marched = stop_after, []
+
+    def finished(self, survey):
+        super().finished(survey)
+        self.marched.append(survey.layer)
+        if survey.layer == self.stop_after:
+            raise KilledError
+
+
+def run(pair, workspace):
+    workspace.open()
+    return diagnose(pair, DOCUMENTS, OPTIONS, show_progress=False, workspace=workspace)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, tiny.N_LAYERS - 1])
+def test_resumed_run_equals_an_uninterrupted_one(llama_pair, tmp_path, stop_after):
+    plain = diagnose(llama_pair, DOCUMENTS, OPTIONS, show_progress=False)
+    asked = tmp_path / "run", {"options": 1}
+    with pytest.raises(KilledError):
+        run(llama_pair, Interrupted(*asked, stop_after=stop_after))
+    assert not (tmp_path / "run").exists()
+    second = Interrupted(*asked)
+    resumed = run(llama_pair, second)
+    assert second.marched == list(range(stop_after + 1, tiny.N_LAYERS))
+    for a, b in zip(plain.tables, resumed.tables, strict=True):
+        assert a.frame.astype(str).equals(b.frame.astype(str)), a.name
+
+
+def test_what_was_compared_is_not_compared_again(llama_pair, tmp_path, monkeypatch):
+    """A second start reads what each candidate gave."""
+    first = run(llama_pair, Workspace(tmp_path / "run", {"options": 1}))
+    monkeypatch.setattr("toolkit.evaluation.compare.PromptBatch.outcome", None)
+    second = run(llama_pair, Workspace(tmp_path / "run", {"options": 1}))
+    for a, b in zip(first.tables, second.tables, strict=True):
+        assert a.frame.astype(str).equals(b.frame.astype(str)), a.name
+
+
+def test_another_request_starts_anew(llama_pair, tmp_path):
+    run(llama_pair, Workspace(tmp_path / "run", {"options": 1}))
+    assert Workspace(tmp_path / "run", {"options": 1}).open()
+    other = Workspace(tmp_path / "run", {"options": 2})
+    assert not other.open()
+    assert not list(other.streams.iterdir())
+
+
+def test_a_finished_folder_keeps_nothing_of_its_making(llama_pair, tmp_path):
+    """And takes the place of an earlier run's, whenever the process is killed on the way."""
+    out = tmp_path / "run"
+    for content in ("first", "second"):
+        workspace = Workspace(out, {"options": content})
+        workspace.open()
+        (workspace.folder / "run.json").write_text(content)
+        workspace.close()
+        assert [path.name for path in out.iterdir()] == ["run.json"]
+        assert (out / "run.json").read_text() == content
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_is_not_a_run_is_never_replaced(tmp_path):
+    out = tmp_path / "notes"
+    refuse_existing(out, overwrite=False)
+    out.mkdir()
+    refuse_existing(out, overwrite=False)
+    (out / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is not a run"):
+            refuse_existing(out, overwrite)
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    (finished / "run.json").write_text(json.dumps({}))
+    with pytest.raises(InputError, match="--overwrite"):
+        refuse_existing(finished, overwrite=False)
+    refuse_existing(finished, overwrite=True)

@@ -1,0 +1,145 @@
+"""Bytes as formulas, against the tensors of the real code."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tests.support import tiny
+from toolkit import ModelPair
+from toolkit.analysis.linear_fit import LinearFit
+from toolkit.blocks.parts import BlockParts
+from toolkit.blocks.read import mlps
+from toolkit.diagnosis.block_statistics import BlockStatistics
+from toolkit.diagnosis.grid import recipes_for
+from toolkit.diagnosis.mlp_statistics import MLPStatistics
+from toolkit.documents.batches import make_batches
+from toolkit.documents.tokens import encode_all
+from toolkit.fitting.from_moments import adapter_from
+from toolkit.lockstep.march import March
+from toolkit.planning.memory import (
+    adapters,
+    disk,
+    memory,
+    moments,
+    n_products,
+    streams,
+    sums,
+    weights,
+)
+from toolkit.planning.shapes import ModelShape
+from toolkit.planning.workload import BatchShape, Workload
+
+NOTHING = Workload(batches=(), prompts=(), steered=(), everywhere=0, single=False)
+
+
+def bytes_of(tensors):
+    """Of different storages: what is shared counts once."""
+    stores = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(stores.values())
+
+
+def change(pair, layer):
+    """The tensors of one MLP's change."""
+    _, found = mlps(pair.base, pair.tuned)[layer]
+    for part in filter(None, vars(found).values()):
+        yield from part.factors
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt"])
+def test_weights_are_both_halves_and_one_mlps_change(family, tokenizer):
+    pair = tiny.make_pair(family, torch.float32, tokenizer)
+    live = [p for half in (pair.base, pair.tuned) for p in half.parameters()]
+    found = bytes_of(live) + sum(f.nbytes for f in change(pair, 0))
+    assert weights(ModelShape.of(pair.base), NOTHING, 4) == found
+
+
+def test_a_lora_costs_its_factors_alone(tmp_path, tokenizer):
+    base = tiny.make_model("llama", torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lora = get_peft_model(tiny.copy_of(base), LoraConfig(r=2, target_modules="all-linear"))
+    lora.save_pretrained(tmp_path / "lora")
+    pair = ModelPair.load(tmp_path / "base", tmp_path / "lora")
+    live = [p for half in (pair.base, pair.tuned) for p in half.parameters()]
+    entries = sum(p.numel() for name, p in pair.tuned.named_parameters() if "lora_" in name)
+    shape = ModelShape.of(pair.base)
+    assert weights(shape, replace(NOTHING, adapter=entries), 4) == bytes_of(live)
+
+
+def test_offloaded_weights_are_one_block_of_each_half():
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    blocks = sum(block.parameters for block in shape.blocks)
+    one = shape.blocks[0]
+    expected = 2 * (shape.parameters - blocks + one.parameters) + one.mlp
+    assert weights(shape, NOTHING, 2, offload=True) == 2 * expected
+    assert memory(shape, workload_of([]), 2, offload=True).at("march") < memory(
+        shape, workload_of([]), 2
+    ).at("march")
+
+
+def workload_of(batches, steered=()):
+    found = tuple(BatchShape(*b.ids.shape, int(b.counted.sum()), b.held_out) for b in batches)
+    return replace(NOTHING, batches=found or (BatchShape(2, 8, 14),), steered=steered)
+
+
+@pytest.fixture
+def batches(tokenizer):
+    return make_batches(encode_all(tiny.make_documents(12), tokenizer), batch_tokens=64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streams_are_the_marchs(dtype, batches, tokenizer):
+    pair = tiny.make_pair("llama", dtype, tokenizer)
+    named = {"a": "post_block", "b": "post_mlp", "c": "pre_mlp"}
+    march = March(pair.base_runner, pair.tuned_runner, batches, pair.branches, steered=named)
+    live = (*march._streams.values(), *march._scratch.values())
+    work = workload_of(batches, tuple(named.values()))
+    assert streams(ModelShape.of(pair.base), work, dtype.itemsize) == sum(
+        stream.nbytes for stream in live
+    )
+
+
+def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
+    pair, d = llama_pair, tiny.D_MODEL
+    named = {r.name: r.location for r in recipes_for(pair.branches, d) if r.fit == "sequential"}
+    march = March(
+        pair.base_runner, pair.tuned_runner, batches, pair.branches, ("mlp_in",), steered=named
+    )
+    running, inner = (
+        BlockStatistics(pair.branches, named),
+        MLPStatistics(BlockParts(*mlps(pair.base, pair.tuned)[0])),
+    )
+    for step in march.steps(0):
+        running.update(step)
+        inner.update(step)
+    live = [*running.moments.values(), *running.sequential.values(), *inner.moments.values()]
+    squares = [t for part in live for k, t in part.state().items() if k.startswith("product:")]
+    shape, work = ModelShape.of(pair.base), workload_of(batches, tuple(named.values()))
+    assert n_products(shape, work) == len(squares)
+    assert sums(shape, work) == sum(t.nbytes for t in squares)
+    x, t = "post_mlp.state", "post_block.delta"
+    pairs = [(x, x), (t, x), (t, t)]  # what one fit reads of each side
+    read = [running.moments["forced", side].result(pairs) for side in (False, True)]
+    made = [part for found in read for part in found.covariance.values()]
+    assert moments(shape, work) == sum(t.nbytes for t in made)
+
+
+def test_adapters_are_those_that_are_fitted():
+    d = tiny.D_MODEL
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    fit = LinearFit(torch.zeros(d), torch.zeros(d), torch.eye(d), torch.eye(d)[:, :8])
+    ranks = [0, 8, "full"]
+    live = [p for r in ranks for p in adapter_from(fit, r, torch.float32).parameters()]
+    assert adapters(shape, ranks, 4) == shape.n_layers * sum(p.nbytes for p in live)
+
+
+def test_disk_holds_streams_twice_and_statistics_where_kept(batches):
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    work = workload_of(batches, ("post_block",))
+    once = disk(shape, work, 4, [8])
+    assert once.streams == 2 * streams(shape, work, 4)
+    assert once.total == once.streams + adapters(shape, [8], 4)
+    kept = disk(shape, work, 4, [8], keep_statistics=True)
+    assert kept.total - once.total == shape.n_layers * 2 * 20 * tiny.D_MODEL**2 * 8

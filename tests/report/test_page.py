@@ -1,0 +1,136 @@
+"""The report: its sentences say what the tables say, and no text of others becomes markup."""
+
+import json
+import re
+
+import pytest
+
+from tests.support.plausible import candidates, frames
+from tests.tables.test_plot import blanked
+from toolkit import Check, Run, Table
+from toolkit.report.folder import publish, read_run
+from toolkit.report.headline import headline, ties
+from toolkit.report.page import SECTIONS, render
+from toolkit.tables.findings import FINDINGS
+from toolkit.tables.table import COLUMNS
+
+EVIL = "<script>alert(1)</script>"
+FULL = frames(6, 8)
+
+
+def chosen(**change):
+    row = next(r for r in candidates(6) if r["fit"] == "sequential" and r["rank"] == 8)
+    return {**row, "best": row, "tied": [], **change}
+
+
+def make_run(tables=FULL, recommendation=None):
+    info = {
+        "versions": {"python": "3.11"}, "commit": None, "family": "LlamaForCausalLM",
+        "base": {"name": EVIL, "sha256": "0", "dtype": "float32"},
+        "tuned": {"name": "b", "sha256": "1", "dtype": "float32"},
+        "parameters": 135, "layers": 6, "device": "cpu", "machine": "x86_64, 2 threads",
+        "data": {"fit": {"documents": 4, "tokens": 9}, "held_out": {"documents": 1, "tokens": 2},
+                 "prompts": 1},
+        "options": {"new_tokens": 32},
+        "stages": {"march": {"seconds": 1.0, "peak_memory_bytes": 1}},
+    }  # fmt: skip
+    return Run(
+        **{name: Table(name, tables[name]) for name in COLUMNS},
+        recommendation=recommendation,
+        adapters=None,
+        samples=[{"prompt": EVIL, "base": EVIL, "tuned": "42"}],
+        checks=[Check("a", "failed", EVIL), Check("b", "passed", "fine")],
+        info=info,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report")
+    publish(make_run(recommendation=chosen()), path)
+    return path
+
+
+def test_text_of_others_is_escaped(folder):
+    html = (folder / "report.html").read_text()
+    assert EVIL not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_self_contained(folder):
+    html = (folder / "report.html").read_text()
+    assert not re.search(r'(src|href)="(https?:)?//', html)
+    assert "@import" not in html
+    assert html.count("<svg") == len(SECTIONS)
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert {target[1:] for target in re.findall(r'href="(#[^"]+)"', html)} <= set(ids)
+    figures = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in html.split("<svg")[1:]]
+    assert sum(map(len, figures)) == len(set().union(*figures))  # no figure uses another's ids
+
+
+def test_report_json_is_json(folder):
+    text = (folder / "report.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["findings"].keys() == COLUMNS.keys()
+    assert "0.978 ± 0.01" in found["headline"] or "0.98 ± 0.01" in found["headline"]
+
+
+def test_a_run_survives_its_files(folder, tmp_path):
+    publish(read_run(folder), tmp_path)
+    for name in ("report.html", "report.json", "run.json", "tables/linear_fit.csv"):
+        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_one_prompt_has_no_standard_error():
+    none = float("nan")
+    frame = FULL["steerability"].assign(recovered_sem=none, kl_sem=none)
+    run = make_run({**FULL, "steerability": frame}, chosen(recovered_sem=none, kl_sem=none))
+    html = render(run, dict.fromkeys(COLUMNS, "<svg></svg>"))
+    assert "one held-out prompt" in html
+    assert not re.search(r"\bnan\b", html)
+    assert "recovers 0.98 of" in headline(chosen(recovered_sem=None), False)
+
+
+def test_a_failed_check_is_named_beside_the_answer():
+    html = render(make_run(recommendation=chosen()), dict.fromkeys(COLUMNS, "<svg></svg>"))
+    assert html.index("Failed: a.") < html.index("Evidence")
+
+
+def test_a_free_fit_is_said_to_overshoot_only_where_it_does():
+    frame = FULL["sequential_kl"]
+    assert "adds at every block" in FINDINGS["sequential_kl"](frame)
+    better = frame.assign(kl_mean=frame.kl_mean.where(frame.fit != "free", 0.0))
+    assert "adds at every block" not in FINDINGS["sequential_kl"](better)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_nothing_measured_is_not_said_to_be_nothing_changed(name):
+    assert FINDINGS[name](blanked(FULL[name], float("nan"))).startswith("Not applicable")
+    assert FINDINGS[name](FULL[name].iloc[:0]).startswith("Not applicable")
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_findings_of_nothing(name):
+    """A table of zeros says that nothing changed."""
+    # Which have no rows then, or describe the base model as well.
+    if name not in ("noise", "reachability", "normalisation", "mlp_fit"):
+        assert "othing changed" in FINDINGS[name](blanked(FULL[name], 0.0))
+
+
+def test_findings_say_what_the_table_says():
+    frame = FULL["steerability"]
+    words = FINDINGS["steerability"](frame)
+    for row in frame[(frame["rank"] == 8) & (frame.layers == "all")].itertuples():
+        assert f"{row.fit} {row.recovered:.2f} ±".replace("-", "−") in words
+    rows = FULL["spectrum"].query("location == 'post_block' and mode == 'free'")
+    assert f"in {rows.k90.min()} to {rows.k90.max()} dimensions" in FINDINGS["spectrum"](
+        FULL["spectrum"]
+    )
+
+
+def test_headlines():
+    assert "rank 8 in every block, fitted sequentially" in headline(chosen(), False)
+    assert "recovers nothing" in headline(None, nothing_changed=False)
+    assert "nothing changed" in headline(None, nothing_changed=True)
+    assert "No smaller choice" in ties(chosen())
+    assert "cannot be told from" in ties(chosen(tied=[chosen()["best"]]))

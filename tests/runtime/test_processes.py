@@ -1,0 +1,139 @@
+"""Several processes give one run: the same sums, the same tasks, the same numbers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.support import tiny
+from toolkit.errors import InputError
+from toolkit.runtime.processes import ALONE, Processes
+from toolkit.tables.store import read_tables
+
+QUICK = ("--new-tokens", "4", "--sample", "2", "--shared-sample", "8", "--batch-tokens", "128")
+
+
+def test_shares_cost_alike_and_the_first_process_leads():
+    costs = [5, 9, 1, 7, 3, 8, 2, 9]
+    for size in (1, 2, 3, 11):
+        parts = [Processes(rank, size).shares(costs, lead=4) for rank in range(size)]
+        assert sorted(i for part in parts for i in part) == list(range(len(costs)))
+        assert parts[0][0] == 4
+        loads = [sum(costs[i] for i in part) for part in parts]
+        assert max(loads) - min(loads) <= max(costs)
+
+
+def test_alone_nothing_is_waited_for():
+    assert ALONE.first
+    assert ALONE.gathered(3) == [3]
+    assert ALONE.spread([lambda: 1, lambda: 2]) == [1, 2]
+    total = torch.ones(2)
+    ALONE.add(total)
+    assert total.tolist() == [1, 1]
+    with pytest.raises(InputError, match="said"):
+        ALONE.from_first(lambda: (_ for _ in ()).throw(InputError("said")))
+
+
+@pytest.fixture(scope="module")
+def request_folder(tmp_path_factory):
+    """A tiny float32 pair and documents on disk."""
+    return tiny.save_request(tmp_path_factory.mktemp("pair"), n_documents=24)
+
+
+def command(folder, out, n=1):
+    """``oracle diagnose`` in n processes, as ``torchrun`` starts them."""
+    launcher = ["-m", "toolkit"]
+    if n > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={n}"]
+        launcher += [f"--master-port={port}", "-m", "toolkit"]
+    paths = [str(folder / name) for name in ("base", "tuned")]
+    data = ["--data", str(folder / "data.jsonl"), "--out", str(out)]
+    return [sys.executable, *launcher, "diagnose", *paths, *data, *QUICK]
+
+
+def environment():
+    threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **threads, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def run(*args, **more):
+    done = subprocess.run(
+        command(*args, **more), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def assert_same_tables(ours, theirs):
+    ours, theirs = (read_tables(folder / "tables") for folder in (ours, theirs))
+    for name, table in ours.items():
+        pd.testing.assert_frame_equal(
+            table.frame, theirs[name].frame, rtol=1e-12, atol=1e-12, check_dtype=False, obj=name
+        )
+
+
+@pytest.fixture(scope="module")
+def alone(request_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(request_folder, out)
+    return out
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_several_processes_give_the_numbers_of_one(request_folder, alone, tmp_path, n):
+    done = run(request_folder, tmp_path / "run", n=n)
+    assert_same_tables(tmp_path / "run", alone)
+    assert done.stdout.count("report:") == 1
+    left = [path.name for path in (tmp_path / "run").iterdir()]
+    assert not {"march", "replacement", "request.json"} & set(left)
+
+
+def test_bad_input_is_said_once(request_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    done = subprocess.run(
+        command(request_folder, tmp_path / "run", n=2),
+        env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("oracle: ") == 1
+    assert "exists and is not a run" in done.stderr
+
+
+def test_a_process_that_dies_ends_the_run_which_can_go_on(request_folder, alone, tmp_path):
+    """One of two is killed in the march; what is left goes on, in one process."""
+    out = tmp_path / "run"
+    running = subprocess.Popen(
+        command(request_folder, out, n=2),
+        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    passed = tmp_path / "run.partial" / "march" / "passed.json"
+    try:
+        while not passed.is_file():
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        os.kill(_children(running.pid)[1], signal.SIGKILL)
+        said = running.communicate(timeout=120)[1]
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode != 0
+    assert "goes on from" in said
+    assert not out.exists()
+    assert "going on from" in run(request_folder, out).stderr
+    assert_same_tables(out, alone)
+
+
+def _children(pid):
+    tasks = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(task) for task in tasks]

@@ -1,0 +1,155 @@
+"""Adapters of one kind at one location, a block each, in memory and on disk."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from toolkit.adapters.adapter import Adapter
+from toolkit.adapters.kinds import KINDS
+from toolkit.adapters.positions import Positions
+from toolkit.errors import InputError
+from toolkit.models.locations import POINTS
+
+Fit = Literal["free", "forced", "sequential", "blended", "matched", "trained", "identity"]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Adapters of one kind at one location, by block.
+
+    `fit` says where they come from; `positions` which tokens they steer; `info` is anything worth
+    keeping beside them.
+    """
+
+    location: str
+    by_layer: Mapping[int, Adapter]
+    fit: Fit
+    info: dict = field(default_factory=dict)
+    positions: Positions = field(default_factory=Positions)
+
+    @classmethod
+    def identity(
+        cls,
+        kind: str,
+        location: str,
+        layers: Iterable[int],
+        width: int,
+        positions: Positions | str = "all",
+        **options: Any,
+    ) -> "Adapters":
+        """New adapters that change nothing yet; `options` are those of the kind's `identity`."""
+        by_layer = {layer: KINDS[kind].identity(width, **options) for layer in layers}
+        return cls(location, by_layer, "identity", positions=Positions.parse(positions))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapters into `folder` as safetensors, with all that rebuilds them."""
+        from toolkit.adapters.collection import save_adapters
+
+        save_adapters(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Adapters":
+        """The adapters in `folder`. Missing, extra or mis-shaped weights are an InputError."""
+        from toolkit.adapters.collection import load_adapters
+
+        return load_adapters(folder)
+
+    @property
+    def kind(self) -> str:
+        return next(iter(self.by_layer.values())).kind
+
+    @property
+    def rank(self) -> Any:
+        """The rank of every block; where they differ, all ranks in a row, such as ``4-8-2``."""
+        ranks = [adapter.rank for adapter in self.by_layer.values()]
+        return ranks[0] if len(set(ranks)) == 1 else "-".join(map(str, ranks))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the adapters hold."""
+        return sum(p.numel() for adapter in self.by_layer.values() for p in adapter.parameters())
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The adapters as one module, by block."""
+        return nn.ModuleDict({str(layer): adapter for layer, adapter in self.by_layer.items()})
+
+
+CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"
+FORMAT = 2
+
+
+def save_adapters(adapters: Adapters, folder: str | Path) -> None:
+    """Write `adapters` into `folder`, which is made."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{layer}.{name}": tensor.detach().cpu().contiguous()
+        for layer, adapter in adapters.by_layer.items()
+        for name, tensor in adapter.state_dict().items()
+    }
+    config = {
+        "format": FORMAT,
+        "location": adapters.location,
+        "point": POINTS[adapters.location],
+        "positions": str(adapters.positions),
+        "kind": adapters.kind,
+        "rank": adapters.rank,
+        "fit": adapters.fit,
+        "layers": {str(layer): a.config for layer, a in sorted(adapters.by_layer.items())},
+        "parameters": adapters.parameters,
+        "info": adapters.info,
+    }
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_adapters(folder: str | Path) -> Adapters:
+    """The adapters in `folder`. Missing, extra or mis-shaped weights are an error."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise InputError(f"{folder} does not hold adapters ({error})") from error
+    if config.get("format") != FORMAT:
+        raise InputError(f"{folder} has adapter format {config.get('format')}, expected {FORMAT}")
+    try:
+        kind = KINDS[config["kind"]]
+        with torch.random.fork_rng(devices=[]):  # starting points are drawn and overwritten
+            by_layer = {int(k): kind.identity(**c) for k, c in config["layers"].items()}
+        location, fit, info = config["location"], config["fit"], config["info"]
+        _ = POINTS[location]
+        positions = Positions.parse(config["positions"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG} describes no known adapter: {error}") from error
+    _fill(by_layer, tensors, folder / WEIGHTS)
+    return Adapters(location, by_layer, fit, info, positions)
+
+
+def _fill(by_layer: dict[int, Adapter], tensors: dict[str, Tensor], path: Path) -> None:
+    """Put `tensors` into the adapters, which are of the same names and shapes or refused."""
+    expected = {
+        f"{layer}.{name}": tensor
+        for layer, adapter in by_layer.items()
+        for name, tensor in adapter.state_dict().items()
+    }
+    if different := sorted(expected.keys() ^ tensors.keys()):
+        state = "missing" if different[0] in expected else "unexpected"
+        raise InputError(f"{path}: tensor {different[0]!r} is {state}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            raise InputError(
+                f"{path}: {name!r} is {list(tensors[name].shape)}, the config says "
+                f"{list(tensor.shape)}"
+            )
+    for layer, adapter in by_layer.items():
+        own = {name: tensors[f"{layer}.{name}"] for name in adapter.state_dict()}
+        adapter.to(next(iter(own.values())).dtype).load_state_dict(own)

@@ -1,0 +1,190 @@
+"""One steering map for all tokens: what a real adapter before a Jacobian can bring about.
+
+``Δ = B x + c`` minimises ``E‖v − J Δ‖²`` over the fit tokens, J each token's own Jacobian and v
+what it should bring about. Nothing is a d² × d² system: conjugate gradients on the normal equations
+(CGLS, Hestenes and Stiefel 1952) with one Jacobian product each way an iteration, in coordinates
+where the tokens' mean ``JᵀJ`` and the covariance of x are the identity. Stopping early is what
+regularises; when to stop is read off validation tokens, which are fit tokens too.
+
+Rank r: the leading r singular directions of B in those coordinates (exact if ``JᵀJ`` were the same
+for all tokens), then B's left factor and c are fitted again. Rank 0 is one vector for all tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toolkit.analysis.linear_fit import Rank, ranks_below
+from toolkit.blocks.jacobian import Jacobian
+
+SHARED_RANKS: tuple[Rank, ...] = (0, 1, 8, 32, "full")
+_SHRINK = 1e-2  # of the mean JᵀJ towards a multiple of the identity, in the preconditioner
+_RELATIVE_RIDGE = 1e-4  # of the covariance of x, where it is whitened
+_PROBES = 4  # random pulls a token that estimate the mean JᵀJ
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Tokens with what a map of their states `x` `[n, d_x]` should bring about, `wanted` `[n, d]`,
+    through `jacobian`.
+    """
+
+    jacobian: Jacobian
+    x: Tensor
+    wanted: Tensor
+
+
+@dataclass(frozen=True)
+class SharedMap:
+    """``Δ = B x + c``: `matrix` `[d, d_x]` (None for one vector), `bias` `[d]`."""
+
+    matrix: Tensor | None
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.matrix is None:
+            return self.bias.expand(len(x), -1)
+        return x @ self.matrix.T + self.bias
+
+
+def fit_shared(
+    fit: Problem,
+    validation: Problem,
+    ranks: Sequence[Rank] = SHARED_RANKS,
+    iterations: int = 4,
+    seed: int = 0,
+) -> dict[Rank, SharedMap]:
+    """The shared map of every rank, fitted on `fit`, each stopped by `validation`."""
+    scale = _Coordinates.of(fit, seed)
+    inputs = [scale.whiten(problem.x) for problem in (fit, validation)]
+    problems = (fit, validation)
+    nothing = [z[:, :0] for z in inputs]
+    d_in, d_x = len(scale.root), fit.x.shape[1]
+    still = (fit.x.new_zeros(d_in, 0), fit.x.new_zeros(d_in))
+    _, vector = _cgls(problems, nothing, scale, still, iterations)
+    start = (fit.x.new_zeros(d_in, d_x), vector)
+    first, bias = _cgls(problems, inputs, scale, start, iterations)
+    left, sizes, right = torch.linalg.svd(first, full_matrices=False)
+    maps: dict[Rank, SharedMap] = {0: SharedMap(None, scale.unscale(vector))}
+    widest = (first, bias)
+    for rank in ranks_below(d_x, ranks):
+        if rank in (0, "full"):
+            continue
+        features = [z @ right[:rank].T for z in inputs]
+        start = (left[:, :rank] * sizes[:rank], bias)
+        factor, c = _cgls(problems, features, scale, start, iterations)
+        widest = (factor @ right[:rank], c)
+        maps[rank] = scale.map(*widest)
+    if "full" in ranks:  # on from the widest: so that its rank costs it nothing
+        maps["full"] = scale.map(*_cgls(problems, inputs, scale, widest, iterations))
+    return maps
+
+
+def explained(left: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """``1 − Σ‖left‖² / Σ‖wanted‖²`` over tokens, and its standard error (delta method)."""
+    numerator = left.double().square().sum(-1)
+    denominator = wanted.double().square().sum(-1)
+    ratio = float(numerator.sum() / denominator.sum())
+    n = len(numerator)
+    if n < 2:
+        return 1 - ratio, float("nan")
+    spread = float((numerator - ratio * denominator).std()) * n**0.5
+    return 1 - ratio, spread / float(denominator.sum())
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    """Where the problem is well conditioned: ``z = W (x − x̄)``, ``Δ = root⁻ᵀ w``.
+
+    `whitener` is W, `root` the Cholesky factor of the tokens' mean ``JᵀJ``.
+    """
+
+    mean: Tensor
+    whitener: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, fit: Problem, seed: int) -> "_Coordinates":
+        x, n = fit.x, len(fit.x)
+        centred = (x - x.mean(0)).double()
+        whitener = torch.linalg.inv(_root(centred.T @ centred / n, _RELATIVE_RIDGE)).to(x.dtype)
+        generator = torch.Generator().manual_seed(seed)
+        probes = torch.randn(n, _PROBES, fit.wanted.shape[1], generator=generator)
+        pulled = fit.jacobian.pull(probes.to(x.dtype)).flatten(0, 1).double()
+        root = _root(pulled.T @ pulled / len(pulled), _SHRINK).to(x.dtype)
+        return cls(x.mean(0), whitener, root)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.whitener.T
+
+    def unscale(self, w: Tensor) -> Tensor:
+        """``root⁻ᵀ w`` of rows w."""
+        rows = w.reshape(-1, len(self.root))
+        return torch.linalg.solve_triangular(self.root, rows, upper=False, left=False).view(w.shape)
+
+    def rescale(self, pulled: Tensor) -> Tensor:
+        """``root⁻¹ g`` of rows g: the adjoint of `unscale`."""
+        return torch.linalg.solve_triangular(self.root, pulled.T, upper=False).T
+
+    def map(self, matrix: Tensor, bias: Tensor) -> SharedMap:
+        in_x = self.unscale((matrix @ self.whitener).T).T
+        return SharedMap(in_x, self.unscale(bias) - in_x @ self.mean)
+
+
+def _root(second_moment: Tensor, relative_ridge: float) -> Tensor:
+    """The Cholesky factor with a ridge relative to the mean eigenvalue."""
+    d = len(second_moment)
+    level = float(second_moment.trace()) / d or 1.0
+    return torch.linalg.cholesky(second_moment + relative_ridge * level * torch.eye(d).double())
+
+
+Parameters = tuple[Tensor, Tensor]  # a factor [d, k] of k features, and a bias [d]
+
+
+def _cgls(
+    problems: tuple[Problem, Problem],
+    features: Sequence[Tensor],
+    scale: _Coordinates,
+    start: Parameters,
+    iterations: int,
+) -> Parameters:
+    """Factor and bias that bring about most on the fit tokens, stopped by the validation ones.
+
+    Of all iterates the one with the least validation error is returned; two worse ones end it.
+    """
+
+    def effect(problem: Problem, z: Tensor, parameters: Parameters) -> Tensor:
+        return problem.jacobian.push(scale.unscale(z @ parameters[0].T + parameters[1]))
+
+    def gradient(left: Tensor) -> Parameters:
+        pulled = scale.rescale(problems[0].jacobian.pull(left))
+        return pulled.T @ features[0], pulled.sum(0)
+
+    parameters = start
+    left = [p.wanted - effect(p, z, start) for p, z in zip(problems, features, strict=True)]
+    best, least, worse = start, float(left[1].square().sum()), 0
+    steepest = direction = gradient(left[0])
+    size = _dot(steepest, steepest)
+    for _ in range(iterations):
+        moved = [effect(p, z, direction) for p, z in zip(problems, features, strict=True)]
+        step = size / max(float(moved[0].double().square().sum()), 1e-300)
+        parameters = _plus(parameters, step, direction)
+        left = [a - step * b for a, b in zip(left, moved, strict=True)]
+        error = float(left[1].square().sum())
+        best, least, worse = (parameters, error, 0) if error < least else (best, least, worse + 1)
+        if worse == 2:
+            break
+        steepest = gradient(left[0])
+        last, size = size, _dot(steepest, steepest)
+        direction = _plus(steepest, size / last if last else 0.0, direction)
+    return best
+
+
+def _dot(a: Parameters, b: Parameters) -> float:
+    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+
+
+def _plus(a: Parameters, by: float, b: Parameters) -> Parameters:
+    return a[0] + by * b[0], a[1] + by * b[1]

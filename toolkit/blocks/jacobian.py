@@ -1,0 +1,163 @@
+"""Jacobian products: what a small change of each token's state does, without a matrix a token.
+
+A Jacobian here is the derivative of a map that acts on every token by itself, taken at n tokens.
+Vectors are `[n, d]`, one a token, or `[n, k, d]`, k a token. An MLP's products are closed forms,
+three shared matrix products for all tokens; anything else (norms, MLPs that cannot be read) goes
+through ``torch.func``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from toolkit.blocks.mlp import MLP
+
+
+class Jacobian(Protocol):
+    """J at n tokens."""
+
+    def push(self, v: Tensor) -> Tensor:
+        """``J v``."""
+        ...
+
+    def pull(self, u: Tensor) -> Tensor:
+        """``Jᵀ u``."""
+        ...
+
+    def dense(self) -> Tensor:
+        """J itself, `[n, d_out, d_in]`: d² numbers a token."""
+        ...
+
+    def token(self, i: int) -> "Jacobian":
+        """The same at token i alone."""
+        ...
+
+
+def matrix_of(jacobian: Jacobian) -> Callable[[int], Tensor]:
+    """Each token's J, `[d_out, d_in]`, made when it is asked for."""
+    return lambda i: jacobian.token(i).dense()[0]
+
+
+@dataclass(frozen=True)
+class MLPJacobian:
+    """``A(h) = W_d (diag(σ'(a_g)⊙a_u) W_g + diag(σ(a_g)) W_u)`` at tokens h; make one with `at`.
+
+    `by_gate` and `by_up` are the two diagonals, `[n, d_ff]`; `by_up` is None without a gate.
+    """
+
+    mlp: MLP
+    by_gate: Tensor
+    by_up: Tensor | None
+
+    @classmethod
+    def at(cls, mlp: MLP, h: Tensor) -> "MLPJacobian":
+        """At tokens `h` `[n, d]`."""
+        a_g, a_u = mlp.inner(h)
+        value, slope = mlp.slopes(a_g)
+        return cls(mlp, slope * a_u, None if mlp.up is None else value)
+
+    def push(self, v: Tensor) -> Tensor:
+        inner = _each(self.by_gate, v) * (v @ self.mlp.gate.T)
+        if self.mlp.up is not None and self.by_up is not None:
+            inner = inner.addcmul_(_each(self.by_up, v), v @ self.mlp.up.T)
+        return inner @ self.mlp.down.T
+
+    def pull(self, u: Tensor) -> Tensor:
+        inner = u @ self.mlp.down
+        pulled = (_each(self.by_gate, u) * inner) @ self.mlp.gate
+        if self.mlp.up is not None and self.by_up is not None:
+            pulled = pulled + (_each(self.by_up, u) * inner) @ self.mlp.up
+        return pulled
+
+    def dense(self) -> Tensor:
+        mlp, by_up = self.mlp, self.by_up
+        found = self.by_gate.new_empty(len(self.by_gate), len(mlp.down), mlp.gate.shape[1])
+        for i, by_gate in enumerate(self.by_gate):
+            inner = by_gate[:, None] * mlp.gate
+            if mlp.up is not None and by_up is not None:
+                inner.addcmul_(by_up[i][:, None], mlp.up)
+            torch.mm(mlp.down, inner, out=found[i])
+        return found
+
+    def token(self, i: int) -> "MLPJacobian":
+        by_up = None if self.by_up is None else self.by_up[i : i + 1]
+        return MLPJacobian(self.mlp, self.by_gate[i : i + 1], by_up)
+
+
+@dataclass(frozen=True)
+class FunctionJacobian:
+    """Of any differentiable `function` from tokens `[..., d]` to tokens, at `x` `[n, d]`."""
+
+    function: Callable[[Tensor], Tensor]
+    x: Tensor
+
+    def push(self, v: Tensor) -> Tensor:
+        return torch.func.jvp(self.function, (self._points(v),), (v,))[1]
+
+    def pull(self, u: Tensor) -> Tensor:
+        # Each point's output depends on that point alone, so one pass serves all directions.
+        return torch.func.vjp(self.function, self._points(u))[1](u)[0]
+
+    def dense(self) -> Tensor:
+        d_out = self.function(self.x[:1]).shape[-1]
+        eye = torch.eye(d_out, dtype=self.x.dtype, device=self.x.device)
+        return self.pull(eye.repeat(len(self.x), 1, 1))
+
+    def token(self, i: int) -> "FunctionJacobian":
+        return FunctionJacobian(self.function, self.x[i : i + 1])
+
+    def _points(self, vectors: Tensor) -> Tensor:
+        """Every direction's point: `x`, repeated where a token has several directions."""
+        if vectors.ndim == 2:
+            return self.x
+        return self.x[:, None].repeat(1, vectors.shape[1], 1)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``outer ∘ inner``."""
+
+    outer: Jacobian
+    inner: Jacobian
+
+    def push(self, v: Tensor) -> Tensor:
+        return self.outer.push(self.inner.push(v))
+
+    def pull(self, u: Tensor) -> Tensor:
+        return self.inner.pull(self.outer.pull(u))
+
+    def dense(self) -> Tensor:
+        if isinstance(self.inner, FunctionJacobian):  # its products are the cheaper ones
+            return self.inner.pull(self.outer.dense())
+        return self.outer.push(self.inner.dense().mT.contiguous()).mT
+
+    def token(self, i: int) -> "Chain":
+        return Chain(self.outer.token(i), self.inner.token(i))
+
+
+@dataclass(frozen=True)
+class Skip:
+    """``I + J``: a branch with the residual stream around it."""
+
+    branch: Jacobian
+
+    def push(self, v: Tensor) -> Tensor:
+        return v + self.branch.push(v)
+
+    def pull(self, u: Tensor) -> Tensor:
+        return u + self.branch.pull(u)
+
+    def dense(self) -> Tensor:
+        matrices = self.branch.dense()
+        return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype)
+
+    def token(self, i: int) -> "Skip":
+        return Skip(self.branch.token(i))
+
+
+def _each(diagonal: Tensor, vectors: Tensor) -> Tensor:
+    """`diagonal` `[n, d_ff]` as a factor of `vectors`' images."""
+    return diagonal if vectors.ndim == 2 else diagonal[:, None]

@@ -1,0 +1,82 @@
+"""The parts of one block that analyses compute with, read one block at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from toolkit.blocks.mlp import MLP, MLPChange
+from toolkit.blocks.read import MLPs, check_sublayers, sublayer_at
+from toolkit.blocks.sublayer import HeadOutputs, MLPSublayer
+from toolkit.documents.batches import Batch
+from toolkit.models.pair import ModelPair
+
+
+@dataclass(frozen=True)
+class Sample:
+    """States of sampled tokens, each `[n, d]`.
+
+    h: the base model's own MLP input. Of the base block run on the tuned stream: `stream` behind
+    the first skip (``resid_mid``), `attended` the attention branch's contribution (``pre_mlp``),
+    `heads` the heads' outputs, and `forced_delta` that delta of the block's output. All but h are
+    None where the family has no path from the attention branch through the MLP.
+    """
+
+    h: Tensor
+    stream: Tensor | None = None
+    attended: Tensor | None = None
+    heads: Tensor | None = None
+    forced_delta: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """One block's MLP, its change, and (None where a family has none) its tail and heads."""
+
+    mlp: MLP
+    change: MLPChange
+    sublayer: MLPSublayer | None = None
+    heads: HeadOutputs | None = None
+
+
+class BlockPartsReader(Sequence[BlockParts]):
+    """What is inside each block of `pair`. Whoever asks for one keeps its block's weights.
+
+    Raises ValueError, with the reason, where a block has no MLP that can be read. `has_sublayers`:
+    the path from the attention branch through the MLP can be read too, as tried on `batch`;
+    otherwise `no_sublayers` says why not.
+    """
+
+    def __init__(self, pair: ModelPair, batch: Batch) -> None:
+        self._pair, self._mlps = pair, MLPs(pair.base, pair.tuned)
+        self.no_sublayers = pair.unavailable.get("pre_mlp", "")
+        for _ in self._each():  # each can be read
+            pass
+        if self.no_sublayers:
+            return
+        try:
+            check_sublayers(pair.base_runner, self._each(), batch)
+        except ValueError as error:
+            self.no_sublayers = " ".join(str(error).split())
+
+    @property
+    def has_sublayers(self) -> bool:
+        return not self.no_sublayers
+
+    def __len__(self) -> int:
+        return len(self._mlps)
+
+    def __getitem__(self, layer: Any) -> Any:
+        mlp, change = self._mlps[layer]
+        if not self.has_sublayers:
+            return BlockParts(mlp, change)
+        return BlockParts(mlp, change, *sublayer_at(self._pair.base_runner, layer, mlp))
+
+    def _each(self) -> Iterator[MLP]:
+        for layer in range(len(self)):
+            with self._pair.resident(layer):
+                yield self._mlps[layer][0]

@@ -1,0 +1,1 @@
+"""The command line: arguments, help texts and what is printed; everything else is in `jobs`."""

@@ -1,0 +1,238 @@
+"""The command line: ``oracle diagnose``, ``demo``, ``weights``; the rest is in files of its own."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table as Grid
+
+from toolkit.cli.figures import figures
+from toolkit.cli.steer import finetune, steer_app, table
+from toolkit.errors import InputError
+from toolkit.runtime.console import bad_input, console, errors
+
+if TYPE_CHECKING:
+    from toolkit.jobs.diagnose import Job
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(steer_app, name="steer")
+app.command()(finetune)
+app.command()(table)
+app.command()(figures)
+
+BaseArgument = Annotated[
+    str | None, typer.Argument(help="Hub id, folder, .gguf file or packaged model.", metavar="BASE")
+]
+TunedArgument = Annotated[
+    str | None, typer.Argument(help="The same, or a PEFT adapter's folder.", metavar="TUNED")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help='JSON lines ("text" or "prompt", "response") or text.')
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
+FromOption = Annotated[
+    Path | None, typer.Option("--from", help="Redo analyses and report of this finished run.")
+]
+Positions = Annotated[str, typer.Option(help="Which tokens count: all, response or last.")]
+MaxLength = Annotated[int, typer.Option(help="Tokens at which a document is cut.")]
+NewTokens = Annotated[int, typer.Option(help="Tokens generated for each held-out prompt.")]
+MaxPrompts = Annotated[int | None, typer.Option(help="At most so many held-out prompts.")]
+Sample = Annotated[int, typer.Option(help="Tokens a block for reachability; 0 leaves it out.")]
+SharedSample = Annotated[
+    int, typer.Option(help="Tokens a block that fit one steering map for all; 0 leaves it out.")
+]
+MaxKL = Annotated[
+    float | None,
+    typer.Option("--max-kl", help="Find the smallest ranks within so many nats a token."),
+]
+BatchTokens = Annotated[int, typer.Option(help="Tokens a batch.")]
+Sketch = Annotated[
+    int | None, typer.Option(help="Width of a random projection for spectra and fits.")
+]
+Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
+Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda, ...")]
+Seed = Annotated[int, typer.Option(help="Of the token sample.")]
+Keep = Annotated[bool, typer.Option("--keep-statistics", help="Keep about 20·d² numbers a block.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it costs in work, memory and time; run nothing.")
+]
+MemoryCheck = Annotated[
+    bool, typer.Option(help="Refuse a run that needs more memory than is free.")
+]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload", help="Read blocks from disk when they are reached.")
+]
+
+DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
+
+
+@app.callback()
+def _oracle() -> None:
+    """Where in a language model could activation steering have done what fine-tuning did?"""
+
+
+@app.command()
+def diagnose(
+    base: BaseArgument = None,
+    tuned: TunedArgument = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    from_: FromOption = None,
+    positions: Positions = "all",
+    max_length: MaxLength = 512,
+    new_tokens: NewTokens = 32,
+    max_prompts: MaxPrompts = None,
+    sample: Sample = 8,
+    shared_sample: SharedSample = 256,
+    max_kl: MaxKL = None,
+    batch_tokens: BatchTokens = 2048,
+    sketch: Sketch = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    seed: Seed = 0,
+    keep_statistics: Keep = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    dry_run: DryRun = False,
+    memory_check: MemoryCheck = True,
+    offload: OffloadOption = False,
+) -> None:
+    """Compare BASE with TUNED on the documents of --data, and write tables, figures and a report.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+    """
+    with bad_input():
+        if from_ is not None:
+            _redo(from_, out or from_)
+            return
+        if not (base and tuned and data and (out or dry_run)):
+            raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
+        from toolkit.diagnosis.options import Options
+        from toolkit.jobs.diagnose import Job, plan_job
+
+        options = Options(
+            positions=positions,  # type: ignore[arg-type]
+            max_length=max_length,
+            new_tokens=new_tokens,
+            max_prompts=max_prompts,
+            sample=sample,
+            shared_sample=shared_sample,
+            max_kl=max_kl,
+            batch_tokens=batch_tokens,
+            sketch=sketch,
+            seed=seed,
+        )
+        if keep_statistics and sketch:
+            raise InputError("sketched statistics are not kept: leave out one of the options")
+        job = Job(
+            base,
+            tuned,
+            data,
+            out or Path(),
+            options,
+            dtype,
+            device,
+            keep_statistics,
+            overwrite,
+            not quiet,
+            memory_check,
+            offload,
+        )
+        if dry_run:
+            console.print(plan_job(job))
+        else:
+            _run(job)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path(
+        "oracle-demo"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Diagnose the pair that ships: SmolLM2-135M-Instruct and its LoRA fine-tune on GSM8K."""
+    with bad_input():
+        from toolkit.diagnosis.options import Options
+        from toolkit.jobs.diagnose import Job
+        from toolkit.runtime.shipped import ADAPTER, BASE, PROMPTS, shipped
+
+        errors.print(f"base: {BASE} (from the package index, converted once)")
+        errors.print(f"tuned: its rank-8 LoRA fine-tune on GSM8K, {shipped(ADAPTER)}")
+        asked = Options(shared_sample=DEMO_SHARED_SAMPLE)
+        tuned, prompts = str(shipped(ADAPTER)), shipped(PROMPTS)
+        _run(Job(BASE, tuned, prompts, out, asked, overwrite=True, show=not quiet))
+
+
+@app.command()
+def weights(
+    base: Annotated[str, typer.Argument(help="Folder, .gguf file or packaged model.")],
+    tuned: Annotated[str, typer.Argument(help="The same, or a LoRA adapter's folder.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV file for the table.")] = Path(
+        "weights.csv"
+    ),
+) -> None:
+    """Spectra and ranks of every matrix's change, from the files, one matrix at a time."""
+    with bad_input():
+        from toolkit.diagnosis.weight_rows import streamed_weight_rows
+        from toolkit.tables.findings import FINDINGS
+        from toolkit.tables.table import Table
+
+        table = Table.of("weights", list(streamed_weight_rows(base, tuned)))
+        if table.frame.empty:
+            raise InputError(f"{base} and {tuned} share no matrix of a numbered block")
+        table.frame.to_csv(out, index=False, lineterminator="\n")
+        console.print(FINDINGS["weights"](table.frame), soft_wrap=True)
+        console.print(f"table: {out.resolve()}", soft_wrap=True)
+
+
+def _run(job: "Job") -> None:
+    from toolkit.jobs.diagnose import run_job
+
+    run = run_job(job)
+    if run:
+        show_answer(run, job.out)
+
+
+def _redo(source: Path, out: Path) -> None:
+    from toolkit.report.folder import publish, read_run
+
+    run = read_run(source)
+    publish(run, out)
+    show_answer(run, out)
+
+
+def show_answer(run: Any, out: Path) -> None:
+    """The answer, the best few candidates, the checks that failed, and where the report is."""
+    from toolkit.report import page as report
+
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for name in ("where", "kind", "rank", "fit", "layers", "parameters", "recovered"):
+        grid.add_column(name, justify="right" if name in ("parameters", "recovered") else "left")
+    frame = run.steerability.frame.query("kind in ('vector', 'linear')")
+    for row in frame.sort_values("recovered", ascending=False).head(6).itertuples():
+        recovered = f"{row.recovered:.3f} ± {row.recovered_sem:.3f}"
+        cells = (row.location, row.kind, row.rank, row.fit, row.layers, row.parameters, recovered)
+        grid.add_row(*map(str, cells))
+    console.print(grid)
+    console.print()
+    console.print(report.summary(run)["headline"], style="bold", soft_wrap=True)
+    if run.rank_search:
+        from toolkit.report.headline import smallest_set
+
+        console.print(smallest_set(run.rank_search), soft_wrap=True)
+        if run.rank_search.ranks:
+            console.print(f"ranks by block: {' '.join(map(str, run.rank_set.ranks))}")
+    for check in run.checks:
+        if check.status == "failed":
+            console.print(f"check failed: {check.name}: {check.detail}", soft_wrap=True)
+    console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point of the command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()

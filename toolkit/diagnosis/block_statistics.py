@@ -1,0 +1,206 @@
+"""All sums of one block: what listens to the march."""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Self
+
+from torch import Tensor
+
+from toolkit.blocks.parts import Sample
+from toolkit.lockstep.march import Mode, Step
+from toolkit.models.edits import target_of
+from toolkit.runtime.processes import ALONE, Processes
+from toolkit.statistics import Frame, MomentSums, NormSums, Reservoir, SketchedSums, frames_of
+
+SIDES = (False, True)  # fit and held-out
+MODES: tuple[Mode, ...] = ("free", "forced")
+MLP_INPUT = "mlp_in"
+SUBLAYER_STATES = ("resid_mid", "heads")  # of the forced stream, where a block's tail can be read
+Frames = dict[str, dict[str, Frame]]
+Sums = MomentSums | SketchedSums
+
+
+def source(location: str) -> str:
+    """The moments' name of the base state at `location`."""
+    return f"{location}.state"
+
+
+def target(location: str) -> str:
+    """The moments' name of the delta at `location`."""
+    return f"{location}.delta"
+
+
+def moment_pairs(mode: Mode, branches: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The products that the tables of one mode need."""
+    pairs = []
+    for location in branches:
+        pairs += [
+            (source(location), source(location)),
+            (target(location), source(location)),
+            (target(location), target(location)),
+        ]
+        if mode == "forced" and location != "post_block":
+            pairs.append((target("post_block"), source(location)))
+    return pairs
+
+
+class Samples:
+    """The tokens of one block that are looked at by themselves, and those that shared maps see."""
+
+    def __init__(self, tokens: int, shared: int) -> None:
+        self.tokens = Reservoir(tokens)
+        self.fit, self.held_out = Reservoir(shared), Reservoir(shared // 2)
+
+    def update(self, step: Step) -> None:
+        """Add one batch."""
+        values = {"h": step.base[MLP_INPUT]}
+        if "resid_mid" in step.forced:
+            values |= {
+                "stream": step.forced["resid_mid"],
+                "attended": step.forced["pre_mlp"],
+                "heads": step.forced["heads"],
+                "forced_delta": step.delta("forced", "post_block"),
+            }
+        side = self.held_out if step.batch.held_out else self.fit
+        for reservoir in (self.tokens, side):
+            reservoir.update(values, step.batch.keys)
+
+    def reduce(self, processes: Processes) -> None:
+        """Sample from the tokens of all processes."""
+        for reservoir in (self.tokens, self.fit, self.held_out):
+            reservoir.reduce(processes)
+
+    def result(self) -> tuple[Sample, Sample, Sample]:
+        """Single tokens; fit and held-out tokens for shared maps."""
+        tokens, fit, held_out = (
+            Sample(**r.result()) for r in (self.tokens, self.fit, self.held_out)
+        )
+        return tokens, fit, held_out
+
+
+class BlockStatistics:
+    """All sums of one block over the documents of all processes in `processes`.
+
+    Their frames are those of the first batch of the first process. Behind the last batch `reduce`
+    brings the sums together. `sketch` is the width of their projections (None: exact sums).
+    """
+
+    def __init__(
+        self,
+        branches: tuple[str, ...],
+        steered: Mapping[str, str],
+        samples: Samples | None = None,
+        processes: Processes = ALONE,
+        sketch: int | None = None,
+    ) -> None:
+        self.branches, self.steered, self.samples, self.processes = (
+            branches,
+            steered,
+            samples,
+            processes,
+        )
+        self.sketch = sketch
+        self.moments: dict[tuple[Mode, bool], Sums] = {}
+        self.sequential: dict[str, Sums] = {}
+        self.norms = NormSums()
+
+    def update(self, step: Step) -> None:
+        """Add one batch."""
+        values = {mode: self._values(step, mode) for mode in MODES}
+        sequential = {
+            name: {
+                "state": states[location],
+                "delta": step.sequential_delta(name, target_of(location)),
+            }
+            for name, location in self.steered.items()
+            if (states := step.steered.get(name))
+        }
+        if not self.moments:
+            self._begin({"free": values["free"], "forced": values["forced"], **sequential})
+        for mode in MODES:
+            self.moments[mode, step.batch.held_out].update(values[mode])
+        for name, found in sequential.items():
+            self.sequential[name].update(found)
+        self.norms.update(self._vectors(step, values))
+        if self.samples:
+            self.samples.update(step)
+
+    def reduce(self) -> None:
+        """Add up the sums of all processes: then each holds them all."""
+        if not self.moments:  # this process had no document
+            self._begin({})
+        for sums in (*self.moments.values(), *self.sequential.values()):
+            sums.reduce(self.processes)
+        self.norms.reduce(self.processes)
+        if self.samples:
+            self.samples.reduce(self.processes)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums that the tables need (exact ones), as tensors by name, for `from_state`."""
+        tensors = {f"norms/{name}": value for name, value in self.norms.state().items()}
+        for (mode, held_out), sums in self.moments.items():
+            assert isinstance(sums, MomentSums)
+            side = "heldout" if held_out else "fit"
+            tensors |= {f"{mode}/{side}/{name}": value for name, value in sums.state().items()}
+        return tensors
+
+    @classmethod
+    def from_state(cls, branches: tuple[str, ...], state: Mapping[str, Tensor]) -> Self:
+        """The sums that gave `state`, without sequential ones and sample."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        sums = cls(branches, {})
+        sums.norms = NormSums.from_state(part("norms/"))
+        for mode, held_out in product(MODES, SIDES):
+            side = "heldout" if held_out else "fit"
+            sums.moments[mode, held_out] = MomentSums.from_state(part(f"{mode}/{side}/"))
+        return sums
+
+    def _begin(self, values: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """One frame for each vector in all processes, and empty sums in them."""
+        frames = shared_frames(values, self.processes)
+        for mode, held_out in product(MODES, SIDES):
+            pairs = moment_pairs(mode, self.branches)
+            self.moments[mode, held_out] = self._sums(pairs, frames[mode])
+        for name in self.steered:
+            pairs = [("state", "state"), ("delta", "state")]
+            # A first batch of held-out documents alone has no steered states.
+            self.sequential[name] = self._sums(pairs, frames.get(name))
+
+    def _sums(self, pairs: list[tuple[str, str]], frames: Mapping[str, Frame] | None) -> Sums:
+        if self.sketch:
+            return SketchedSums(pairs, self.sketch, frames)
+        return MomentSums(pairs, frames)
+
+    def _values(self, step: Step, mode: Mode) -> dict[str, Tensor]:
+        values = {}
+        for location in self.branches:
+            values[source(location)] = step.source(mode, location)
+            values[target(location)] = step.delta(mode, location)
+        return values
+
+    def _vectors(
+        self, step: Step, values: Mapping[Mode, Mapping[str, Tensor]]
+    ) -> dict[tuple[str, str], Tensor]:
+        """The vectors whose norms are asked for, by (of, location)."""
+        found = {}
+        for location in self.branches:
+            found["base", location] = step.base[location]
+            found["tuned", location] = step.tuned[location]
+            for mode in MODES:
+                found[f"delta_{mode}", location] = values[mode][target(location)]
+        return found
+
+
+def shared_frames(values: Mapping[str, Mapping[str, Tensor]], processes: Processes) -> Frames:
+    """The frames of the first process's `values`, in all `processes`."""
+    device = next((v.device for group in values.values() for v in group.values()), None)
+    frames = processes.from_first(
+        lambda: {group: frames_of(found) for group, found in values.items()}
+    )
+    return {
+        group: {name: frame.to(device) for name, frame in found.items()}
+        for group, found in frames.items()
+    }

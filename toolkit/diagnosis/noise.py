@@ -1,0 +1,154 @@
+"""The noise of the precision: how far rounding alone moves the base model's states.
+
+Measured is e = (state in the run's precision) − (the same in a higher one: float32 for half
+precisions, else float64), of the base model against itself on one short batch. The weights, and
+what a block is given beside its hidden state (masks, rotary embeddings), are the same on both
+sides: e is the rounding of the computation, not that of the weights.
+
+*Free*: each precision on its own states, so e has gathered the rounding of all blocks so far; the
+noise of a free delta. *Forced*: the block alone, in both precisions on the one rounded stream; the
+noise of a forced delta, whose two models also read one stream.
+
+A measured delta holds the rounding of two models, ``δ + e_tuned − e_base``. Its error is at most
+``rms(e_tuned) + rms(e_base)``, about twice the noise, as the tuned model rounds about as much as
+the base one. It is √2 times the noise where the two roundings are independent, which they are as
+soon as the delta is well above the noise; models that agree bit for bit round alike, and their
+delta is exactly zero. At three times the noise (`validity.ABOVE_NOISE`) rounding is thus about
+2/9 of a delta's energy, and at most 4/9.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from toolkit.documents.batches import Batch
+from toolkit.documents.tokens import Encoded, Positions
+from toolkit.errors import InputError
+from toolkit.models.hooks import Call, capture, first, with_hidden_state
+from toolkit.models.loading import one_line
+from toolkit.models.runner import BlockRunner, States
+from toolkit.tables.table import Table
+
+Row = dict[str, Any]
+DOCUMENTS = 4  # that are looked at: rounding needs few tokens
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The table ``noise`` and the two precisions; `reason` says why the table is empty."""
+
+    table: Table
+    precision: str
+    reference: str
+    reason: str = ""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For ``run.json``: the largest noise of each mode, relative to the state."""
+        frame = self.table.frame
+        largest = frame.groupby("mode").noise_relative.max().to_dict()
+        return {"precision": self.precision, "reference": self.reference} | (
+            {"not_applicable": self.reason} if self.reason else {"largest_relative": largest}
+        )
+
+
+def some_of(documents: Sequence[Encoded], positions: Positions) -> list[Encoded]:
+    """The shortest fit documents of which tokens count, whatever the batches are."""
+    asked = [d for d in documents if not d.held_out and any(d.counted(positions))]
+    return sorted(asked, key=lambda document: len(document.ids))[:DOCUMENTS]
+
+
+@torch.no_grad()
+def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...]) -> Noise:
+    """The noise at `locations` of every block, on the counted tokens of `batch`.
+
+    One block at a time runs three times, and is held once more in the higher precision. Raises
+    InputError where the states overflow the run's precision.
+    """
+    rounded = runner.embed(batch)
+    higher = torch.float32 if rounded.dtype.itemsize < 4 else torch.float64
+    ours, theirs = (str(dtype).removeprefix("torch.") for dtype in (rounded.dtype, higher))
+    exact, rows = rounded.to(higher), []
+    for layer in range(runner.sites.n_layers):
+        with runner.resident(layer):
+            given, call = rounded, runner.call(layer, batch)
+            rounded, states = runner.run(layer, call, given, locations, read=batch.of_counted)
+            if not rounded[batch.mask].isfinite().all():
+                raise InputError(
+                    f"the base model's states overflow {ours} in block {layer}: "
+                    "give it a --dtype with a wider range, bfloat16 or float32"
+                )
+            try:
+                twin = _Twin(runner, layer, call, higher)
+                exact, free = twin.run(exact, locations, batch)
+                _, forced = twin.run(given, locations, batch)
+            except (RuntimeError, TypeError) as error:  # experts' kernels, some devices: no float64
+                reason = f"this model does not run in {theirs}: {one_line(error)}"
+                return Noise(Table.of("noise", []), ours, theirs, reason)
+        for mode, references in (("free", free), ("forced", forced)):
+            rows += [{"layer": layer, "mode": mode, **row} for row in _rows(states, references)]
+    if not any(row["noise_rms"] for row in rows):
+        reason = f"all of this model computes in {ours}, and there is nothing higher"
+        return Noise(Table.of("noise", []), ours, theirs, reason)
+    return Noise(Table.of("noise", rows), ours, theirs)
+
+
+class _Twin:
+    """Block `layer` with a copy of its weights in `dtype`, on the arguments of `call`."""
+
+    def __init__(self, runner: BlockRunner, layer: int, call: Call, dtype: torch.dtype) -> None:
+        self.block, self.sites, self.layer = runner.sites.blocks[layer], runner.sites, layer
+        state = {**dict(self.block.named_parameters()), **dict(self.block.named_buffers())}
+        self.state, self.call, self.dtype = _cast(state, dtype), _cast(call, dtype), dtype
+
+    def run(
+        self, hidden: Tensor, locations: tuple[str, ...], batch: Batch
+    ) -> tuple[Tensor, States]:
+        """As `BlockRunner.run`: the output on `hidden`, and the counted tokens' states."""
+        call = with_hidden_state(self.call, hidden.to(self.dtype))
+        sites = self.sites.of_layer(self.layer, locations)
+        islands = _NoFloat32() if self.dtype == torch.float64 else nullcontext()
+        with capture(sites, batch.of_counted) as states, islands:
+            output = first(functional_call(self.block, self.state, call.args, call.kwargs))
+        return output, states
+
+
+def _cast(tree: Any, dtype: torch.dtype) -> Any:
+    """Every floating tensor in `tree` as `dtype`."""
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(cast, tree)
+
+
+class _NoFloat32(TorchFunctionMode):
+    """Gives float64 where a forward pass asks for float32, as many norms do of any input."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = Tensor.double if func is Tensor.float else func
+        args, kwargs = pytree.tree_map(
+            lambda value: torch.float64 if value is torch.float32 else value, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+
+def _rows(states: States, references: Mapping[str, Tensor]) -> Iterator[Row]:
+    for location, state in states.items():
+        reference = references[location].double()
+        error = state.double() - reference
+        rms, size = (float(v.square().sum(1).mean().sqrt()) for v in (error, reference))
+        yield {
+            "location": location,
+            "n_tokens": len(error),
+            "noise_rms": rms,
+            "noise_relative": rms / size if size else 0.0,
+            "noise_norm": float(error.norm(dim=1).mean()),
+        }

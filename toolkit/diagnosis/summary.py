@@ -1,0 +1,110 @@
+"""An evaluation as tables, a recommendation in words' raw material, and sample answers."""
+
+from typing import Any
+
+from toolkit.analysis.divergence import Divergences, recovered
+from toolkit.diagnosis.survey import BlockResult
+from toolkit.documents.tokens import Encoded
+from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
+from toolkit.evaluation.compare import Evaluation
+from toolkit.evaluation.recommend import Recommendation
+from toolkit.models.pair import ModelPair
+from toolkit.tables.table import COLUMNS, Table
+
+N_SAMPLES = 3
+
+
+def make_tables(
+    pair: ModelPair,
+    blocks: list[BlockResult],
+    candidates: list[Candidate],
+    evaluation: Evaluation,
+    weights: list[dict[str, Any]],
+) -> dict[str, Table]:
+    """All of the run's tables, by name."""
+    names = [n for n in COLUMNS if n not in ("sequential_kl", "steerability", "weights")]
+    tables = {
+        name: Table.of(name, [row for block in blocks for row in block.rows.get(name, [])])
+        for name in names
+    }
+    tables["sequential_kl"] = Table.of("sequential_kl", curves(candidates, evaluation))
+    shown = [NONE, ORACLE, *candidates]
+    rows = [_steerability(candidate, evaluation, pair.n_parameters) for candidate in shown]
+    tables["steerability"] = Table.of("steerability", rows)
+    tables["weights"] = Table.of("weights", weights)
+    return tables
+
+
+def curves(candidates: list[Candidate], evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The rows of the table ``sequential_kl``: no steering, the oracle and `candidates`."""
+    return [
+        {**_labels(candidate), "forcing": forcing, "token_index": index, "kl_mean": mean,
+         "kl_sem": sem, "n_prompts": n}
+        for candidate in (NONE, ORACLE, *candidates)
+        for forcing in ("tuned", "own")
+        if (candidate, forcing) in evaluation.divergences
+        for index, mean, sem, n in evaluation.divergences[candidate, forcing].curve()
+    ]  # fmt: skip
+
+
+def _labels(candidate: Candidate) -> dict[str, Any]:
+    names = ("location", "kind", "rank", "fit", "layers")
+    return {name: getattr(candidate, name) for name in names}
+
+
+def _steerability(
+    candidate: Candidate, evaluation: Evaluation, n_parameters: int
+) -> dict[str, Any]:
+    tuned = evaluation.divergences[candidate, "tuned"]
+    own: Divergences | None = evaluation.divergences.get((candidate, "own"))
+    share, sem = recovered(tuned, evaluation.divergences[NONE, "tuned"])
+    return {
+        **_labels(candidate),
+        "parameters": candidate.parameters,
+        "parameters_percent": 100 * candidate.parameters / n_parameters,
+        "kl": tuned.mean,
+        "kl_sem": tuned.sem,
+        "recovered": share,
+        "recovered_sem": sem,
+        "kl_own": own.mean if own else None,
+        "kl_own_sem": own.sem if own else None,
+    }
+
+
+def describe_choice(
+    choice: Recommendation | None, pair: ModelPair, evaluation: Evaluation
+) -> dict[str, Any] | None:
+    """A recommendation as the report keeps it: the rows of the chosen, the best and the tied."""
+    if choice is None:
+        return None
+
+    def described(candidate: Candidate) -> dict[str, Any]:
+        row = _steerability(candidate, evaluation, pair.n_parameters)
+        return {k: v for k, v in row.items() if not k.startswith("kl_own")}
+
+    return {
+        **described(choice.chosen),
+        "best": described(choice.best),
+        "tied": [described(candidate) for candidate in choice.tied],
+    }
+
+
+def samples(
+    pair: ModelPair,
+    asked: list[Encoded],
+    choice: Recommendation | None,
+    evaluation: Evaluation,
+) -> list[dict[str, str]]:
+    """The first held-out prompts, with what base, steered and tuned model say to them."""
+    said: dict[str, list[list[int]]] = {"base": evaluation.tokens[NONE]}
+    if choice and choice.chosen in evaluation.tokens:
+        said["steered"] = evaluation.tokens[choice.chosen]
+    said["tuned"] = evaluation.tokens[None]
+    decode = lambda ids: pair.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
+    return [
+        {
+            "prompt": document.prompt or decode(document.prompt_ids),
+            **{who: decode(rows[i]) for who, rows in said.items()},
+        }
+        for i, document in enumerate(asked[:N_SAMPLES])
+    ]

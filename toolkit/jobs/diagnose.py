@@ -1,0 +1,122 @@
+"""The main job, from names to files: what ``oracle diagnose`` and ``oracle demo`` run."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+
+from toolkit.diagnosis.diagnose import diagnose
+from toolkit.diagnosis.options import Options
+from toolkit.diagnosis.run import Run
+from toolkit.diagnosis.workspace import Workspace, refuse_existing
+from toolkit.documents.documents import read_documents
+from toolkit.errors import InputError
+from toolkit.models.loading import one_line
+from toolkit.models.pair import ModelPair
+from toolkit.planning.estimate import RunPlan, plan
+from toolkit.planning.free_memory import require_memory
+from toolkit.report.folder import publish
+from toolkit.runtime.console import errors
+from toolkit.runtime.processes import LostProcessError, Processes, joined
+
+DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compare, on what, how, and where the results go."""
+
+    base: str
+    tuned: str
+    data: Path
+    out: Path
+    options: Options = field(default_factory=Options)
+    dtype: str = "float32"
+    device: str = "cpu"
+    keep_statistics: bool = False
+    overwrite: bool = False
+    show: bool = True
+    memory_check: bool = True
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"--dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+
+
+def run_job(job: Job) -> Run | None:
+    """Run `job` and write its folder. The run; None in all processes but the first.
+
+    An interrupted job goes on where it stopped.
+    """
+    try:
+        with joined(job.device) as processes:
+            run = _run_in(processes, job)
+            processes.wait()
+    except LostProcessError as lost:
+        errors.print(
+            f"oracle: another process of this run ended ({one_line(lost)}); the same command, with "
+            f"any number of processes, goes on from {_workspace_folder(job)}"
+        )
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print(f"interrupted; the same command goes on from {_workspace_folder(job)}")
+        raise typer.Exit(130) from None
+    return run if processes.first else None
+
+
+def _run_in(processes: Processes, job: Job) -> Run:
+    processes.from_first(lambda: refuse_existing(job.out, job.overwrite))
+    documents = read_documents(job.data)
+    if job.memory_check:
+        # The first process asks for all, before any of them has read a model.
+        processes.from_first(lambda: require_memory(plan_job(job, timed=False).places))
+    pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device, job.offload)
+    source = {"file": str(job.data), "sha256": hashlib.sha256(job.data.read_bytes()).hexdigest()}
+    request = {
+        "base": pair.hashes[0],
+        "tuned": pair.hashes[1],
+        "data": source["sha256"],
+        "options": vars(job.options),
+        "keep_statistics": job.keep_statistics,
+    }
+    workspace = Workspace(job.out, request, job.keep_statistics, processes)
+    if workspace.open() and processes.first:
+        errors.print(f"going on from the interrupted run in {workspace.folder}")
+    try:
+        run = diagnose(
+            pair,
+            documents,
+            job.options,
+            show_progress=job.show,
+            workspace=workspace,
+            processes=processes,
+        )
+    except InputError:
+        workspace.abandon()
+        raise
+    if processes.first:
+        run.info["data"].update(source)
+        publish(run, workspace.folder)
+        workspace.close()
+    return run
+
+
+def plan_job(job: Job, timed: bool = True) -> RunPlan:
+    """What `job` would cost: no weights are read, nothing is written."""
+    return plan(
+        job.base,
+        job.tuned,
+        read_documents(job.data),
+        job.options,
+        job.dtype,
+        job.device,
+        timed=timed,
+        offload=job.offload,
+        keep_statistics=job.keep_statistics,
+    )
+
+
+def _workspace_folder(job: Job) -> Path:
+    return Workspace(job.out, {}).folder

@@ -1,0 +1,125 @@
+"""One method trained for use: the best of some learning rates, on disk."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from toolkit.adapters.collection import Adapters, save_adapters
+from toolkit.documents.tasks.task import Task
+from toolkit.errors import InputError
+from toolkit.evaluation.accuracy import bootstrap, correct, merit
+from toolkit.models.locations import resolve
+from toolkit.runtime.progress import progress
+from toolkit.runtime.provenance import versions
+from toolkit.training.examples import supervised
+from toolkit.training.methods import Adapted, Method, adapted
+from toolkit.training.trainer import TrainingOptions, response_loss, train
+
+RECORD = "training.json"
+
+
+def train_method(
+    base: Any,
+    tokenizer: Any,
+    task: Task,
+    method: Method,
+    rates: Sequence[float],
+    options: TrainingOptions,
+    out: Path,
+    sizes: tuple[int | None, int],
+    max_length: int = 512,
+    start: Adapters | None = None,
+    about: dict[str, Any] | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Train `method` at each of `rates`; keep in `out` what does best on validation examples.
+
+    `sizes`: how many training examples (None: all) and validation examples. Best is the highest
+    accuracy, then the lowest loss. An interrupted run goes on: finished rates are in the record,
+    the unfinished one in its checkpoints. Returns the record, which is also ``out/training.json``.
+    """
+    n_train, n_validation = sizes
+    validation = task.examples("validation", n_validation)
+    rows = [supervised(e, tokenizer, max_length) for e in task.examples("train", n_train)]
+    judged = [supervised(e, tokenizer, max_length) for e in validation]
+    pad_id = tokenizer.pad_token_id or 0
+    request = {
+        "task": task.name,
+        "method": asdict(method),
+        "options": asdict(options),
+        "examples": len(rows),
+        "start": start.info if start else None,
+        **(about or {}),
+    }
+    record = _opened(out, request)
+    sites = resolve(base)
+    for rate in rates:
+        if any(done["learning_rate"] == rate for done in record["rates"]):
+            continue
+        with adapted(base, method, sites, options.seed, start) as found:
+            assert found.trainee is not None
+            chosen = TrainingOptions(**{**asdict(options), "learning_rate": rate})
+            checkpoints = out / "checkpoints" / f"{rate:g}"
+            done = train(found.trainee, rows, chosen, pad_id, checkpoints, show_progress)
+            with progress("validation", -(-len(validation) // 64), show_progress) as advance:
+                right = correct(found.model, tokenizer, task, validation, 64, advance)
+            result = {
+                "learning_rate": rate,
+                "validation_accuracy": float(right.mean()),
+                "validation_interval": bootstrap(right),
+                "validation_loss": response_loss(found.model, judged, pad_id),
+                "parameters": found.parameters,
+                **asdict(done),
+            }
+            if all(_score(result) > _score(other) for other in record["rates"]):
+                record["best"] = rate
+                _save(found, tokenizer, out, {"learning_rate": rate, **request})
+            record["rates"].append(result)
+            _write(out, record)
+    return record
+
+
+def _score(result: dict[str, Any]) -> tuple[float, float]:
+    return merit(result["validation_accuracy"], result["validation_loss"])
+
+
+def _opened(out: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The record of an interrupted run of the same request, or a new one."""
+    path = out / RECORD
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["request"] != json.loads(json.dumps(request)):
+            raise InputError(f"{out} holds another training ({path}): choose another --out")
+        return record
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"request": request, "rates": [], "best": None, "versions": versions()}
+    _write(out, record)
+    return record
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(found: Adapted, tokenizer: Any, out: Path, info: dict[str, Any]) -> None:
+    """Adapters as the toolkit keeps them; LoRA as PEFT does; a whole model as transformers does."""
+    if found.adapters is not None:
+        kept = Adapters(
+            found.adapters.location,
+            found.adapters.by_layer,
+            "trained",
+            info,
+            found.adapters.positions,
+        )
+        save_adapters(kept, out)
+    if found.weights_changed:
+        model: Any = found.model
+        if isinstance(model, PeftModel) and "base" in info:
+            model.peft_config["default"].base_model_name_or_path = info["base"]
+        model.save_pretrained(out)
+        if not isinstance(model, PeftModel):
+            tokenizer.save_pretrained(out)

@@ -1,0 +1,34 @@
+"""What steering adds to a state, and at which tokens."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from toolkit.models.hooks import Edit
+from toolkit.models.locations import INSIDE
+
+
+def target_of(location: str) -> str:
+    """Where the delta is taken that an adapter at `location` must supply.
+
+    After the MLP, what is missing of the whole block; before it, of that location alone.
+    """
+    return location if location in INSIDE else "post_block"
+
+
+def steerable(mask: Tensor) -> Tensor:
+    """Which tokens a fitted map may steer: all but padding and each document's first token.
+
+    `mask` bool `[batch, length]`, true for tokens, padded on either side.
+    """
+    return mask & (mask.cumsum(1) > 1)
+
+
+def shift(adapter: Callable[[Tensor], Tensor], states: Tensor, where: Tensor) -> Tensor:
+    """What `adapter` adds to `states`: nothing at the tokens that are false in `where`."""
+    return (adapter(states) * where.reshape(*states.shape[:-1], 1)).to(states.dtype)
+
+
+def steered_by(adapter: Callable[[Tensor], Tensor], where: Tensor) -> Edit:
+    """The edit that puts ``states + adapter(states)`` in place of states, `where` that is true."""
+    return lambda states: states + shift(adapter, states, where)

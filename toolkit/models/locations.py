@@ -1,0 +1,119 @@
+"""Locations of a block and the modules that carry them.
+
+Which module is which is the package interp-engine's knowledge: it resolves its named points on a
+live model of any family, and says why where a point does not exist.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from toolkit.models.hooks import Site
+
+# The toolkit's name of each location and interp-engine's name of the same point.
+POINTS = {
+    "heads": "z",
+    "pre_mlp": "attn_out_post",
+    "resid_mid": "resid_mid",
+    "mlp_in": "mlp_in",
+    "mlp_act": "mlp_act",
+    "post_mlp": "mlp_out_post",
+    "post_block": "resid_post",
+}
+# The residual branches and their sum: where deltas are taken and adapters are fitted.
+BRANCHES = ("pre_mlp", "post_mlp", "post_block")
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where every location of one model is.
+
+    `blocks` are the model's blocks in order; `at` maps (location, layer) to a `Site`; `unavailable`
+    says, for a location that some layer lacks, why.
+    """
+
+    blocks: tuple[nn.Module, ...]
+    at: dict[tuple[str, int], Site]
+    unavailable: dict[str, str]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def inputs(self) -> dict[str, Site]:
+        """What enters each block, by its number as a word."""
+        return {str(layer): Site(block, "input") for layer, block in enumerate(self.blocks)}
+
+    @property
+    def outputs(self) -> dict[str, Site]:
+        """What leaves each block, by its number as a word."""
+        return {str(layer): Site(block, "output") for layer, block in enumerate(self.blocks)}
+
+    def of_layer(self, layer: int, locations: tuple[str, ...]) -> dict[str, Site]:
+        """The sites of `locations` in block `layer`; those that the family lacks are left out."""
+        return {name: self.at[name, layer] for name in locations if name not in self.unavailable}
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The transformers model inside `model`: itself, or what a PEFT adapter was put into."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def resolve(model: nn.Module) -> Sites:
+    """Find every location of `model`, a causal language model (PEFT-wrapped or not)."""
+    engine = _engine(causal_lm(model))
+    blocks = tuple(engine.resolve_point("resid_post", layer)[0] for layer in range(engine.n_layers))
+    at: dict[tuple[str, int], Site] = {}
+    unavailable: dict[str, str] = {}
+    for name, point in POINTS.items():
+        for layer in range(engine.n_layers):
+            try:
+                module, side = engine.resolve_point(point, layer)
+            except Exception as error:  # interp-engine raises several kinds, each with its reason
+                unavailable[name] = re.sub(r"\s+", " ", str(error))
+                break
+            at[name, layer] = Site(module, side)
+    return Sites(blocks, at, unavailable)
+
+
+def mlp_projections(model: nn.Module) -> list[dict[str, nn.Module]]:
+    """Each block's MLP projections: ``pre`` (activated), ``linear`` (the ungated branch), ``down``.
+
+    Where one projection computes both branches (Phi-3), ``pre`` and ``linear`` are that module; an
+    MLP without a gate has no ``linear``. Raises ValueError, with the reason, where a block has no
+    such dense MLP.
+    """
+    engine = _engine(causal_lm(model))
+    return [_projections(engine, layer) for layer in range(engine.n_layers)]
+
+
+def _projections(engine: Any, layer: int) -> dict[str, nn.Module]:
+    found = {"down": engine.resolve_point("mlp_act", layer)[0]}
+    found["pre"] = engine.resolve_point("mlp_pre", layer)[0]
+    if engine.serves("mlp_pre_linear", layer):
+        found["linear"] = engine.resolve_point("mlp_pre_linear", layer)[0]
+    return found
+
+
+def _engine(model: nn.Module) -> Any:
+    from interp_engine.model import EagerModel  # takes seconds to import
+
+    logging.getLogger("interp_engine").setLevel(logging.ERROR)
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    training = model.training
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine = EagerModel(name, hf_model=model, tokenizer=SimpleNamespace(), dtype=None)
+    # EagerModel puts the model into evaluation mode and freezes it; a look must change nothing.
+    model.train(training)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    return engine
+
+
+INSIDE = ("heads", "pre_mlp")  # locations whose state the rest of the block reads

@@ -1,0 +1,219 @@
+"""Models larger than memory: blocks whose weights are read from safetensors as they are reached.
+
+A model is built without weights (on torch's meta device). What lies outside its blocks is read at
+once; a block's weights when the block is entered, or is held by `Offload.resident`, and they are
+dropped behind it. On a CPU files are mapped into memory: a block in their precision is not copied.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from toolkit.errors import InputError
+from toolkit.models.hooks import within
+from toolkit.models.locations import causal_lm, resolve
+
+
+class Reader:
+    """The tensors of a model folder by name, in one precision on one device, each read when asked.
+
+    A tensor that is still in use somewhere is not read again: two models that share a file share
+    it. Raises InputError where the folder holds no safetensors.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str | torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise InputError(f"{folder} holds no safetensors: --offload reads nothing else")
+        files = [safe_open(path, "pt") for path in paths]
+        self._file = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        self._live: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the stored tensors."""
+        return list(self._file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._live.get(name)
+        if tensor is None:
+            tensor = self._file[name].get_tensor(name)
+            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+            tensor = self._live[name] = tensor.to(self.device, dtype)
+        return tensor
+
+
+class Offload:
+    """One model whose blocks are without weights until they are needed.
+
+    `names` maps the full name of each parameter that is in the files to its name there; parameters
+    in blocks that it does not know (an adapter's) stay as they are.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str], reader: Reader) -> None:
+        self.names, self.reader = dict(names), reader
+        self._blocks = resolve(model).blocks
+        self._held = [0] * len(self._blocks)
+        self._empty: list[dict[str, nn.Parameter]] = []
+        self._named = [_names_in(model, block, names) for block in self._blocks]
+        for block, named in zip(self._blocks, self._named, strict=True):
+            parameters = {name: block.get_parameter(name) for name in named}
+            self._empty.append({name: _parameter(p.to("meta")) for name, p in parameters.items()})
+        self._watch = ExitStack()  # for as long as the model lives
+        for layer in range(len(self._blocks)):
+            self._drop(layer)
+            self._watch.enter_context(self._on_its_own(layer))
+
+    @contextmanager
+    def resident(self, layer: int) -> Iterator[None]:
+        """Keep the weights of block `layer`."""
+        self._held[layer] += 1
+        try:
+            if self._held[layer] == 1:
+                for name, stored in self._named[layer].items():
+                    _put(self._blocks[layer], name, _parameter(self.reader[stored]))
+            yield
+        finally:
+            self._held[layer] -= 1
+            if not self._held[layer]:
+                self._drop(layer)
+
+    def release(self) -> None:
+        """Every block is without weights again, whatever was put in their place."""
+        for layer in range(len(self._blocks)):
+            self._drop(layer)
+
+    def _drop(self, layer: int) -> None:
+        for name, empty in self._empty[layer].items():
+            _put(self._blocks[layer], name, empty)
+
+    def _on_its_own(self, layer: int) -> Any:
+        """Whenever the model calls the block. A bypassed block, which only hands on, needs none."""
+        block, entered = self._blocks[layer], list[ExitStack]()
+
+        def enter(_: Any) -> None:
+            entered.append(ExitStack())
+            if "forward" not in vars(block):
+                entered[-1].enter_context(self.resident(layer))
+
+        return within(block, enter, lambda: entered.pop().close())
+
+
+def empty_model(folder: str | Path, dtype: torch.dtype | str) -> Any:
+    """The model in `folder` without weights: parameters on the meta device, buffers as they are."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or torch.float32
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.tie_weights()  # on the meta device no two parameters are one
+    if model.can_generate() and (Path(folder) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval().requires_grad_(False)
+
+
+def offloaded(
+    folder: Path, dtype: torch.dtype | str, device: str | torch.device
+) -> tuple[Any, Offload]:
+    """The model in `folder` and what brings its blocks' weights.
+
+    Raises InputError where a parameter is not in the files under the model's own name.
+    """
+    model = empty_model(folder, dtype)
+    reader = Reader(folder, next(model.parameters()).dtype, device)
+    names = _stored_names(model, reader)
+    missing = [name for name, _ in model.named_parameters() if name not in names]
+    if missing:
+        raise InputError(
+            f"{folder} has no tensor {missing[0]!r}: --offload needs files with one tensor for "
+            "each of the model's (load this model without --offload)"
+        )
+    inside = {id(p) for block in resolve(model).blocks for p in block.parameters()}
+    for name, parameter in list(model.named_parameters()):
+        if id(parameter) not in inside:
+            _put(model, name, _parameter(reader[names[name]]))
+    model.tie_weights()
+    for name, buffer in list(model.named_buffers()):
+        _put(model, name, reader[names[name]] if name in names else buffer.to(device))
+    return model, Offload(model, names, reader)
+
+
+def with_stand_ins(model: nn.Module) -> None:
+    """Put tensors in place of those on the meta device that have their shape and take no memory.
+
+    For code that asks parameters where they are, and reads none.
+    """
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            one = torch.zeros((), dtype=parameter.dtype)
+            _put(model, name, _parameter(one.expand(parameter.shape)))
+
+
+def beside(base: Offload, tuned: nn.Module) -> Offload:
+    """Of a PEFT model around a copy of the base model: it reads the same tensors, once for both."""
+    names = {}
+    inner = causal_lm(tuned)
+    for name, _ in inner.named_parameters():
+        stored = base.names.get(name.replace(".base_layer", ""))
+        if stored is not None:
+            names[name] = stored
+    return Offload(inner, names, base.reader)
+
+
+def _names_in(model: nn.Module, block: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
+    prefix = next(name for name, module in model.named_modules() if module is block)
+    full = {name: f"{prefix}.{name}" for name, _ in block.named_parameters()}
+    return {name: names[where] for name, where in full.items() if where in names}
+
+
+def _stored_names(model: Any, reader: Reader) -> dict[str, str]:
+    """By the model's names of its tensors, those in the files.
+
+    transformers renames what older files hold; tensors that it would merge or split are left out.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    prefix, state = model.base_model_prefix, model.state_dict()
+    names = {}
+    for stored in reader.names:
+        name, converted = rename_source_key(stored, renamings, converters, prefix, state)
+        if converted is None:
+            names[name] = stored
+    return names
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = tensor  # type: ignore[assignment]
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def state_tensors(model: nn.Module, offload: Offload | None) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model's state by name, in the names' order; one at a time from files."""
+    stored: Sequence[tuple[str, Tensor]] = sorted(model.state_dict().items())
+    prefix = next(n for n, module in model.named_modules() if module is causal_lm(model))
+    for name, tensor in stored:
+        if tensor.is_meta:
+            assert offload is not None
+            inner = name.removeprefix(f"{prefix}.") if prefix else name
+            tensor = offload.reader[offload.names[inner]]
+        yield name, tensor

@@ -1,0 +1,203 @@
+"""A pair: the base model, the tuned model and their tokenizer, proven to be comparable."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.errors import InputError
+from toolkit.models.loading import (
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_folder,
+    plain_folder,
+    quiet_transformers,
+)
+from toolkit.models.locations import BRANCHES, causal_lm, resolve
+from toolkit.models.offload import Offload, offloaded, state_tensors
+from toolkit.models.peft_adapter import _is_adapter, _with_adapter
+from toolkit.models.runner import BlockRunner
+from toolkit.models.verify import prove
+from toolkit.runtime.check import Check
+
+
+@dataclass
+class ModelPair:
+    """Two models of one shape with one tokenizer; make one with `load` or `from_models`.
+
+    `unavailable` says why a location does not apply to this family; `checks` holds what was proved
+    when the pair was made.
+    """
+
+    base: nn.Module
+    tuned: nn.Module
+    tokenizer: Any
+    base_runner: BlockRunner = field(repr=False)
+    tuned_runner: BlockRunner = field(repr=False)
+    base_name: str = "base"
+    tuned_name: str = "tuned"
+    checks: list[Check] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path,
+        tuned: str | Path,
+        dtype: torch.dtype | str = torch.float32,
+        device: str | torch.device = "cpu",
+        offload: bool = False,
+    ) -> "ModelPair":
+        """Load both halves: a hub id, a folder, a ``.gguf`` file or a packaged model's name.
+
+        `tuned` may be a folder with a PEFT adapter of `base`; the weights are then held once. With
+        `offload` a block's weights are read from disk when the block is reached. Raises InputError
+        where the two cannot be compared, and says what differs first.
+        """
+        if isinstance(dtype, str) and dtype != "auto":
+            dtype = getattr(torch, dtype)
+        with quiet_transformers():
+            read = _offloaded if offload else _in_memory
+            if _is_adapter(tuned):
+                base_model, ours = read(base, dtype, device)
+                tuned_model, theirs = _with_adapter(base_model, ours, base, Path(tuned))
+            else:
+                _compare_configs(load_config(base), load_config(tuned))
+                base_model, ours = read(base, dtype, device)
+                tuned_model, theirs = read(tuned, dtype, device)
+            tokenizer = _shared_tokenizer(base, tuned)
+        return cls.from_models(
+            base_model, tuned_model, tokenizer, str(base), str(tuned), (ours, theirs)
+        )
+
+    @classmethod
+    def from_models(
+        cls,
+        base: nn.Module,
+        tuned: nn.Module,
+        tokenizer: Any,
+        base_name: str = "base",
+        tuned_name: str = "tuned",
+        offloads: tuple[Offload | None, Offload | None] = (None, None),
+    ) -> "ModelPair":
+        """A pair of models in memory. Both are put into evaluation mode.
+
+        `offloads` bring the weights of models whose blocks have none.
+        """
+        _compare_configs(base.config, tuned.config)
+        _compare_shapes(base, tuned)
+        base_runner = BlockRunner(base.eval(), resolve(base), offloads[0])
+        tuned_runner = BlockRunner(tuned.eval(), resolve(tuned), offloads[1])
+        checks, refused = prove(base_runner, tuned_runner)
+        return cls(
+            base,
+            tuned,
+            tokenizer,
+            base_runner,
+            tuned_runner,
+            base_name,
+            tuned_name,
+            checks,
+            base_runner.sites.unavailable | refused,
+        )
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The locations where deltas are taken, of `BRANCHES` those that this family has."""
+        return tuple(name for name in BRANCHES if name not in self.unavailable)
+
+    @property
+    def n_layers(self) -> int:
+        return self.base_runner.sites.n_layers
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.base.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.base.parameters()).dtype
+
+    @cached_property
+    def hashes(self) -> tuple[str, str]:
+        """The fingerprints of the base and the tuned model, taken once."""
+        ours = state_tensors(self.base, self.base_runner.offload)
+        return fingerprint(ours), fingerprint(state_tensors(self.tuned, self.tuned_runner.offload))
+
+    @contextmanager
+    def resident(self, layer: int) -> Iterator[None]:
+        """Keep the weights of block `layer` of both models in memory."""
+        with self.base_runner.resident(layer), self.tuned_runner.resident(layer):
+            yield
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the base model."""
+        return sum(parameter.numel() for parameter in self.base.parameters())
+
+
+def _in_memory(source: str | Path, dtype: Any, device: Any) -> tuple[nn.Module, None]:
+    return load_model(source, dtype, device), None
+
+
+def _offloaded(source: str | Path, dtype: Any, device: Any) -> tuple[nn.Module, Offload]:
+    return offloaded(model_folder(source), dtype, device)
+
+
+def _shared_tokenizer(base: str | Path, tuned: str | Path) -> Any:
+    """The tuned model's tokenizer, which must agree with base's; base's where it has none."""
+    ours = load_tokenizer(base)
+    folder = Path(plain_folder(tuned))
+    has_own = not folder.is_dir() or any(
+        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+    )
+    if not has_own:
+        return ours
+    theirs = load_tokenizer(tuned)
+    compare_tokenizers(ours, theirs)
+    return theirs
+
+
+def compare_tokenizers(base: Any, tuned: Any) -> None:
+    """Raise InputError at the first token that the two vocabularies do not share."""
+    ours = {index: token for token, index in base.get_vocab().items()}
+    theirs = {index: token for token, index in tuned.get_vocab().items()}
+    for index in sorted(ours.keys() | theirs.keys()):
+        if ours.get(index) != theirs.get(index):
+            raise InputError(
+                f"the tokenizers differ at token {index}: base has {ours.get(index)!r}, tuned has "
+                f"{theirs.get(index)!r}; deltas need the same tokens on both sides"
+            )
+
+
+def _compare_configs(base: Any, tuned: Any) -> None:
+    names = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+    for name in (*names, "num_attention_heads", "num_key_value_heads"):
+        ours = getattr(base.get_text_config(), name, None)
+        theirs = getattr(tuned.get_text_config(), name, None)
+        if ours != theirs:
+            hint = (
+                "; one side's vocabulary was resized: resize the other, or drop the added tokens"
+                if name == "vocab_size"
+                else "; give two models of one architecture and size"
+            )
+            raise InputError(f"the models differ in {name}: base {ours}, tuned {theirs}{hint}")
+
+
+def _compare_shapes(base: nn.Module, tuned: nn.Module) -> None:
+    if base is not causal_lm(tuned) and hasattr(tuned, "get_base_model"):
+        return  # a PEFT model: built from base
+    ours = {name: tuple(p.shape) for name, p in base.state_dict().items()}
+    theirs = {name: tuple(p.shape) for name, p in tuned.state_dict().items()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"the models differ at {name}: base {ours.get(name)}, tuned {theirs.get(name)}"
+            )

@@ -1,0 +1,204 @@
+"""What a run will cost, before any weights are read: the plan behind ``oracle diagnose --dry-run``.
+
+Configurations, tokenizer and documents are read, so tokens and batches are those of the run;
+operations and bytes come from the formulas of `cost` and `footprint`, seconds from a short timing
+on random numbers. Nothing is written.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table as Grid
+
+from toolkit.analysis.linear_fit import Rank
+from toolkit.diagnosis.grid import SINGLE, recipes_for
+from toolkit.diagnosis.options import Options
+from toolkit.documents.batches import make_batches
+from toolkit.documents.tokens import encode_all
+from toolkit.evaluation.compare import PROMPTS_A_BATCH
+from toolkit.models.outline import outline
+from toolkit.planning import operations as cost
+from toolkit.planning.free_memory import Place, gib, places
+from toolkit.planning.memory import Disk, Memory, disk, memory
+from toolkit.planning.operations import Stage
+from toolkit.planning.shapes import ModelShape
+from toolkit.planning.timing import Timing, measure
+from toolkit.planning.workload import BatchShape, Workload
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run of `work` on models of `shape` needs.
+
+    documents: fit and held out. places: the memories that hold the parts of `memory`. timing: None
+    where nothing was timed. counts_all: whether all that is asked for is in `stages`.
+    """
+
+    shape: ModelShape
+    work: Workload
+    documents: tuple[int, int]
+    stages: tuple[Stage, ...]
+    memory: Memory
+    disk: Disk
+    places: tuple[Place, ...]
+    timing: Timing | None = None
+    counts_all: bool = True
+
+    def seconds(self, stage: Stage) -> float:
+        """What `stage` will take, at the rate that was timed for its kind."""
+        if self.timing is None:
+            raise ValueError("nothing was timed: plan(..., timed=True)")
+        return stage.operations / self.timing.rates[stage.kind]
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds(stage) for stage in self.stages)
+
+    def __rich__(self) -> Group:
+        return Group(self._counts(), "", self._work(), "", self._memory(), *self._notes())
+
+    def _counts(self) -> Grid:
+        grid = _grid("", "fit", "held out", "all")
+        sides = [[b for b in self.work.batches if b.held_out == held] for held in (False, True)]
+        rows = {
+            "documents": self.documents,
+            "counted tokens": [sum(b.counted for b in side) for side in sides],
+            "tokens with padding": [sum(b.n for b in side) for side in sides],
+            "batches": [len(side) for side in sides],
+        }
+        for name, counts in rows.items():
+            grid.add_row(name, *(f"{n:,}" for n in (*counts, sum(counts))))
+        passes = cost.march_passes(self.work)
+        on_fit = passes["all"] + passes["fit"]
+        grid.add_row("passes through every block", f"{on_fit:g}", f"{passes['all']:g}", "")
+        return grid
+
+    def _work(self) -> Grid:
+        timed = self.timing is not None
+        grid = _grid("work", "operations", *(("a second", "time") if timed else ()))
+        for stage in self.stages:
+            cells = [stage.name, engineering(stage.operations)]
+            if self.timing is not None:
+                rate = engineering(self.timing.rates[stage.kind])
+                cells += [rate, duration(self.seconds(stage))]
+            grid.add_row(*cells)
+        total = ["all", engineering(sum(stage.operations for stage in self.stages))]
+        grid.add_row(*total, *(("", duration(self.total_seconds)) if timed else ()), style="bold")
+        return grid
+
+    def _memory(self) -> Grid:
+        grid = _grid("memory", "march", "replacement")
+        stages = ("march", "replacement")
+        for part in self.memory.parts:
+            grid.add_row(part.name, *(gib(part.bytes) if s in part.stages else "" for s in stages))
+        grid.add_row("all", *(gib(self.memory.at(stage)) for stage in stages), style="bold")
+        return grid
+
+    def _notes(self) -> Iterable[str]:
+        yield ""
+        yield (
+            f"on disk while it runs: {gib(self.disk.total)}; kept: "
+            f"{gib(self.disk.total - self.disk.streams)}, tables and report besides"
+        )
+        if not self.counts_all:
+            yield "--max-kl asks for more marches and generations than are counted here"
+        for place in self.places:
+            verdict = "enough" if place.suffices else "NOT ENOUGH"
+            yield f"{place.name}: {verdict}, {gib(place.needed.peak)} of {gib(place.free)} free"
+        if self.timing is not None:
+            whole, spent = duration(self.total_seconds), duration(self.timing.seconds)
+            yield f"estimated time: {whole} (after a timing of {spent})"
+
+
+def plan(
+    base: str | Path,
+    tuned: str | Path,
+    documents: Iterable[Any],
+    options: Options | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    device: str = "cpu",
+    *,
+    timed: bool = True,
+    offload: bool = False,
+    keep_statistics: bool = False,
+) -> RunPlan:
+    """What ``oracle diagnose`` of this pair on these documents needs; no weights are read.
+
+    Arguments are those of `ModelPair.load` and `diagnose`. With `timed`, a few seconds of timing on
+    `device` give the run's time.
+    """
+    options, known = options or Options(), outline(base, tuned)
+    if isinstance(dtype, str):
+        named = getattr(known.config, "dtype", None) or torch.float32
+        dtype = named if dtype == "auto" else getattr(torch, dtype)
+    shape = ModelShape.of_config(known.config)
+    encoded = encode_all(documents, known.tokenizer, options.max_length)
+    work, ranks = workload_of(shape, encoded, options, known.adapter)
+    size = dtype.itemsize
+    needed = memory(shape, work, size, ranks, offload, torch.get_num_threads())
+    timing = measure(known.config, shape, work, dtype, device) if timed else None
+    held_out = sum(document.held_out for document in encoded)
+    return RunPlan(
+        shape=shape,
+        work=work,
+        documents=(len(encoded) - held_out, held_out),
+        stages=cost.run(shape, work),
+        memory=needed,
+        disk=disk(shape, work, size, ranks, keep_statistics),
+        places=places(needed, device),
+        timing=timing,
+        counts_all=options.max_kl is None,
+    )
+
+
+def workload_of(
+    shape: ModelShape, encoded: Sequence[Any], options: Options, adapter: int | None = None
+) -> tuple[Workload, list[Rank]]:
+    """A run's numbers from its documents as tokens, and the ranks of all adapters that it fits."""
+    recipes = recipes_for(shape.branches, shape.d)
+    batches = make_batches(encoded, options.positions, options.batch_tokens)
+    asked = [d.prompt_ids for d in encoded if d.held_out][: options.max_prompts]
+    rounds = [asked[i : i + PROMPTS_A_BATCH] for i in range(0, len(asked), PROMPTS_A_BATCH)]
+    work = Workload(
+        batches=tuple(
+            BatchShape(b.ids.shape[0], b.ids.shape[1], int(b.counted.sum()), b.held_out)
+            for b in batches
+        ),
+        prompts=tuple(BatchShape(len(some), max(map(len, some))) for some in rounds),
+        steered=tuple(recipe.location for recipe in recipes if recipe.fit == "sequential"),
+        everywhere=len(recipes) + 1,
+        single=SINGLE in recipes,
+        new_tokens=options.new_tokens,
+        sample=options.sample,
+        sketch=options.sketch,
+        shared_sample=options.shared_sample,
+        adapter=adapter,
+    )
+    return work, [recipe.rank for recipe in recipes]
+
+
+def _grid(*names: str) -> Grid:
+    grid = Grid(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    for place, name in enumerate(names):
+        grid.add_column(name, justify="right" if place else "left")
+    return grid
+
+
+def engineering(n: float) -> str:
+    """Operations with a prefix: 12.3 G."""
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if n >= size:
+            return f"{n / size:.1f} {prefix}"
+    return f"{n:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 5.2 s, 3.0 min, 2.4 h."""
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 60 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,271 @@
+"""What a run costs in floating-point operations, as written formulas.
+
+A multiplication and an addition are two operations. Symbols, here and in ``docs/scaling.md``: d
+width of the residual stream, f of the MLP's inner states, M entries of a block's matrices, H heads
+of width e, L blocks, V vocabulary; n tokens, T tokens of one document. Left out everywhere is what
+grows with d and not with d·d: norms, activations, skips, rotations by position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.diagnosis.block_statistics import MODES, moment_pairs
+from toolkit.models.locations import INSIDE
+from toolkit.planning.shapes import BlockShape, ModelShape
+from toolkit.planning.workload import BatchShape, Workload
+from toolkit.statistics.moments import Pair
+
+# Operations of dense linear algebra, in units of d³ (Golub and Van Loan, Matrix Computations, 4th
+# edition). What a unit takes on a machine is measured: an eigenvalue problem runs far below the
+# rate of a product.
+CHOLESKY = 1 / 3
+SOLVE = 1.0  # a triangular system with d right-hand sides
+PRODUCT = 2.0
+TRIDIAGONAL = 4 / 3  # of a symmetric matrix: eigenvalues, and few eigenvectors, cost little more
+GRAM = 5 / 4  # M Mᵀ in four stripes of rows: 10 of 16 squares
+SVD = 22.0  # with both sides' vectors
+# A fit: Cholesky factor, two triangular systems, a product, leading eigenvectors; and judging it on
+# one side's moments is one product more.
+FIT = CHOLESKY + 2 * SOLVE + PRODUCT + TRIDIAGONAL
+JUDGED = 2 * PRODUCT
+
+# What a token is looked at with: `toolkit.diagnosis.reach_rows`, `toolkit.analysis.shared_map`.
+TARGETS, BUDGETS, PROBES, SCALES = 2, 5, 4, 5
+SHARED_FITS, CGLS_RUNS, CGLS_PRODUCTS = 3, 6, 9.0  # five evaluations of 1 + 0.8 products a run
+JUDGED_RANKS = 5
+LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
+
+Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "shared", "logit"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Operations of one part of a run, and at which measured rate they are done."""
+
+    name: str
+    kind: Kind
+    operations: float
+
+
+def scores(shape: ModelShape, queries: int, keys: int) -> float:
+    """Attention's scores and their weighted sum: ``4 H e`` a query and key, masked ones too."""
+    return 4.0 * shape.n_heads * shape.head_dim * queries * keys
+
+
+def block_pass(shape: ModelShape, block: BlockShape, batch: BatchShape) -> float:
+    """One block on one batch: ``2 M + 4 H e T`` a token."""
+    return batch.rows * (
+        2.0 * block.matrices * batch.length + scores(shape, batch.length, batch.length)
+    )
+
+
+def head(shape: ModelShape, n: float) -> float:
+    """The language-model head on n tokens: ``2 d V`` a token."""
+    return 2.0 * shape.d * shape.vocabulary * n
+
+
+def march_passes(work: Workload) -> dict[str, float]:
+    """Block passes of one document: base, tuned, and base on the tuned stream; on fit documents one
+    more for every steered stream, and the attention branch's once more where an adapter sits inside
+    the block (its share of the block is left to `march`).
+    """
+    return {"all": 3.0, "fit": float(len(work.steered))}
+
+
+def march(shape: ModelShape, work: Workload) -> list[Stage]:
+    """The march's passes through all blocks."""
+    passes = march_passes(work)
+    lockstep = steered = 0.0
+    inside = sum(location in INSIDE for location in work.steered)
+    for batch in work.batches:
+        for block in shape.blocks:
+            once = block_pass(shape, block, batch)
+            lockstep += passes["all"] * once
+            if not batch.held_out:
+                again = once - 2.0 * block.mlp * batch.n  # up to the attention branch
+                steered += passes["fit"] * once + inside * again
+        lockstep += 2.0 * (work.adapter or 0) * batch.n
+    return [
+        Stage("passes of the march", "block", lockstep),
+        Stage("passes of steered streams", "block", steered),
+    ]
+
+
+def product_operations(pairs: Sequence[Pair], d: int) -> float:
+    """Ideal operations a token of the products `pairs` of vectors of width d.
+
+    ``2 d²`` for two vectors; ``d (d + 1)`` for one with itself, whose product is symmetric.
+    """
+    return float(sum(d * (d + 1) if a == b else 2 * d * d for a, b in pairs))
+
+
+def sketched_operations(pairs: Sequence[Pair], d: int, width: int) -> float:
+    """The same through projections: ``2 d k`` for each vector that is projected, and each pair."""
+    return 2.0 * d * width * (len({b for _, b in pairs}) + len(pairs))
+
+
+def sequential_pairs(work: Workload) -> list[Pair]:
+    """The products of every steered stream: of its state, and of what is missing with it."""
+    return [pair for _ in work.steered for pair in (("x", "x"), ("t", "x"))]
+
+
+MLP_PAIRS = [
+    ("y", "y"),
+    ("down", "y"),
+    ("h", "h"),
+    ("y", "h"),
+]  # of `toolkit.diagnosis.mlp_statistics.MLPStatistics`
+
+
+def accumulators(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Second moments and cross moments of all blocks; the only place that counts them."""
+    fit, held_out = work.counted(False), work.counted(True)
+    readable = sum(block.d_ff > 0 for block in shape.blocks)
+    everything = sum(_moments(moment_pairs(mode, shape.branches), shape, work) for mode in MODES)
+    everything *= shape.n_layers * (fit + held_out)
+    stream = _moments([("x", "x"), ("t", "x")], shape, work)
+    sequential = shape.n_layers * fit * len(work.steered) * stream
+    mlp = readable * (fit + held_out) * product_operations(MLP_PAIRS, shape.d)
+    first = sum(first_order(block, shape, work) for block in shape.blocks) * (fit + held_out)
+    return [
+        Stage("moments", "moments", everything + sequential + mlp),
+        Stage("first order of the MLPs", "mlp", first),
+    ]
+
+
+def _moments(pairs: Sequence[Pair], shape: ModelShape, work: Workload) -> float:
+    if work.sketch:
+        return sketched_operations(pairs, shape.d, work.sketch)
+    return product_operations(pairs, shape.d)
+
+
+def first_order(block: BlockShape, shape: ModelShape, work: Workload) -> float:
+    """Of one token: ``2 d f`` for each product with a base matrix (6, without a gate 4) and each
+    with a change (4 and 3; a LoRA's are twice its entries).
+    """
+    base, changes = (6, 4) if block.gated else (4, 3)
+    if block.d_ff == 0:
+        return 0.0
+    dense = 2.0 * shape.d * block.d_ff
+    if work.adapter is None:
+        return (base + changes) * dense
+    return base * dense + 2.0 * work.adapter / shape.n_layers
+
+
+def n_fits(shape: ModelShape, work: Workload) -> tuple[int, int, int]:
+    """Of one block: spectra, fits that are judged on both sides, and sequential fits."""
+    n = len(shape.branches)
+    inside = sum(location != "post_block" for location in shape.branches)
+    readable = 2 * (shape.largest_block.d_ff > 0)
+    return len(MODES) * n, 2 * n + inside + readable, len(work.steered)
+
+
+def fits(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Spectra and fits: `TRIDIAGONAL` d³ and `FIT` d³ each, `JUDGED` d³ where both sides judge."""
+    spectra, judged, sequential = n_fits(shape, work)
+    cubes = spectra * TRIDIAGONAL + judged * (FIT + JUDGED) + sequential * FIT
+    return [Stage("spectra and fits", "fit", shape.n_layers * cubes * shape.d**3)]
+
+
+def reachability(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Sampled tokens one by one: ``2 d² f`` to form the MLP's Jacobian, `GRAM` and `TRIDIAGONAL` d³
+    for each of the maps that is looked through (the MLP; the branch and the block, where the tail
+    can be read), ``2 d² He`` for the heads' slices, and ``6 d f`` for every steering that is put
+    through the real MLP.
+    """
+    d, total = shape.d, 0.0
+    for block in shape.blocks:
+        if block.d_ff == 0:
+            continue
+        maps, tried = (3, 2 * TARGETS + 1 + shape.n_heads) if shape.sublayer else (1, TARGETS)
+        jacobians = 2 if shape.sublayer else 1
+        heads = 2.0 * d * d * shape.n_heads * shape.head_dim if shape.sublayer else 0.0
+        inner = 3 if block.gated else 2
+        total += jacobians * 2.0 * d * d * block.d_ff + maps * (GRAM + TRIDIAGONAL) * d**3 + heads
+        total += tried * BUDGETS * 2.0 * inner * d * block.d_ff
+    return [Stage("reachability", "reach", work.sample * total)]
+
+
+def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
+    """One map for all tokens: `CGLS_RUNS` of conjugate gradients with `CGLS_PRODUCTS` Jacobian
+    products a token each, and what judges five ranks; a product is ``6 d f + 2 d²``. Then each
+    fit's coordinates (``10 d²`` a token and `SVD` d³), and W̄ᵀW̄ of gate and up.
+    """
+    n = min(work.shared_sample, work.counted(False))
+    judges = min(work.shared_sample // 2, work.counted(True))
+    d, total = shape.d, 0.0
+    for block in shape.blocks:
+        if block.d_ff == 0 or n == 0:
+            continue
+        inner = 3 if block.gated else 2
+        product = 2.0 * inner * d * block.d_ff + 2.0 * d * d
+        products = n * (CGLS_RUNS * CGLS_PRODUCTS + PROBES + JUDGED_RANKS)
+        products += 3 * JUDGED_RANKS * judges
+        fitted = SHARED_FITS if shape.sublayer else TARGETS
+        total += fitted * (products * product + 2.0 * (1 + PROBES) * n * d * d)
+        total += fitted * (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
+        total += (inner - 1) * 3 * PRODUCT * d * d * block.d_ff  # W̄ᵀW̄, and the identity through it
+        total += SCALES * (n + judges) * first_order(block, shape, work)
+    return [Stage("shared maps", "shared", total)]
+
+
+def weight_side(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Of each matrix with sides a ≤ b: ``2 a² b`` for W Wᵀ and `CHOLESKY` a³; of a change that is
+    not factored ``2 a² b`` and `TRIDIAGONAL` a³ more, and a triangular system of b columns.
+    """
+    total = 0.0
+    for block in shape.blocks:
+        for sides in block.linear:
+            a, b = min(sides), max(sides)
+            total += 2.0 * a * a * b + CHOLESKY * a**3
+            if work.adapter is None:
+                total += 2.0 * a * a * b + TRIDIAGONAL * a**3 + 2.0 * a * a * b
+    return [Stage("changes of the weights", "fit", total)]
+
+
+def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Generation and replacement, for each round of prompts.
+
+    The tuned model, and every candidate in all blocks, reads the prompts, reads the tuned model's
+    tokens, and says its own one by one. Tuned model and oracle read prompts and tokens in one pass
+    each; so does, where one is tried in single blocks, the base model, and each from its block on.
+    """
+    talking, n = work.everywhere + 1, work.new_tokens
+    singles = shape.n_layers if work.single else 0
+    plain = 3 if work.single else 2
+    read = said = logits = 0.0
+    for prompts in work.prompts:
+        rows, length = prompts.rows, prompts.length
+        whole = BatchShape(rows, length + n - 1)
+        context = rows * scores(shape, n - 1, length + n - 1)
+        growing = rows * scores(shape, 1, 1) * ((n - 1) * length + n * (n - 1) / 2)
+        for place, block in enumerate(shape.blocks):
+            tokens = 2.0 * block.matrices * rows * (n - 1)
+            read += talking * (block_pass(shape, block, prompts) + tokens + context)
+            starts = place + 1 if singles else 0  # candidates that start here or before
+            read += (plain + starts) * block_pass(shape, block, whole)
+            said += talking * (tokens + growing)
+        read += head(shape, rows * (talking * n + (plain + singles) * n))
+        said += head(shape, rows * talking * (n - 1))
+        logits += rows * n * shape.vocabulary * (2 * work.everywhere + 1 + singles)
+    return [
+        Stage("replacement: reading", "block", read),
+        Stage("replacement: token by token", "decode", said),
+        Stage("replacement: divergences", "logit", LOGIT * logits),
+    ]
+
+
+def forward_passes(shape: ModelShape, work: Workload) -> float:
+    """Of one model in generation and replacement: each runs through the blocks once, whatever the
+    number of its tokens. One that starts at block l counts for the share that it runs through.
+    """
+    each = (work.everywhere + 1) * (work.new_tokens + 1) + (3 if work.single else 2)
+    singles = (shape.n_layers + 1) / 2 if work.single else 0
+    return len(work.prompts) * (each + singles)
+
+
+def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
+    """All stages of a run, in order."""
+    parts = (march, accumulators, fits, reachability, shared_maps, weight_side, replacement)
+    return tuple(stage for part in parts for stage in part(shape, work) if stage.operations)

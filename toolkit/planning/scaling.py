@@ -1,0 +1,108 @@
+"""What a pair of a given size needs, without its documents: the table of ``docs/scaling.md``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers import LlamaConfig
+
+from toolkit.diagnosis.options import Options
+from toolkit.documents.tokens import Encoded
+from toolkit.planning import operations as cost
+from toolkit.planning.estimate import workload_of
+from toolkit.planning.memory import disk, memory, streams
+from toolkit.planning.shapes import ModelShape
+from toolkit.planning.workload import Workload
+
+GIB = 2.0**30
+HOST = ("fit", "reach", "shared")  # kinds of work that are done on the CPU wherever the models are
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Operations a second of the models' products and of the CPU's linear algebra; bytes a second
+    from disk.
+    """
+
+    products: float
+    linear_algebra: float
+    disk: float
+
+
+def read_shapes(path: str | Path) -> dict[str, ModelShape]:
+    """The shapes of the models of Llama's family in a table of configurations, by name."""
+    frame = pd.read_csv(path).set_index("name")
+    return {
+        str(name): ModelShape.of_config(LlamaConfig(**fields))
+        for name, fields in frame.to_dict("index").items()
+    }
+
+
+def workload_of_size(
+    shape: ModelShape,
+    tokens: int,
+    length: int = 512,
+    prompts: int = 16,
+    adapter: int | None = None,
+    options: Options | None = None,
+) -> tuple[Workload, list[Any]]:
+    """A run on `tokens` tokens in documents of `length`, one in five held out, prompts a quarter
+    as long; and the ranks of all adapters that it fits.
+    """
+    documents = [
+        Encoded((0,) * length, None, (0,) * (length // 4), i % 5 == 4)
+        for i in range(max(tokens // length, 5))
+    ]
+    asked = options or Options(max_prompts=prompts)
+    return workload_of(shape, documents, asked, adapter)
+
+
+def hours(
+    shape: ModelShape, work: Workload, machine: Machine, size: int, offload: bool = False
+) -> float:
+    """``operations / products + host's operations / linear algebra``, and with `offload`
+    ``bytes read / disk``.
+    """
+    seconds = 0.0
+    for stage in cost.run(shape, work):
+        rate = machine.linear_algebra if stage.kind in HOST else machine.products
+        seconds += stage.operations / rate
+    if offload:
+        seconds += bytes_read(shape, work, size) / machine.disk
+    return seconds / 3600
+
+
+def bytes_read(shape: ModelShape, work: Workload, size: int) -> float:
+    """From disk, where blocks are read as they are reached: both halves once in the march, the
+    blocks of one half at every forward pass of generation and replacement.
+    """
+    blocks = size * sum(block.parameters for block in shape.blocks)
+    halves = 2 if work.adapter is None else 1
+    return blocks * (halves + cost.forward_passes(shape, work))
+
+
+def needs(
+    shapes: dict[str, ModelShape], tokens: int, machine: Machine, size: int = 2
+) -> pd.DataFrame:
+    """One row a model: GiB of a pair with weights of its own in both halves, and hours."""
+    rows = []
+    for name, shape in shapes.items():
+        work, ranks = workload_of_size(shape, tokens)
+        held, offloaded = (memory(shape, work, size, ranks, offload) for offload in (False, True))
+        parts = {part.name: part.bytes / GIB for part in held.parts}
+        rows.append(
+            {
+                "model": name,
+                "parameters": shape.parameters,
+                "weights": parts["weights"],
+                "streams": streams(shape, work, size) / GIB,
+                "statistics": parts["sums"] + parts["moments"],
+                "memory": held.peak / GIB,
+                "memory_offloaded": offloaded.peak / GIB,
+                "disk": disk(shape, work, size, ranks).total / GIB,
+                "hours": hours(shape, work, machine, size),
+                "hours_offloaded": hours(shape, work, machine, size, offload=True),
+            }
+        )
+    return pd.DataFrame(rows)

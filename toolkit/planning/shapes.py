@@ -1,0 +1,114 @@
+"""What a model's cost depends on: its shapes, read from a configuration without any weights.
+
+The model is built on torch's meta device, where a tensor has a shape and no storage; so the shapes
+are those of the real modules, of any family, and nothing of a family is written here.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from toolkit.models.locations import BRANCHES, causal_lm, mlp_projections, resolve
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """One block.
+
+    parameters: all of them. matrices: entries of the matrices that one token is multiplied with
+    (of a mixture, those of the experts that it goes to). linear: `(out, in)` of each matrix that
+    every token is multiplied with. d_ff: width of the MLP's inner states, and `mlp` the entries of
+    its matrices; both 0 where it cannot be read as matrices. gated: whether it has a gate.
+    """
+
+    parameters: int
+    matrices: int
+    linear: tuple[tuple[int, int], ...]
+    mlp: int = 0
+    d_ff: int = 0
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """One model.
+
+    d: width of the residual stream. parameters: tied ones once. kv_width: numbers that a token's
+    keys hold in one block (as many its values). branches: locations where deltas are taken. tail:
+    whether the path from the attention branch through the MLP can be read.
+    """
+
+    blocks: tuple[BlockShape, ...]
+    d: int
+    n_heads: int
+    head_dim: int
+    kv_width: int
+    vocabulary: int
+    parameters: int
+    branches: tuple[str, ...] = BRANCHES
+    sublayer: bool = True
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def largest_block(self) -> BlockShape:
+        return max(self.blocks, key=lambda block: block.parameters)
+
+    @classmethod
+    def of_config(cls, config: Any) -> "ModelShape":
+        """The shape of the causal language model that `config` describes."""
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model.tie_weights()  # which emptying has undone
+        return cls.of(model)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "ModelShape":
+        """The shape of `model`, which may be on the meta device."""
+        sites, live = resolve(model), causal_lm(model)
+        config = live.config.get_text_config()
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        try:
+            inner = mlp_projections(model)
+        except ValueError:
+            inner = [{} for _ in sites.blocks]
+        experts = getattr(config, "num_experts_per_tok", None) or 1
+        pairs = zip(sites.blocks, inner, strict=True)
+        return cls(
+            blocks=tuple(_block(block, mlp, experts) for block, mlp in pairs),
+            d=config.hidden_size,
+            n_heads=heads,
+            head_dim=head_dim,
+            kv_width=kv_heads * head_dim,
+            vocabulary=live.get_output_embeddings().weight.shape[0],
+            parameters=sum(p.numel() for p in live.parameters()),
+            branches=tuple(name for name in BRANCHES if name not in sites.unavailable),
+            sublayer=all(inner) and not {"resid_mid", "heads"} & sites.unavailable.keys(),
+        )
+
+
+def _block(block: nn.Module, mlp: dict[str, nn.Module], experts: int) -> BlockShape:
+    """A matrix is a parameter of two dimensions; one of three holds a matrix for each expert."""
+    parameters = list(block.parameters())
+    linear = tuple((p.shape[0], p.shape[1]) for p in parameters if p.ndim == 2)
+    routed = sum(p[0].numel() * min(experts, len(p)) for p in parameters if p.ndim == 3)
+    down = mlp.get("down")
+    weight: Any = down.weight if down is not None else torch.empty(0, 0)
+    transposed = type(down).__name__ == "Conv1D"  # GPT-2 keeps its weights as [in, out]
+    return BlockShape(
+        parameters=sum(p.numel() for p in parameters),
+        matrices=sum(rows * columns for rows, columns in linear) + routed,
+        linear=linear,
+        mlp=sum(m.weight.numel() for m in set(mlp.values())),  # type: ignore[operator, misc]
+        d_ff=weight.shape[0 if transposed else 1],
+        gated="linear" in mlp,
+    )

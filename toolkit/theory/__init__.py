@@ -1,0 +1,15 @@
+"""Experiments on the post's theory: each file is one question, asked of tiny or of real models.
+
+Errors and how they grow, post-block replicas of post-MLP adapters, MLPs that cannot write
+everything, where steered states drift, and what was published.
+"""
+
+__all__ = [
+    "block_gain",
+    "deficient_mlp",
+    "drift",
+    "error_growth",
+    "published",
+    "replication",
+    "replication_cost",
+]
