@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parent / "benchmarks"
 SCRIPTS = {path.stem for path in FOLDER.glob("*.py")}
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
 

@@ -1,5 +1,9 @@
 """Where in a language model could activation steering have done what fine-tuning did?
 
+The rooms of the package, each of which reads only those before it: errors, runtime, documents,
+tables, statistics, models, blocks, lockstep, analysis, adapters, fitting, evaluation, diagnosis,
+report, planning, training, theory, jobs, cli. The docstring of each says what happens there.
+
 A run, from two models to an adapter that steers the base model::
 
     from toolkit import ModelPair, diagnose, read_documents, steer
@@ -12,14 +16,10 @@ A run, from two models to an adapter that steers the base model::
     with steer(pair.base, run.adapters):
         inputs = pair.tokenizer("What is 2 + 3?", return_tensors="pt")
         pair.base.generate(**inputs, max_new_tokens=32)
-
-The rooms of the package, each of which reads only those before it: errors, runtime, documents,
-tables, statistics, models, blocks, lockstep, analysis, adapters, fitting, evaluation, diagnosis,
-report, planning, training, theory, jobs, cli. The docstring of each says what happens there.
 """
 
 from toolkit.adapters.attach import steer
-from toolkit.adapters.collection import Adapters, load_adapters, save_adapters
+from toolkit.adapters.collection import Adapters
 from toolkit.diagnosis.diagnose import diagnose
 from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.run import Run
@@ -44,8 +44,6 @@ __all__ = [
     "best_fit",
     "diagnose",
     "fit_adapters",
-    "load_adapters",
     "read_documents",
-    "save_adapters",
     "steer",
 ]

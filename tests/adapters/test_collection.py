@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.adapters.test_attach import random_adapters
-from toolkit import InputError, load_adapters, save_adapters
+from toolkit import Adapters, InputError
 
 
 @pytest.mark.parametrize("kind", ["vector", "linear", "full"])
@@ -15,8 +15,8 @@ from toolkit import InputError, load_adapters, save_adapters
 def test_round_trip(tmp_path, kind, location):
     """Location, fit, kind, rank, blocks, parameters and every bit."""
     saved = random_adapters(location, kind, layers=(0, 2, 11))
-    save_adapters(saved, tmp_path / "new" / "folder")
-    loaded = load_adapters(tmp_path / "new" / "folder")
+    saved.save_pretrained(tmp_path / "new" / "folder")
+    loaded = Adapters.from_pretrained(tmp_path / "new" / "folder")
     for name in ("location", "fit", "kind", "rank", "parameters", "info"):
         assert getattr(loaded, name) == getattr(saved, name)
     assert loaded.by_layer.keys() == saved.by_layer.keys()
@@ -27,7 +27,7 @@ def test_round_trip(tmp_path, kind, location):
 
 @pytest.fixture
 def folder(tmp_path):
-    save_adapters(random_adapters("post_mlp"), tmp_path)
+    random_adapters("post_mlp").save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -53,26 +53,26 @@ def change_weights(folder, change):
 def test_wrong_weights_are_refused_by_name(folder, change, message):
     change_weights(folder, change)
     with pytest.raises(InputError, match=message):
-        load_adapters(folder)
+        Adapters.from_pretrained(folder)
 
 
 def test_a_folder_without_adapters_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="does not hold adapters"):
-        load_adapters(tmp_path / "nowhere")
+        Adapters.from_pretrained(tmp_path / "nowhere")
     (folder / "adapters.json").write_text("{")
     with pytest.raises(InputError, match="does not hold adapters"):
-        load_adapters(folder)
+        Adapters.from_pretrained(folder)
 
 
 def test_a_truncated_weights_file_is_refused(folder):
     path = folder / "adapters.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(InputError, match="does not hold adapters"):
-        load_adapters(folder)
+        Adapters.from_pretrained(folder)
 
 
 def test_another_format_is_refused(folder):
     config = json.loads((folder / "adapters.json").read_text())
     (folder / "adapters.json").write_text(json.dumps(config | {"format": 99}))
     with pytest.raises(InputError, match="format 99"):
-        load_adapters(folder)
+        Adapters.from_pretrained(folder)

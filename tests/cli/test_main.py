@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support import tiny
-from toolkit import ModelPair, load_adapters, steer
+from toolkit import Adapters, ModelPair, steer
 from toolkit.cli.main import app
 from toolkit.tables.table import COLUMNS
 
@@ -54,7 +54,7 @@ def test_diagnose_writes_what_the_contract_says(finished):
 
 def test_recommended_adapters_steer(finished, folders):
     report = json.loads((finished / "report.json").read_text())
-    adapters = load_adapters(finished / "adapters")
+    adapters = Adapters.from_pretrained(finished / "adapters")
     assert adapters.location == report["run"]["recommendation"]["location"]
     pair = ModelPair.load(folders / "base", folders / "tuned")
     ids = torch.arange(5, 15)[None]

@@ -8,7 +8,7 @@ import torch
 
 from tests.cli.test_main import oracle
 from tests.support import tiny
-from toolkit import ModelPair, load_adapters, steer
+from toolkit import Adapters, ModelPair, steer
 from toolkit.jobs import train as jobs
 
 
@@ -50,7 +50,7 @@ def test_train_and_judge(root, tmp_path, kind, location):
         for r in record["rates"]
     }
     assert record["best"] == max(scores, key=scores.get)
-    adapters = load_adapters(out)
+    adapters = Adapters.from_pretrained(out)
     assert (adapters.kind, adapters.location, adapters.fit) == (kind, location, "trained")
     assert adapters.info["learning_rate"] == record["best"]
     found = tmp_path / "found.json"
@@ -104,7 +104,7 @@ def test_fit(root, tmp_path, fit):
     done = oracle("steer", "fit", root / "base", root / "tuned", *data, "--rank", 4, "--fit", fit,
                   "--out", out, "--quiet")  # fmt: skip
     assert done.exit_code == 0, done.output
-    pair, adapters = ModelPair.load(root / "base", root / "tuned"), load_adapters(out)
+    pair, adapters = ModelPair.load(root / "base", root / "tuned"), Adapters.from_pretrained(out)
     prompts = [
         json.loads(line)["prompt"] for line in (root / "train.jsonl").read_text().splitlines()
     ]
@@ -117,7 +117,7 @@ def test_fit(root, tmp_path, fit):
     again = oracle("steer", "train", root / "base", *task(root), "--rate", 1e-3, *SHORT,
                    "--start", out, "--out", tmp_path / "on")  # fmt: skip
     assert again.exit_code == 0, again.output
-    assert load_adapters(tmp_path / "on").parameters == adapters.parameters
+    assert Adapters.from_pretrained(tmp_path / "on").parameters == adapters.parameters
 
 
 def test_allocated_ranks_have_the_same_parameters(root, tmp_path):
@@ -127,7 +127,7 @@ def test_allocated_ranks_have_the_same_parameters(root, tmp_path):
         done = oracle("steer", "fit", root / "base", root / "tuned", "--data", root / "train.jsonl",
                       "--rank", 4, "--out", out, "--quiet", *more)  # fmt: skip
         assert done.exit_code == 0, done.output
-        sizes.append(load_adapters(out))
+        sizes.append(Adapters.from_pretrained(out))
     assert sizes[0].parameters == sizes[1].parameters
     ranks = [adapter.rank for adapter in sizes[1].by_layer.values()]
     assert sum(ranks) == 4 * tiny.N_LAYERS

@@ -11,8 +11,7 @@ import torch
 
 from tests.support import textbook, tiny
 from tests.support.textbook import Textbook
-from toolkit import InputError, ModelPair, Options, Run
-from toolkit.diagnosis import diagnose
+from toolkit import InputError, ModelPair, Options, Run, diagnose
 from toolkit.diagnosis.reach_rows import SCALES
 from toolkit.documents.tokens import encode_all
 from toolkit.tables.table import COLUMNS

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests.support import tiny
-from toolkit import InputError, ModelPair, Options
-from toolkit.diagnosis import diagnose
+from toolkit import InputError, ModelPair, Options, diagnose
 from toolkit.diagnosis.noise import _NoFloat32, measure_noise, some_of
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from tests.support import tiny
-from toolkit import InputError, Options
-from toolkit.diagnosis import diagnose
+from toolkit import InputError, Options, diagnose
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 
 DOCUMENTS = tiny.make_documents(14)

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from tests.support import tiny
-from toolkit import ModelPair
-from toolkit.diagnosis import diagnose
+from toolkit import ModelPair, diagnose
 from toolkit.diagnosis.options import Options
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all

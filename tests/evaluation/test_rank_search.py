@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import tiny
-from toolkit import Options
-from toolkit.diagnosis import diagnose
+from toolkit import Options, diagnose
 from toolkit.documents.tokens import encode_all
 from toolkit.errors import InputError
 from toolkit.evaluation.candidates import Candidate

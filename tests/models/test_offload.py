@@ -7,8 +7,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tests.support import tiny
-from toolkit import InputError, ModelPair, Options
-from toolkit.diagnosis import diagnose
+from toolkit import InputError, ModelPair, Options, diagnose
 from toolkit.models.offload import Reader
 
 OPTIONS = Options(new_tokens=3, sample=1, shared_sample=8, max_prompts=2)

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.test_verify import install_recorders
 from tests.support import tiny
 from tests.support.properties import restores
-from toolkit import InputError, ModelPair, Options
-from toolkit.diagnosis import diagnose
+from toolkit import InputError, ModelPair, Options, diagnose
 from toolkit.models.loading import fingerprint
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

@@ -5,9 +5,8 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support import tiny
-from toolkit import ModelPair, Options
+from toolkit import ModelPair, Options, diagnose
 from toolkit.cli.main import app
-from toolkit.diagnosis import diagnose
 from toolkit.documents.batches import make_batches
 from toolkit.documents.documents import read_documents
 from toolkit.documents.tokens import encode_all

@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 def load_recipe(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "recipes" / f"{name}.py"
+    path = Path(__file__).parents[2] / "data" / "recipes" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

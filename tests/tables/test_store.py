@@ -5,8 +5,7 @@ import json
 import torch
 
 from tests.support import tiny
-from toolkit import Options
-from toolkit.diagnosis import diagnose
+from toolkit import Options, diagnose
 from toolkit.runtime.records import write_json
 from toolkit.tables.store import read_tables, write_tables
 

@@ -10,7 +10,7 @@ from tests.support import tiny
 from tests.support.properties import restores
 from toolkit import InputError
 from toolkit.adapters.attach import steer
-from toolkit.adapters.collection import Adapters, load_adapters
+from toolkit.adapters.collection import Adapters
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.evaluation.accuracy import prompts_of
 from toolkit.training import grpo as rl
@@ -251,7 +251,7 @@ def test_an_interrupted_training_goes_on(trl, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         grpo(*arguments, Failing(), TASK.examples("train"), options, tmp_path)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
-    assert load_adapters(checkpoint).rank == 2
+    assert Adapters.from_pretrained(checkpoint).rank == 2
     assert not (checkpoint / "model.safetensors").exists()
     resumed = run(options=options, folder=tmp_path)
     assert torch.equal(numbers_of(resumed.adapters), numbers_of(whole.adapters))

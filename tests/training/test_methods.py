@@ -7,7 +7,7 @@ from tests.support import tiny
 from tests.support.properties import restores
 from tests.training.test_trainer import make_rows
 from toolkit import InputError
-from toolkit.adapters.collection import Adapters, load_adapters, save_adapters
+from toolkit.adapters.collection import Adapters
 from toolkit.adapters.gated_heads import GatedHeads
 from toolkit.adapters.kinds import KINDS
 from toolkit.adapters.linear import Linear
@@ -76,8 +76,11 @@ def test_what_was_trained_is_the_same_from_disk(kind, tmp_path):
     with adapted(base, method) as found:
         train(found.trainee, rows, TrainingOptions(2e-2, batch_size=8, max_steps=5))
         expected = found.model(IDS).logits
-        save_adapters(found.adapters, tmp_path)
-    start, untrained = load_adapters(tmp_path), Method("kept", kind, method.location, trained=False)
+        found.adapters.save_pretrained(tmp_path)
+    start, untrained = (
+        Adapters.from_pretrained(tmp_path),
+        Method("kept", kind, method.location, trained=False),
+    )
     for again in (method, untrained):
         with restores(base), adapted(base, again, start=start) as found:
             assert torch.equal(found.model(IDS).logits, expected)

@@ -19,6 +19,9 @@ from toolkit.models.locations import POINTS
 
 Fit = Literal["free", "forced", "sequential", "blended", "matched", "trained", "identity"]
 
+CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"
+FORMAT = 2
+
 
 @dataclass(frozen=True)
 class Adapters:
@@ -49,17 +52,53 @@ class Adapters:
         return cls(location, by_layer, "identity", positions=Positions.parse(positions))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapters into `folder` as safetensors, with all that rebuilds them."""
-        from toolkit.adapters.collection import save_adapters
-
-        save_adapters(self, folder)
+        """Write the adapters into `folder`, which is made: safetensors, and what rebuilds them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{layer}.{name}": tensor.detach().cpu().contiguous()
+            for layer, adapter in self.by_layer.items()
+            for name, tensor in adapter.state_dict().items()
+        }
+        config = {
+            "format": FORMAT,
+            "location": self.location,
+            "point": POINTS[self.location],
+            "positions": str(self.positions),
+            "kind": self.kind,
+            "rank": self.rank,
+            "fit": self.fit,
+            "layers": {str(layer): a.config for layer, a in sorted(self.by_layer.items())},
+            "parameters": self.parameters,
+            "info": self.info,
+        }
+        save_file(tensors, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Adapters":
-        """The adapters in `folder`. Missing, extra or mis-shaped weights are an InputError."""
-        from toolkit.adapters.collection import load_adapters
-
-        return load_adapters(folder)
+        """Read the adapters in `folder`. Missing, extra or mis-shaped weights are an InputError."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+            raise InputError(f"{folder} does not hold adapters ({error})") from error
+        if config.get("format") != FORMAT:
+            raise InputError(
+                f"{folder} has adapter format {config.get('format')}, expected {FORMAT}"
+            )
+        try:
+            kind = KINDS[config["kind"]]
+            with torch.random.fork_rng(devices=[]):  # starting points are drawn and overwritten
+                by_layer = {int(k): kind.identity(**c) for k, c in config["layers"].items()}
+            location, fit, info = config["location"], config["fit"], config["info"]
+            _ = POINTS[location]
+            positions = Positions.parse(config["positions"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder / CONFIG} describes no known adapter: {error}") from error
+        _fill(by_layer, tensors, folder / WEIGHTS)
+        return cls(location, by_layer, fit, info, positions)
 
     @property
     def kind(self) -> str:
@@ -80,58 +119,6 @@ class Adapters:
     def modules(self) -> nn.ModuleDict:
         """The adapters as one module, by block."""
         return nn.ModuleDict({str(layer): adapter for layer, adapter in self.by_layer.items()})
-
-
-CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"
-FORMAT = 2
-
-
-def save_adapters(adapters: Adapters, folder: str | Path) -> None:
-    """Write `adapters` into `folder`, which is made."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{layer}.{name}": tensor.detach().cpu().contiguous()
-        for layer, adapter in adapters.by_layer.items()
-        for name, tensor in adapter.state_dict().items()
-    }
-    config = {
-        "format": FORMAT,
-        "location": adapters.location,
-        "point": POINTS[adapters.location],
-        "positions": str(adapters.positions),
-        "kind": adapters.kind,
-        "rank": adapters.rank,
-        "fit": adapters.fit,
-        "layers": {str(layer): a.config for layer, a in sorted(adapters.by_layer.items())},
-        "parameters": adapters.parameters,
-        "info": adapters.info,
-    }
-    save_file(tensors, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def load_adapters(folder: str | Path) -> Adapters:
-    """The adapters in `folder`. Missing, extra or mis-shaped weights are an error."""
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise InputError(f"{folder} does not hold adapters ({error})") from error
-    if config.get("format") != FORMAT:
-        raise InputError(f"{folder} has adapter format {config.get('format')}, expected {FORMAT}")
-    try:
-        kind = KINDS[config["kind"]]
-        with torch.random.fork_rng(devices=[]):  # starting points are drawn and overwritten
-            by_layer = {int(k): kind.identity(**c) for k, c in config["layers"].items()}
-        location, fit, info = config["location"], config["fit"], config["info"]
-        _ = POINTS[location]
-        positions = Positions.parse(config["positions"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} describes no known adapter: {error}") from error
-    _fill(by_layer, tensors, folder / WEIGHTS)
-    return Adapters(location, by_layer, fit, info, positions)
 
 
 def _fill(by_layer: dict[int, Adapter], tensors: dict[str, Tensor], path: Path) -> None:

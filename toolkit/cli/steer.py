@@ -111,13 +111,13 @@ def train_adapters(
 ) -> None:
     """Train steering adapters in every block of BASE on a task."""
     with bad_input():
-        from toolkit.adapters.collection import load_adapters
+        from toolkit.adapters.collection import Adapters
         from toolkit.adapters.kinds import KINDS
         from toolkit.training.methods import Method
 
         if kind not in KINDS:
             raise InputError(f"--kind is {kind!r}: expected one of {', '.join(KINDS)}")
-        adapters = load_adapters(start) if start else None
+        adapters = Adapters.from_pretrained(start) if start else None
         chosen = Method(f"{location} {kind}", kind, location, as_rank(rank), positions)
         if adapters is not None:
             chosen = Method(f"{location} {kind}", adapters.kind, adapters.location, adapters.rank,
@@ -150,7 +150,6 @@ def fit(
 ) -> None:
     """Fit adapters of BASE to what TUNED does, block by block, without a gradient."""
     with bad_input():
-        from toolkit.adapters.collection import save_adapters
         from toolkit.documents.documents import read_documents
         from toolkit.evaluation.allocation import allocated
         from toolkit.evaluation.best_of import best_fit, candidates_of
@@ -175,7 +174,7 @@ def fit(
         else:
             found = fit_adapters(pair, documents, [plan], **asked)[plan]
         found.info.update(base=base, tuned=tuned, data=str(data))
-        save_adapters(found, out)
+        found.save_pretrained(out)
         console.print(f"{found.parameters:,} numbers, rank {found.rank}: {out.resolve()}")
 
 

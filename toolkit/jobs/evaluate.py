@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from toolkit.adapters.attach import steer
-from toolkit.adapters.collection import load_adapters
+from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import recovered
 from toolkit.documents.tasks import make_task
 from toolkit.documents.tasks.task import Example, Task, chance
@@ -38,7 +38,7 @@ def judge(
     task = make_task(*task_files)
     test = task.examples("test", n)
     by_constant = _chance(task, task_files, test)
-    loaded = {str(path): load_adapters(path) for path in adapters}
+    loaded = {str(path): Adapters.from_pretrained(path) for path in adapters}
     with quiet_transformers():
         if tuned:
             pair = ModelPair.load(base, tuned, dtype, device)

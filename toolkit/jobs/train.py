@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from toolkit.adapters.collection import Adapters, save_adapters
+from toolkit.adapters.collection import Adapters
 from toolkit.documents.tasks.task import Task
 from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import bootstrap, correct, merit
@@ -115,7 +115,7 @@ def _save(found: Adapted, tokenizer: Any, out: Path, info: dict[str, Any]) -> No
             info,
             found.adapters.positions,
         )
-        save_adapters(kept, out)
+        kept.save_pretrained(out)
     if found.weights_changed:
         model: Any = found.model
         if isinstance(model, PeftModel) and "base" in info:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.models.loading import load_config, quiet_transformers
-from toolkit.models.pair import _compare_configs, _shared_tokenizer
-from toolkit.models.peft_adapter import _factor_entries, _is_adapter
+from toolkit.models.pair import compare_configs, shared_tokenizer
+from toolkit.models.peft_adapter import factor_entries, is_adapter
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ def outline(base: str | Path, tuned: str | Path) -> Outline:
     A ``.gguf`` file is converted first, where it has not been yet.
     """
     adapter, config = None, load_config(base)
-    if _is_adapter(tuned):
-        adapter = _factor_entries(Path(tuned))
+    if is_adapter(tuned):
+        adapter = factor_entries(Path(tuned))
     else:
-        _compare_configs(config, load_config(tuned))
+        compare_configs(config, load_config(tuned))
     with quiet_transformers():
-        return Outline(config, _shared_tokenizer(base, tuned), adapter)
+        return Outline(config, shared_tokenizer(base, tuned), adapter)

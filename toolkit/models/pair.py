@@ -22,7 +22,7 @@ from toolkit.models.loading import (
 )
 from toolkit.models.locations import BRANCHES, causal_lm, resolve
 from toolkit.models.offload import Offload, offloaded, state_tensors
-from toolkit.models.peft_adapter import _is_adapter, _with_adapter
+from toolkit.models.peft_adapter import is_adapter, with_adapter
 from toolkit.models.runner import BlockRunner
 from toolkit.models.verify import prove
 from toolkit.runtime.check import Check
@@ -65,14 +65,14 @@ class ModelPair:
             dtype = getattr(torch, dtype)
         with quiet_transformers():
             read = _offloaded if offload else _in_memory
-            if _is_adapter(tuned):
+            if is_adapter(tuned):
                 base_model, ours = read(base, dtype, device)
-                tuned_model, theirs = _with_adapter(base_model, ours, base, Path(tuned))
+                tuned_model, theirs = with_adapter(base_model, ours, base, Path(tuned))
             else:
-                _compare_configs(load_config(base), load_config(tuned))
+                compare_configs(load_config(base), load_config(tuned))
                 base_model, ours = read(base, dtype, device)
                 tuned_model, theirs = read(tuned, dtype, device)
-            tokenizer = _shared_tokenizer(base, tuned)
+            tokenizer = shared_tokenizer(base, tuned)
         return cls.from_models(
             base_model, tuned_model, tokenizer, str(base), str(tuned), (ours, theirs)
         )
@@ -91,7 +91,7 @@ class ModelPair:
 
         `offloads` bring the weights of models whose blocks have none.
         """
-        _compare_configs(base.config, tuned.config)
+        compare_configs(base.config, tuned.config)
         _compare_shapes(base, tuned)
         base_runner = BlockRunner(base.eval(), resolve(base), offloads[0])
         tuned_runner = BlockRunner(tuned.eval(), resolve(tuned), offloads[1])
@@ -151,7 +151,7 @@ def _offloaded(source: str | Path, dtype: Any, device: Any) -> tuple[nn.Module, 
     return offloaded(model_folder(source), dtype, device)
 
 
-def _shared_tokenizer(base: str | Path, tuned: str | Path) -> Any:
+def shared_tokenizer(base: str | Path, tuned: str | Path) -> Any:
     """The tuned model's tokenizer, which must agree with base's; base's where it has none."""
     ours = load_tokenizer(base)
     folder = Path(plain_folder(tuned))
@@ -177,7 +177,7 @@ def compare_tokenizers(base: Any, tuned: Any) -> None:
             )
 
 
-def _compare_configs(base: Any, tuned: Any) -> None:
+def compare_configs(base: Any, tuned: Any) -> None:
     names = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
     for name in (*names, "num_attention_heads", "num_key_value_heads"):
         ours = getattr(base.get_text_config(), name, None)

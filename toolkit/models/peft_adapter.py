@@ -16,11 +16,11 @@ from toolkit.models.offload import Offload, beside, with_stand_ins
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def _is_adapter(source: str | Path) -> bool:
+def is_adapter(source: str | Path) -> bool:
     return (Path(source) / ADAPTER_CONFIG).is_file()
 
 
-def _with_adapter(
+def with_adapter(
     base: nn.Module, offload: Offload | None, base_source: str | Path, folder: Path
 ) -> tuple[nn.Module, Offload | None]:
     """`base` with the PEFT adapter in `folder`, as a second model that shares base's tensors."""
@@ -100,7 +100,7 @@ def _check_adapter_base(config: dict, base: str | Path, folder: Path) -> None:
         )
 
 
-def _factor_entries(folder: Path) -> int | None:
+def factor_entries(folder: Path) -> int | None:
     from peft import PeftConfig
     from safetensors import safe_open
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit.adapters.collection import load_adapters, save_adapters
+from toolkit.adapters.collection import Adapters
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.survey import analyse
 from toolkit.diagnosis.workspace import RUN, read_statistics
@@ -27,7 +27,7 @@ def publish(run: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(run.tables, folder / "tables")
     if run.adapters:
-        save_adapters(run.adapters, folder / "adapters")
+        run.adapters.save_pretrained(folder / "adapters")
     if run.rank_search:
         save_rank_set(run.rank_search, folder / RANK_SET)
     figures = folder / "figures"
@@ -46,7 +46,9 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder} is not a finished run: it has no {RUN}")
     said = json.loads((folder / REPORT).read_text("utf-8"))
     kept = said["run"]
-    adapters = load_adapters(folder / "adapters") if (folder / "adapters").is_dir() else None
+    adapters = (
+        Adapters.from_pretrained(folder / "adapters") if (folder / "adapters").is_dir() else None
+    )
     tables = read_tables(folder / "tables", said["tables"])
     return Run(
         **{**tables, **_redone(folder)},
@@ -65,13 +67,15 @@ def save_rank_set(found: RankSearch, folder: Path) -> None:
     write_json({"max_kl": found.max_kl, "ranks": found.ranks}, folder / "ranks.json")
     found.tried.to_csv(folder / "tried.csv", index=False, lineterminator="\n")
     if found.adapters:
-        save_adapters(found.adapters, folder / "adapters")
+        found.adapters.save_pretrained(folder / "adapters")
 
 
 def load_rank_set(folder: Path) -> RankSearch:
     """What `save_rank_set` wrote."""
     kept = json.loads((folder / "ranks.json").read_text("utf-8"))
-    adapters = load_adapters(folder / "adapters") if (folder / "adapters").is_dir() else None
+    adapters = (
+        Adapters.from_pretrained(folder / "adapters") if (folder / "adapters").is_dir() else None
+    )
     tried = pd.read_csv(folder / "tried.csv", dtype={"ranks": str}).fillna({"ranks": ""})
     ranks = None if kept["ranks"] is None else tuple(kept["ranks"])
     return RankSearch(kept["max_kl"], ranks, adapters, tried)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from toolkit.evaluation.rank_search import RankSearch
-from toolkit.tables.findings import NAMES, _pm
+from toolkit.tables.findings import NAMES, plus_minus
 
 PLACES = {
     "pre_mlp": "before the MLP (pre-MLP, the attention branch)",
@@ -28,7 +28,7 @@ def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> st
     where = "in every block" if r["layers"] == "all" else f"in block {r['layers']} alone"
     return (
         f"Steer {PLACES[r['location']]} with {what} {where}, fitted {FITS[r['fit']]}: it recovers "
-        f"{_pm(r['recovered'], r['recovered_sem'])} of the fine-tune with "
+        f"{plus_minus(r['recovered'], r['recovered_sem'])} of the fine-tune with "
         f"{_percent(r['parameters_percent'])}% of the parameters."
     )
 

@@ -164,17 +164,17 @@ def _steerability(frame: pd.DataFrame) -> str:
                 & (everywhere["rank"] == 8)
             ]
             for row in match.itertuples():
-                share = _pm(row.recovered, row.recovered_sem)
+                share = plus_minus(row.recovered, row.recovered_sem)
                 parts.append(f"{NAMES[location]} {fit} {share}")
     text = f"Recovered at rank 8 in all blocks: {'; '.join(parts)}."
     if len(single):
         best = single.loc[single.recovered.idxmax()]
-        share = _pm(best.recovered, best.recovered_sem)
+        share = plus_minus(best.recovered, best.recovered_sem)
         text += f" The best single block is {best.layers}, with {share}."
     return text
 
 
-def _pm(value: float, sem: float | None) -> str:
+def plus_minus(value: float, sem: float | None) -> str:
     """A share with its standard error, to the error's digits; one prompt alone has none."""
     if sem is None or math.isnan(sem):
         return f"{value:.2f}".replace("-", "−")

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from toolkit.adapters.collection import Adapters, load_adapters, save_adapters
+from toolkit.adapters.collection import Adapters
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.errors import InputError
 from toolkit.models.generation import positions_of
@@ -231,10 +231,10 @@ def _from_trl() -> tuple[Any, Any]:
             policy.forward = at_own_positions(policy.forward)
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            save_adapters(self.adapters, str(output_dir or self.args.output_dir))
+            self.adapters.save_pretrained(str(output_dir or self.args.output_dir))
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            saved = load_adapters(resume_from_checkpoint)
+            saved = Adapters.from_pretrained(resume_from_checkpoint)
             self.adapters.modules.load_state_dict(saved.modules.state_dict())
 
         def create_model_card(self, *_: Any, **__: Any) -> None:
