@@ -26,7 +26,8 @@ from toolkit.diagnosis.run import Run
 from toolkit.documents.documents import Document, read_documents
 from toolkit.errors import InputError
 from toolkit.evaluation.best_of import best_fit
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.check import Check
 from toolkit.tables.table import Table
@@ -38,7 +39,7 @@ __all__ = [
     "InputError",
     "ModelPair",
     "Options",
-    "Plan",
+    "FitSpec",
     "Run",
     "Table",
     "best_fit",

@@ -153,26 +153,27 @@ def fit(
         from toolkit.documents.documents import read_documents
         from toolkit.evaluation.allocation import allocated
         from toolkit.evaluation.best_of import best_fit, candidates_of
-        from toolkit.fitting.closed_form import Plan, fit_adapters
+        from toolkit.fitting.closed_form import fit_adapters
+        from toolkit.fitting.spec import FitSpec
         from toolkit.models.pair import ModelPair
 
         documents = read_documents(data)
         pair = ModelPair.load(base, tuned, dtype, device)
         best = fit == "best"
         form: Any = "sequential" if best else fit
-        plan = Plan(location, kind, 0 if kind == "vector" else as_rank(rank), form, blend)
-        asked: dict[str, Any] = {"max_length": max_length, "seed": seed, "show_progress": not quiet}
+        spec = FitSpec(location, kind, 0 if kind == "vector" else as_rank(rank), form, blend)
+        corpus = pair.corpus(documents, max_length=max_length, seed=seed)
         if allocate:
-            plan = allocated(pair, documents, plan, **asked)
+            spec = allocated(pair, corpus, spec, not quiet)
         if best:
-            found, shares = best_fit(pair, documents, candidates_of(plan), **asked)
+            found, shares = best_fit(pair, corpus, candidates_of(spec), show_progress=not quiet)
             rows = [
                 (p.fit, f"{p.blend:g}", f"{share:.3f} ± {sem:.3f}")
                 for p, (share, sem) in shares.items()
             ]
             show(("fit", "blend", "recovered, held out"), rows)
         else:
-            found = fit_adapters(pair, documents, [plan], **asked)[plan]
+            found = fit_adapters(pair, corpus, [spec], show_progress=not quiet)[spec]
         found.info.update(base=base, tuned=tuned, data=str(data))
         found.save_pretrained(out)
         console.print(f"{found.parameters:,} numbers, rank {found.rank}: {out.resolve()}")

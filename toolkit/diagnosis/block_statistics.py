@@ -1,22 +1,23 @@
 """All sums of one block: what listens to the march."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Self
 
 from torch import Tensor
 
 from toolkit.blocks.parts import Sample
+from toolkit.fitting.fit_statistics import FitStatistics, values_of
+from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.march import Mode, Step
-from toolkit.models.edits import target_of
 from toolkit.runtime.processes import ALONE, Processes
-from toolkit.statistics import Frame, MomentSums, NormSums, Reservoir, SketchedSums, frames_of
+from toolkit.statistics import Frame, MomentSums, NormSums, Reservoir, SketchedSums
+from toolkit.statistics.frame import shared_frames
 
 SIDES = (False, True)  # fit and held-out
 MODES: tuple[Mode, ...] = ("free", "forced")
 MLP_INPUT = "mlp_in"
 SUBLAYER_STATES = ("resid_mid", "heads")  # of the forced stream, where a block's tail can be read
-Frames = dict[str, dict[str, Frame]]
 Sums = MomentSums | SketchedSums
 
 
@@ -79,61 +80,54 @@ class Samples:
 
 
 class BlockStatistics:
-    """All sums of one block over the documents of all processes in `processes`.
+    """Accumulates all sums of one block over the documents of all `processes`.
 
-    Their frames are those of the first batch of the first process. Behind the last batch `reduce`
-    brings the sums together. `sketch` is the width of their projections (None: exact sums).
+    Their frames are those of the first batch of the first process. `fits` are the sequential fits,
+    each with statistics of its own; `sketch` is the width of the projections through which moments
+    are seen (None: they are exact).
     """
 
     def __init__(
         self,
         branches: tuple[str, ...],
-        steered: Mapping[str, str],
+        fits: Sequence[FitSpec] = (),
         samples: Samples | None = None,
         processes: Processes = ALONE,
         sketch: int | None = None,
     ) -> None:
-        self.branches, self.steered, self.samples, self.processes = (
-            branches,
-            steered,
-            samples,
-            processes,
-        )
+        self.branches, self.samples, self.processes = branches, samples, processes
         self.sketch = sketch
         self.moments: dict[tuple[Mode, bool], Sums] = {}
-        self.sequential: dict[str, Sums] = {}
+        self.fits = {spec: FitStatistics(spec, processes, sketch) for spec in fits}
         self.norms = NormSums()
 
     def update(self, step: Step) -> None:
         """Add one batch."""
         values = {mode: self._values(step, mode) for mode in MODES}
-        sequential = {
-            name: {
-                "state": states[location],
-                "delta": step.sequential_delta(name, target_of(location)),
-            }
-            for name, location in self.steered.items()
-            if (states := step.steered.get(name))
-        }
         if not self.moments:
-            self._begin({"free": values["free"], "forced": values["forced"], **sequential})
+            steered = {s.name: values_of(step, s) for s in self.fits if s.name in step.steered}
+            self._begin({"free": values["free"], "forced": values["forced"], **steered})
         for mode in MODES:
             self.moments[mode, step.batch.held_out].update(values[mode])
-        for name, found in sequential.items():
-            self.sequential[name].update(found)
+        for statistics in self.fits.values():
+            statistics.update(step)
         self.norms.update(self._vectors(step, values))
         if self.samples:
             self.samples.update(step)
 
-    def reduce(self) -> None:
-        """Add up the sums of all processes: then each holds them all."""
-        if not self.moments:  # this process had no document
+    def start(self) -> None:
+        """Take the first process's frames where this one had no document."""
+        if not self.moments:
             self._begin({})
-        for sums in (*self.moments.values(), *self.sequential.values()):
-            sums.reduce(self.processes)
-        self.norms.reduce(self.processes)
+
+    def reduce(self, processes: Processes) -> None:
+        """Add up the sums of all `processes`: then each holds them all."""
+        self.start()
+        for sums in (*self.moments.values(), *self.fits.values()):
+            sums.reduce(processes)
+        self.norms.reduce(processes)
         if self.samples:
-            self.samples.reduce(self.processes)
+            self.samples.reduce(processes)
 
     def state(self) -> dict[str, Tensor]:
         """The sums that the tables need (exact ones), as tensors by name, for `from_state`."""
@@ -151,7 +145,7 @@ class BlockStatistics:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
-        sums = cls(branches, {})
+        sums = cls(branches)
         sums.norms = NormSums.from_state(part("norms/"))
         for mode, held_out in product(MODES, SIDES):
             side = "heldout" if held_out else "fit"
@@ -164,10 +158,9 @@ class BlockStatistics:
         for mode, held_out in product(MODES, SIDES):
             pairs = moment_pairs(mode, self.branches)
             self.moments[mode, held_out] = self._sums(pairs, frames[mode])
-        for name in self.steered:
-            pairs = [("state", "state"), ("delta", "state")]
+        for spec, statistics in self.fits.items():
             # A first batch of held-out documents alone has no steered states.
-            self.sequential[name] = self._sums(pairs, frames.get(name))
+            statistics.begin(frames.get(spec.name))
 
     def _sums(self, pairs: list[tuple[str, str]], frames: Mapping[str, Frame] | None) -> Sums:
         if self.sketch:
@@ -192,15 +185,3 @@ class BlockStatistics:
             for mode in MODES:
                 found[f"delta_{mode}", location] = values[mode][target(location)]
         return found
-
-
-def shared_frames(values: Mapping[str, Mapping[str, Tensor]], processes: Processes) -> Frames:
-    """The frames of the first process's `values`, in all `processes`."""
-    device = next((v.device for group in values.values() for v in group.values()), None)
-    frames = processes.from_first(
-        lambda: {group: frames_of(found) for group, found in values.items()}
-    )
-    return {
-        group: {name: frame.to(device) for name, frame in found.items()}
-        for group, found in frames.items()
-    }

@@ -1,14 +1,12 @@
 """The content of ``run.json``: what ran, on what, with what, and what it cost."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from toolkit.diagnosis.options import Options
-from toolkit.documents.batches import Batch
-from toolkit.documents.tokens import Encoded
+from toolkit.documents.corpus import Corpus
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.provenance import Stages, commit, machine, versions
 
@@ -16,17 +14,16 @@ from toolkit.runtime.provenance import Stages, commit, machine, versions
 def describe_run(
     pair: ModelPair,
     options: Options,
-    encoded: Sequence[Encoded],
-    batches: list[Batch],
-    prompts: Sequence[Any],
+    corpus: Corpus,
+    n_prompts: int,
     stages: Stages,
     noise: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of ``run.json``: what ran, on what, with what, and what it cost."""
 
     def side(held_out: bool) -> dict[str, int]:
-        counted = sum(int(b.counted.sum()) for b in batches if b.held_out == held_out)
-        n = sum(document.held_out == held_out for document in encoded)
+        counted = sum(int(b.counted.sum()) for b in corpus.batches if b.held_out == held_out)
+        n = sum(document.held_out == held_out for document in corpus.encoded)
         return {"documents": n, "tokens": counted}
 
     def model(name: str, live: torch.nn.Module, sha256: str) -> dict[str, str]:
@@ -41,7 +38,7 @@ def describe_run(
         "family": type(pair.base).__name__,
         "parameters": pair.n_parameters,
         "layers": pair.n_layers,
-        "data": {"fit": side(False), "held_out": side(True), "prompts": len(prompts)},
+        "data": {"fit": side(False), "held_out": side(True), "prompts": n_prompts},
         "statistics_dtype": "float64",
         "device": str(pair.device),
         "machine": machine(),

@@ -1,6 +1,7 @@
 """The main job: march, analyse, put fitted maps in the oracle's place, recommend."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,21 +18,25 @@ from toolkit.diagnosis.checks import (
     first_changed_block,
 )
 from toolkit.diagnosis.description import describe_run
-from toolkit.diagnosis.grid import SINGLE, recipes_for
+from toolkit.diagnosis.grid import SINGLE, grid_for
 from toolkit.diagnosis.noise import Noise, measure_noise, some_of
 from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.summary import describe_choice, make_tables, samples
-from toolkit.diagnosis.survey import BlockResult, Recipe, survey
+from toolkit.diagnosis.survey import SurveyPlan, survey
 from toolkit.diagnosis.weight_rows import weight_rows
 from toolkit.diagnosis.workspace import Workspace
-from toolkit.documents.batches import Batch, make_batches
-from toolkit.documents.tokens import Encoded, encode_all
-from toolkit.errors import InputError
+from toolkit.documents.batches import Batch
+from toolkit.documents.corpus import Corpus
+from toolkit.evaluation.allocation import BlockErrorRows, BlockErrors
 from toolkit.evaluation.candidates import ORACLE, Candidate
-from toolkit.evaluation.compare import Evaluation, evaluate, n_comparisons
-from toolkit.evaluation.rank_search import RankSearch, smallest_ranks
+from toolkit.evaluation.compare import FORCINGS, Evaluation, evaluate, n_comparisons
+from toolkit.evaluation.rank_search import Known, RankSearch, smallest_ranks
 from toolkit.evaluation.recommend import recommend
+from toolkit.evaluation.reference import Reference
+from toolkit.fitting.block_result import BlockResult
+from toolkit.fitting.spec import FitSpec
+from toolkit.lockstep.driver import shared_out
 from toolkit.lockstep.march import March
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.check import Check
@@ -43,9 +48,10 @@ from toolkit.runtime.provenance import Stages
 from toolkit.tables.table import Table
 
 
+@torch.no_grad()
 def diagnose(
     pair: ModelPair,
-    documents: Iterable[Any],
+    documents: Iterable[Any] | Corpus,
     options: Options | None = None,
     *,
     show_progress: bool = True,
@@ -54,134 +60,159 @@ def diagnose(
 ) -> Run:
     """Find where, and with how small an adapter, steering does what fine-tuning did to `pair`.
 
-    `documents` are mappings with ``text``, or ``prompt`` and ``response`` (or plain strings).
-    Maps are fitted on four documents in five and judged on the others. An open `workspace` keeps
-    what is finished and gives what an interrupted run finished. All `processes` share the work,
-    and each returns the whole run. Raises InputError where the documents do not suffice.
+    `documents` are mappings with ``text``, or ``prompt`` and ``response`` (or plain strings), or a
+    `Corpus` of them. Maps are fitted on four documents in five and judged on the others. An open
+    `workspace` keeps what is finished and gives what an interrupted run finished. All `processes`
+    share the work, and each returns the whole run. Raises InputError where the documents do not
+    suffice.
     """
-    options, stages = options or Options(), Stages()
-    show_progress &= processes.first
-    with torch.no_grad(), quiet_openblas():
-        documents = list(documents)
-        encoded = encode_all(documents, pair.tokenizer, options.max_length)
-        batches = _batches(pair, encoded, options)
+    options = options or Options()
+    corpus = pair.corpus(documents, **options.reading)
+    corpus.require_counted()
+    with quiet_openblas():
+        return _Diagnosis(pair, corpus, options, workspace, processes, show_progress).run()
+
+
+@dataclass
+class _Diagnosis:
+    """One diagnosis: what every stage of it needs."""
+
+    pair: ModelPair
+    corpus: Corpus
+    options: Options
+    workspace: Workspace | None
+    processes: Processes
+    show_progress: bool
+    stages: Stages = field(default_factory=Stages)
+
+    def run(self) -> Run:
+        """Run every stage in its order."""
+        pair, options, stages = self.pair, self.options, self.stages
+        self.show_progress &= self.processes.first
         with stages.stage("noise"):
-            few = _batched(pair, some_of(encoded, options.positions), options, together=True)
-            noise = measure_noise(pair.base_runner, few[0], pair.branches)
+            few = some_of(self.corpus.encoded, options.positions)
+            noise = measure_noise(pair.base_runner, self.corpus.together(few), pair.branches)
         with stages.stage("march"):
-            blocks, recipes = _march(pair, batches, options, workspace, processes, show_progress)
+            blocks, specs = self._march()
         release_freed()
-        candidates = _candidates(blocks, recipes)
-        asked = [d for d in encoded if d.held_out][: options.max_prompts]
+        candidates = _candidates(blocks, specs)
+        asked = self.corpus.asked(options.max_prompts)
         prompts = [document.prompt_ids for document in asked]
+        reference = Reference(pair.tuned, pair.tokenizer, prompts, options.new_tokens)
         with stages.stage("replacement"):
-            n_steps = n_comparisons(len(prompts), len(candidates), processes)
-            with progress("putting fits in place of tuning", n_steps, show_progress) as advance:
-                evaluation = evaluate(
-                    pair,
-                    prompts,
-                    candidates,
-                    options.new_tokens,
-                    advance=advance,
-                    kept=workspace.outcomes if workspace else None,
-                    processes=processes,
-                )
+            evaluation = self._compare(reference, candidates)
         with stages.stage("checks"):
-            rows = weight_rows(pair.base_runner, pair.tuned_runner, processes)
+            rows = weight_rows(pair.base_runner, pair.tuned_runner, self.processes)
             tables = make_tables(pair, blocks, candidates, evaluation, rows)
             tables["noise"] = noise.table
-            checks = _checks(pair, tables, batches, evaluation, noise)
+            checks = self._checks(tables, evaluation, noise)
             if options.sketch:
                 shares = [row for block in blocks for row in block.rows["sketch"]]
                 checks.append(check_sketch(options.sketch, shares))
         rank_search = None
         if options.max_kl is not None:
             with stages.stage("rank set"):
-                rank_search = processes.from_first(
-                    lambda: _rank_search(pair, documents, options, show_progress)
-                )
-    choice = recommend(candidates, evaluation)
-    return Run(
-        **tables,
-        recommendation=describe_choice(choice, pair, evaluation),
-        adapters=choice.chosen.adapters if choice else None,
-        samples=samples(pair, asked, choice, evaluation),
-        checks=checks,
-        info=describe_run(pair, options, encoded, batches, prompts, stages, noise.summary),
-        rank_search=rank_search,
-    )
+                rank_search = self._search(options.max_kl, blocks, reference)
+        choice = recommend(candidates, evaluation)
+        return Run(
+            **tables,
+            recommendation=describe_choice(choice, pair, evaluation),
+            adapters=choice.chosen.adapters if choice else None,
+            samples=samples(pair, asked, choice, evaluation),
+            checks=checks,
+            info=describe_run(pair, options, self.corpus, len(prompts), stages, noise.summary),
+            rank_search=rank_search,
+        )
 
-
-def _batched(
-    pair: ModelPair, encoded: Sequence[Encoded], options: Options, together: bool = False
-) -> list[Batch]:
-    """`encoded` in batches; those of one side in a single one, if `together`."""
-    n = len(encoded) * max(len(d.ids) for d in encoded) if together else options.batch_tokens
-    pad_id = pair.tokenizer.pad_token_id or 0
-    return make_batches(encoded, options.positions, n, pad_id, pair.device, options.seed)
-
-
-def _batches(pair: ModelPair, encoded: Sequence[Encoded], options: Options) -> list[Batch]:
-    batches = _batched(pair, encoded, options)
-    for held_out, name in ((False, "fit"), (True, "held-out")):
-        if not any(b.counted.any() for b in batches if b.held_out == held_out):
-            raise InputError(
-                f"no token of the {name} documents counts (positions: {options.positions}): "
-                "give more or longer documents"
-            )
-    return batches
-
-
-def _march(
-    pair: ModelPair,
-    batches: list[Batch],
-    options: Options,
-    workspace: Workspace | None,
-    processes: Processes,
-    show_progress: bool,
-) -> tuple[list[BlockResult], list[Recipe]]:
-    d_model = pair.base_runner.embed(batches[0]).shape[-1]
-    recipes = recipes_for(pair.branches, d_model)
-    parts_reader = _parts_reader(pair, min(batches, key=lambda batch: batch.n_tokens))
-    release_freed()
-    blocks = workspace.passed() if workspace else []
-    march = March(
-        pair.base_runner,
-        pair.tuned_runner,
-        batches,
-        pair.branches,
-        extra=(MLP_INPUT,) if parts_reader else (),
-        forced_extra=SUBLAYER_STATES if parts_reader and parts_reader.has_sublayers else (),
-        steered={r.name: r.location for r in recipes if r.fit == "sequential"},
-        own=_own(batches, processes),
-        folder=workspace.streams if workspace else None,
-        start=len(blocks),
-    )
-    left = (pair.n_layers - len(blocks)) * len(march.own or ())
-    with progress(f"marching through {pair.n_layers} blocks", left, show_progress) as advance:
-        for found in survey(
-            march,
+    def _march(self) -> tuple[list[BlockResult], list[FitSpec]]:
+        """March through all blocks; what each gave, and the specs that were fitted."""
+        pair, options, batches = self.pair, self.options, self.corpus.batches
+        d_model = pair.base_runner.embed(batches[0]).shape[-1]
+        specs = grid_for(pair.branches, d_model)
+        reader = _parts_reader(pair, min(batches, key=lambda batch: batch.n_tokens))
+        release_freed()
+        kept = self.workspace.march if self.workspace else None
+        blocks = kept.passed() if kept else []
+        march = March(
+            pair.base_runner,
+            pair.tuned_runner,
+            batches,
             pair.branches,
-            recipes,
-            parts_reader,
+            extra=(MLP_INPUT,) if reader else (),
+            forced_extra=SUBLAYER_STATES if reader and reader.has_sublayers else (),
+            steered={spec.name: spec.location for spec in specs if spec.is_steered},
+            own=shared_out(batches, self.processes),
+            folder=kept.folder if kept else None,
+            start=len(blocks),
+        )
+        plan = SurveyPlan(
+            pair.branches,
+            specs,
             (options.sample, options.shared_sample),
-            pair.dtype,
-            advance,
-            workspace.keep if workspace else None,
-            processes,
             options.sketch,
-        ):
-            blocks.append(found)
-            if workspace:
-                workspace.finished(found)
-            release_freed()
-    return blocks, recipes
+            BlockErrorRows(pair, self.corpus) if options.max_kl is not None else None,
+        )
+        keep = self.workspace.keep if self.workspace else None
+        n_steps = (pair.n_layers - len(blocks)) * len(march.own or ())
+        title = f"marching through {pair.n_layers} blocks"
+        with progress(title, n_steps, self.show_progress) as advance:
+            for result in survey(march, plan, reader, pair, advance, keep, self.processes):
+                blocks.append(result)
+                if kept:
+                    kept.finished(result)
+                release_freed()
+        return blocks, specs
 
+    def _compare(self, reference: Reference, candidates: list[Candidate]) -> Evaluation:
+        """Put every candidate in place of fine-tuning."""
+        n_steps = n_comparisons(reference, len(candidates), self.processes)
+        title = "putting fits in place of tuning"
+        with progress(title, n_steps, self.show_progress) as advance:
+            return evaluate(
+                self.pair,
+                reference,
+                candidates,
+                forcings=FORCINGS,
+                advance=advance,
+                kept=self.workspace.outcomes if self.workspace else None,
+                processes=self.processes,
+            )
 
-def _own(batches: Sequence[Batch], processes: Processes) -> list[int]:
-    """This process's batches; the first process begins with one that all statistics can see."""
-    lead = next(i for i, b in enumerate(batches) if not b.held_out and b.counted.any())
-    return processes.shares([batch.ids.numel() for batch in batches], lead)
+    def _search(
+        self, max_kl: float, blocks: Sequence[BlockResult], reference: Reference
+    ) -> RankSearch:
+        """Find the smallest ranks within `max_kl`, from what the march and the comparison know."""
+        rows = [row for block in blocks for row in block.rows["block_errors"]]
+        return smallest_ranks(
+            self.pair,
+            self.corpus,
+            max_kl,
+            show_progress=self.show_progress,
+            known=Known(BlockErrors.of(rows), reference),
+            kept=self.workspace.search_round if self.workspace else None,
+            processes=self.processes,
+        )
+
+    def _checks(
+        self, tables: dict[str, Table], evaluation: Evaluation, noise: Noise
+    ) -> list[Check]:
+        """What the run proved about itself."""
+        pair, batches = self.pair, self.corpus.batches
+        n_fit = sum(int(batch.counted.sum()) for batch in self.corpus.fit_batches)
+        d_model = pair.base_runner.embed(batches[0]).shape[-1]
+        frame = tables["spectrum"].frame
+        unavailable = [
+            Check(f"location {name}", "not applicable", reason)
+            for name, reason in pair.unavailable.items()
+        ]
+        return [
+            check_tokens(n_fit, d_model),
+            check_noise(frame, noise.table.frame, noise.reason),
+            check_oracle(evaluation.divergences[ORACLE, "tuned"]),
+            check_upstream(frame, first_changed_block(pair)),
+            *pair.checks,
+            *unavailable,
+        ]
 
 
 def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:
@@ -201,52 +232,14 @@ def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:
     return found
 
 
-def _candidates(blocks: list[BlockResult], recipes: list[Recipe]) -> list[Candidate]:
+def _candidates(blocks: list[BlockResult], specs: list[FitSpec]) -> list[Candidate]:
+    """Every spec in all blocks, and one of them in each block alone."""
     everywhere = {
-        recipe: Adapters(recipe.location, {b.layer: b.adapters[recipe] for b in blocks}, recipe.fit)
-        for recipe in recipes
+        spec: Adapters(spec.location, {b.layer: b.adapters[spec] for b in blocks}, spec.fit)
+        for spec in specs
     }
-    candidates = [Candidate.of(adapters) for adapters in everywhere.values()]
+    candidates = [Candidate.of(adapters, key=spec) for spec, adapters in everywhere.items()]
     if SINGLE in everywhere:
-        candidates += [Candidate.of(everywhere[SINGLE], block.layer) for block in blocks]
+        single = everywhere[SINGLE]
+        candidates += [Candidate.of(single, block.layer, SINGLE) for block in blocks]
     return candidates
-
-
-def _rank_search(
-    pair: ModelPair, documents: list[Any], options: Options, show_progress: bool
-) -> RankSearch:
-    assert options.max_kl is not None
-    return smallest_ranks(
-        pair,
-        documents,
-        options.max_kl,
-        options.max_length,
-        options.new_tokens,
-        options.max_prompts,
-        options.seed,
-        show_progress,
-    )
-
-
-def _checks(
-    pair: ModelPair,
-    tables: dict[str, Table],
-    batches: list[Batch],
-    evaluation: Evaluation,
-    noise: Noise,
-) -> list[Check]:
-    n_fit = sum(int(b.counted.sum()) for b in batches if not b.held_out)
-    d_model = pair.base_runner.embed(batches[0]).shape[-1]
-    frame = tables["spectrum"].frame
-    unavailable = [
-        Check(f"location {name}", "not applicable", reason)
-        for name, reason in pair.unavailable.items()
-    ]
-    return [
-        check_tokens(n_fit, d_model),
-        check_noise(frame, noise.table.frame, noise.reason),
-        check_oracle(evaluation.divergences[ORACLE, "tuned"]),
-        check_upstream(frame, first_changed_block(pair)),
-        *pair.checks,
-        *unavailable,
-    ]

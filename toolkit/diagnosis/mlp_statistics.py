@@ -11,10 +11,11 @@ from toolkit.analysis.first_order import FirstOrderSums, first_order_terms
 from toolkit.analysis.linear_fit import Rank, explained, fit_linear, ranks_below
 from toolkit.analysis.shared_map import SHARED_RANKS
 from toolkit.blocks.parts import BlockParts
-from toolkit.diagnosis.block_statistics import MLP_INPUT, SIDES, shared_frames
+from toolkit.diagnosis.block_statistics import MLP_INPUT, SIDES
 from toolkit.lockstep.march import Step
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.statistics import Moments, MomentSums
+from toolkit.statistics.frame import shared_frames
 
 OUT = "mlp_out"  # of the MLP module itself
 EXPLAINED = ("explained_fit", "explained_heldout")
@@ -46,14 +47,18 @@ class MLPStatistics:
         self.moments[side].update(values)
         self.down_energy[int(side)] += terms.down.square().sum(dtype=torch.float64)
 
-    def reduce(self) -> None:
-        """Add up the sums of all processes: then each holds them all."""
-        if not self.moments:  # this process had no document
+    def start(self) -> None:
+        """Take the first process's frames where this one had no document."""
+        if not self.moments:
             self._begin({})
+
+    def reduce(self, processes: Processes) -> None:
+        """Add up the sums of all `processes`: then each holds them all."""
+        self.start()
         for sums in self.moments.values():
-            sums.reduce(self.processes)
-        self.first_order.reduce(self.processes)
-        self.processes.add(self.down_energy)
+            sums.reduce(processes)
+        self.first_order.reduce(processes)
+        processes.add(self.down_energy)
 
     def _begin(self, values: Mapping[str, Tensor]) -> None:
         frames = shared_frames({OUT: values}, self.processes)[OUT]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from toolkit.documents.corpus import Reading
 from toolkit.documents.tokens import MAX_LENGTH, POSITIONS, Positions
 from toolkit.errors import InputError
 from toolkit.evaluation.rank_search import require_bound
@@ -51,3 +52,13 @@ class Options:
             )
         if self.max_kl is not None:
             require_bound(self.max_kl)
+
+    @property
+    def reading(self) -> Reading:
+        """How documents become tokens and batches."""
+        return {
+            "max_length": self.max_length,
+            "positions": self.positions,
+            "batch_tokens": self.batch_tokens,
+            "seed": self.seed,
+        }

@@ -3,11 +3,11 @@
 from typing import Any
 
 from toolkit.analysis.divergence import Divergences, recovered
-from toolkit.diagnosis.survey import BlockResult
 from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import Evaluation
 from toolkit.evaluation.recommend import Recommendation
+from toolkit.fitting.block_result import BlockResult
 from toolkit.models.pair import ModelPair
 from toolkit.tables.table import COLUMNS, Table
 

@@ -6,15 +6,14 @@ gathers from its own documents, the sums are added up, and the analyses are spre
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from toolkit.adapters.adapter import Adapter
-from toolkit.adapters.collection import Fit
-from toolkit.analysis.linear_fit import Rank, explained, fit_linear, ranks_below
+from toolkit.analysis.linear_fit import explained, fit_linear, ranks_below
 from toolkit.analysis.norms import branch_norms
 from toolkit.analysis.shared_map import SHARED_RANKS
 from toolkit.analysis.spectrum import spectrum
@@ -29,101 +28,94 @@ from toolkit.diagnosis.block_statistics import (
 )
 from toolkit.diagnosis.mlp_statistics import EXPLAINED, MLPStatistics
 from toolkit.diagnosis.reach_rows import parts_tasks
+from toolkit.evaluation.allocation import ForcedFit
+from toolkit.fitting.block_result import BlockResult
+from toolkit.fitting.closed_form import steering
 from toolkit.fitting.from_moments import adapter_from
+from toolkit.fitting.spec import FitSpec
+from toolkit.lockstep.driver import march_through
 from toolkit.lockstep.march import March, Mode
 from toolkit.models.edits import target_of
+from toolkit.models.pair import ModelPair
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.statistics import SketchedSums
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How one adapter of a block is fitted."""
+# What one task of a block gives: rows by table, adapters by spec.
+Found = tuple[Mapping[str, Sequence[Row]], Mapping[FitSpec, Adapter]]
+Task = Callable[[], Found]
 
-    location: str
-    rank: Rank
-    fit: Fit
+
+@dataclass(frozen=True)
+class SurveyPlan:
+    """What a survey gathers and fits in every block.
+
+    specs: the adapters to fit; the sequential ones must be the march's steered streams, by name.
+    samples: how many tokens a block are looked at by themselves, and how many fit shared maps (half
+    as many judge them). sketch: width of a random projection through which moments are seen (None:
+    they are exact). errors: gives the rows ``block_errors`` of a block from its forced fit (None:
+    they are not asked for).
+    """
+
+    branches: tuple[str, ...]
+    specs: Sequence[FitSpec]
+    samples: tuple[int, int] = (0, 0)
+    sketch: int | None = None
+    errors: Callable[[ForcedFit], list[Row]] | None = None
 
     @property
-    def name(self) -> str:
-        return f"{self.fit}-{self.location}-{self.rank}"
-
-
-@dataclass
-class BlockResult:
-    """What is kept of one block: rows by table, adapters by recipe."""
-
-    layer: int
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    adapters: dict[Recipe, Adapter] = field(default_factory=dict)
-
-    def add(self, found: "Found") -> None:
-        for name, rows in found.rows.items():
-            self.rows.setdefault(name, []).extend({"layer": self.layer, **row} for row in rows)
-        self.adapters |= found.adapters
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one task of a block gave."""
-
-    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    adapters: Mapping[Recipe, Adapter] = field(default_factory=dict)
-
-
-Task = Callable[[], Found]
+    def sequential(self) -> list[FitSpec]:
+        """The specs that read a stream of their own."""
+        return [spec for spec in self.specs if spec.is_steered]
 
 
 def survey(
     march: March,
-    branches: tuple[str, ...],
-    recipes: Sequence[Recipe],
+    plan: SurveyPlan,
     parts_reader: Sequence[BlockParts] | None,
-    samples: tuple[int, int],
-    dtype: torch.dtype,
+    pair: ModelPair,
     advance: Callable[[], None] = lambda: None,
     keep: Callable[[int, BlockStatistics], None] | None = None,
     processes: Processes = ALONE,
-    sketch: int | None = None,
 ) -> Iterator[BlockResult]:
     """March on, and yield what each block gave as soon as it is passed.
 
-    `recipes` are the adapters to fit; the sequential ones must be the march's steered streams, by
-    name. `insides` are the blocks' MLPs and their changes (None: the family has none to be read).
-    `samples` says how many tokens a block are looked at by themselves, and how many fit shared
-    maps (half as many judge them). `keep` is handed each block's sums. In a `processes` of several
-    processes each marches its own batches, and all yield the same. `sketch` is the width of a
-    random projection through which moments are seen (None: they are exact).
+    `parts_reader` has the blocks' MLPs and their changes (None: the family has none to be read).
+    `keep` is handed each block's sums. Each of `processes` marches its own batches, and all yield
+    the same.
     """
-    sequential = [recipe for recipe in recipes if recipe.fit == "sequential"]
-    for layer in march.layers():
-        sample = Samples(*samples) if parts_reader else None
-        sums = BlockStatistics(branches, march.steered, sample, processes, sketch)
-        with march.resident(layer):
-            parts = parts_reader[layer] if parts_reader else None
-            mlp_sums = MLPStatistics(parts, processes) if parts else None
-            for step in march.steps(layer):
-                sums.update(step)
-                if mlp_sums:
-                    mlp_sums.update(step)
-                advance()
-            sums.reduce()
-            if keep:
-                keep(layer, sums)
-            tasks = block_tasks(sums, recipes, dtype)
-            tasks += [partial(_sequential_fit, sums, recipe, dtype) for recipe in sequential]
-            if parts and mlp_sums and sample:
-                mlp_sums.reduce()
-                tasks += _parts_tasks(parts, mlp_sums, sample)
-            found = BlockResult(layer)
-            for part in processes.spread(tasks):
-                found.add(part)
-            march.advance(layer, {recipe.name: found.adapters[recipe] for recipe in sequential})
-        if parts:
-            found.rows.setdefault("shared_reach", []).extend(after_mlp_rows(found.rows))
-        yield found
+
+    def listen(layer: int) -> dict[str, Any]:
+        samples = Samples(*plan.samples) if parts_reader else None
+        listeners: dict[str, Any] = {
+            "block": BlockStatistics(
+                plan.branches, plan.sequential, samples, processes, plan.sketch
+            )
+        }
+        if parts_reader:
+            listeners["mlp"] = MLPStatistics(parts_reader[layer], processes)
+        return listeners
+
+    def conclude(layer: int, found: dict[str, Any]) -> tuple[BlockResult, Any]:
+        sums = found["block"]
+        if keep:
+            keep(layer, sums)
+        tasks = block_tasks(sums, plan.specs, pair.dtype)
+        tasks += [partial(_sequential_fit, sums, spec, layer, pair.dtype) for spec in sums.fits]
+        if plan.errors:
+            tasks.append(partial(_block_errors, sums, layer, plan.errors))
+        if parts_reader:
+            tasks += _parts_tasks(parts_reader[layer], found["mlp"], sums.samples)
+        result = BlockResult(layer)
+        for rows, adapters in processes.spread(tasks):
+            result.add(rows, adapters)
+        if parts_reader:
+            result.rows.setdefault("shared_reach", []).extend(after_mlp_rows(result.rows))
+        return result, steering(result.adapters, pair)
+
+    yield from march_through(march, listen, conclude, processes, advance)
 
 
 def after_mlp_rows(rows: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
@@ -139,24 +131,24 @@ def after_mlp_rows(rows: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
 
 def analyse(layer: int, sums: BlockStatistics) -> BlockResult:
     """Norms, spectra and linear fits of one block."""
-    found = BlockResult(layer)
+    result = BlockResult(layer)
     for task in block_tasks(sums):
-        found.add(task())
-    return found
+        result.add(*task())
+    return result
 
 
 def block_tasks(
-    sums: BlockStatistics, recipes: Sequence[Recipe] = (), dtype: torch.dtype = torch.float32
+    sums: BlockStatistics, specs: Sequence[FitSpec] = (), dtype: torch.dtype = torch.float32
 ) -> list[Task]:
     """What gives one block's norms, spectra, linear fits, and free and forced adapters."""
     tasks: list[Task] = [partial(_norms, sums)]
     tasks += [partial(_spectrum, sums, place, mode) for place in sums.branches for mode in MODES]
-    tasks += [partial(_linear_fit, sums, recipes, dtype, *fit) for fit in _fits(sums.branches)]
+    tasks += [partial(_linear_fit, sums, specs, dtype, *fit) for fit in _fits(sums.branches)]
     return tasks
 
 
 def _norms(sums: BlockStatistics) -> Found:
-    return Found({"norms": [asdict(row) for row in branch_norms(sums.norms.result())]})
+    return {"norms": [asdict(row) for row in branch_norms(sums.norms.result())]}, {}
 
 
 def _spectrum(sums: BlockStatistics, location: str, mode: Mode) -> Found:
@@ -169,12 +161,12 @@ def _spectrum(sums: BlockStatistics, location: str, mode: Mode) -> Found:
     rows = {"spectrum": [{**labels, **asdict(result)}]}
     if isinstance(on_fit, SketchedSums):
         rows["sketch"] = [{**labels, "state": on_fit.share(x), "delta": on_fit.share(t)}]
-    return Found(rows)
+    return rows, {}
 
 
 def _linear_fit(
     sums: BlockStatistics,
-    recipes: Sequence[Recipe],
+    specs: Sequence[FitSpec],
     dtype: torch.dtype,
     mode: Mode,
     location: str,
@@ -199,11 +191,11 @@ def _linear_fit(
     ]
     wanted = "own" if mode == "free" or target_of(location) == location else "block"
     adapters = {
-        recipe: adapter_from(fit, recipe.rank, dtype)
-        for recipe in recipes
-        if (recipe.fit, recipe.location) == (mode, location) and wanted in aims
+        spec: adapter_from(fit, spec.rank_at(0), dtype)
+        for spec in specs
+        if (spec.fit, spec.location) == (mode, location) and wanted in aims
     }
-    return Found({"linear_fit": rows}, adapters)
+    return {"linear_fit": rows}, adapters
 
 
 def _fits(branches: tuple[str, ...]) -> Iterator[tuple[Mode, str, tuple[str, ...]]]:
@@ -217,19 +209,25 @@ def _fits(branches: tuple[str, ...]) -> Iterator[tuple[Mode, str, tuple[str, ...
             yield "forced", location, ("block",)
 
 
-def _sequential_fit(sums: BlockStatistics, recipe: Recipe, dtype: torch.dtype) -> Found:
-    moments = sums.sequential[recipe.name].result()
-    rank = recipe.rank if recipe.rank != "full" else 0
-    fit = fit_linear(moments, "state", "delta", max_rank=rank)
-    return Found(adapters={recipe: adapter_from(fit, recipe.rank, dtype)})
+def _sequential_fit(sums: BlockStatistics, spec: FitSpec, layer: int, dtype: torch.dtype) -> Found:
+    return {}, {spec: sums.fits[spec].adapter(layer, dtype)}
+
+
+def _block_errors(
+    sums: BlockStatistics, layer: int, errors: Callable[[ForcedFit], list[Row]]
+) -> Found:
+    """What the post-block map of every rank leaves, from the moments that are there already."""
+    x, t = source("post_block"), target("post_block")
+    sides = [sums.moments["forced", side].result([(x, x), (t, x), (t, t)]) for side in SIDES]
+    return {"block_errors": errors(ForcedFit.of(layer, x, t, *sides))}, {}
 
 
 def _parts_tasks(parts: BlockParts, mlp_sums: MLPStatistics, sample: Samples) -> list[Task]:
-    tasks: list[Task] = [lambda: Found(mlp_sums.rows())]
+    tasks: list[Task] = [lambda: (mlp_sums.rows(), {})]
     for name, rows in parts_tasks(parts, *sample.result()).items():
         tasks.append(partial(_parts_rows, name, rows))
     return tasks
 
 
 def _parts_rows(name: str, rows: Callable[[], list[Row]]) -> Found:
-    return Found({name: rows()})
+    return {name: rows()}, {}

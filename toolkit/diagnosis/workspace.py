@@ -7,27 +7,24 @@ moment leaves the last finished block and candidate, from which any number of pr
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from toolkit.adapters.adapter import Adapter
-from toolkit.adapters.linear import Linear
-from toolkit.adapters.vector import FixedVector
 from toolkit.diagnosis.block_statistics import BlockStatistics
-from toolkit.diagnosis.survey import BlockResult, Recipe
 from toolkit.errors import InputError
+from toolkit.evaluation.rank_search import KeptRound
+from toolkit.fitting.block_result import KeptMarch
 from toolkit.runtime.processes import ALONE, Processes
-from toolkit.runtime.records import write_json
+from toolkit.runtime.records import write_json, write_tensors
 
-REQUEST = "request.json"
+REQUEST, RUN = "request.json", "run.json"
 
 
 @dataclass
@@ -44,29 +41,27 @@ class Workspace:
         return self.out.with_name(f"{self.out.name}.partial")
 
     @property
-    def streams(self) -> Path:
-        """Where the march's streams are mapped."""
-        return self.folder / "march"
+    def march(self) -> KeptMarch:
+        """The march of the diagnosis."""
+        return KeptMarch(self.folder / "march", self.processes)
 
     @property
     def outcomes(self) -> "TensorFolder":
         """What the compared candidates gave."""
         return TensorFolder(self.folder / "replacement")
 
+    def search_round(self, name: str) -> KeptRound:
+        """One round of the search for the smallest ranks."""
+        folder = self.folder / "search" / name
+        march = KeptMarch(folder / "march", self.processes)
+        march.open()
+        outcomes = TensorFolder(folder / "outcomes")
+        self.processes.from_first(lambda: outcomes.folder.mkdir(exist_ok=True))
+        return KeptRound(march, outcomes)
+
     def open(self) -> bool:
         """Make the folder, or go on in one that the same request left; true if there was one."""
         return self.processes.from_first(self._open)
-
-    def finished(self, survey: BlockResult) -> None:
-        """A block is passed, and every stream is behind it: the run can go on from here."""
-        self.processes.wait()
-        self.processes.from_first(lambda: self._keep_block(survey))
-
-    def passed(self) -> list[BlockResult]:
-        """The blocks that were passed already."""
-        if not self._progress.is_file():
-            return []
-        return [self._block(layer) for layer in range(json.loads(self._progress.read_text()))]
 
     def keep(self, layer: int, sums: BlockStatistics) -> None:
         """Keep a block's statistics, where the run is to."""
@@ -74,7 +69,7 @@ class Workspace:
             folder = self.folder / "statistics"
             folder.mkdir(exist_ok=True)
             branches = {"branches": ",".join(sums.branches)}
-            _write(sums.state(), folder / f"block-{layer:04}.safetensors", branches)
+            write_tensors(sums.state(), folder / f"block-{layer:04}.safetensors", branches)
 
     def close(self) -> None:
         """The run is complete: give the folder its name, in place of an earlier run's.
@@ -86,8 +81,8 @@ class Workspace:
             shutil.rmtree(replaced, ignore_errors=True)
             self.out.rename(replaced)
         self.folder.rename(self.out)
-        for name in (self.streams.name, self.outcomes.folder.name):
-            shutil.rmtree(self.out / name)
+        for folder in (self.march.folder, self.outcomes.folder, self.folder / "search"):
+            shutil.rmtree(self.out / folder.name, ignore_errors=True)
         (self.out / REQUEST).unlink()
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -96,52 +91,17 @@ class Workspace:
         if self.processes.first:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    @property
-    def _progress(self) -> Path:
-        return self.streams / "passed.json"
-
     def _open(self) -> bool:
         known = self.folder / REQUEST
         if known.is_file() and json.loads(known.read_text()) == json.loads(
             json.dumps(self.request)
         ):
-            return self._progress.is_file()
+            return self.march.started
         shutil.rmtree(self.folder, ignore_errors=True)
-        for folder in (self.streams, self.outcomes.folder):
+        for folder in (self.march.folder, self.outcomes.folder):
             folder.mkdir(parents=True)
         write_json(self.request, known)
         return False
-
-    def _keep_block(self, survey: BlockResult) -> None:
-        stem = self.streams / f"block-{survey.layer:04}"
-        adapters = [asdict(recipe) for recipe in survey.adapters]
-        write_json({"rows": survey.rows, "adapters": adapters}, stem.with_suffix(".json"))
-        tensors = {
-            f"{recipe.name}|{name}": parameter.detach().contiguous()
-            for recipe, adapter in survey.adapters.items()
-            for name, parameter in adapter.named_parameters()
-        }
-        _write(tensors, stem.with_suffix(".safetensors"))
-        write_json(survey.layer + 1, self._progress)
-
-    def _block(self, layer: int) -> BlockResult:
-        stem = self.streams / f"block-{layer:04}"
-        kept = json.loads(stem.with_suffix(".json").read_text())
-        tensors = load_file(stem.with_suffix(".safetensors"))
-        adapters: dict[Recipe, Adapter] = {}
-        for fields in kept["adapters"]:
-            recipe = Recipe(**fields)
-            parts = {
-                key.split("|")[1]: tensor
-                for key, tensor in tensors.items()
-                if key.split("|")[0] == recipe.name
-            }
-            adapters[recipe] = (
-                FixedVector(parts["bias"])
-                if recipe.rank == 0
-                else Linear(parts["up"], parts.get("down"), parts["bias"])
-            )
-        return BlockResult(layer, kept["rows"], adapters)
 
 
 @dataclass(frozen=True)
@@ -157,7 +117,9 @@ class TensorFolder(MutableMapping[str, dict[str, Tensor]]):
         return load_file(path)
 
     def __setitem__(self, name: str, tensors: dict[str, Tensor]) -> None:
-        _write({key: tensor.contiguous() for key, tensor in tensors.items()}, self._path(name))
+        write_tensors(
+            {key: tensor.contiguous() for key, tensor in tensors.items()}, self._path(name)
+        )
 
     def __delitem__(self, name: str) -> None:
         self._path(name).unlink()
@@ -181,15 +143,6 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} exists and is not a run: give --out another name")
     if is_run and not overwrite:
         raise InputError(f"{out} holds a finished run: give another --out, or --overwrite")
-
-
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    unfinished = path.with_suffix(".new")
-    save_file(tensors, unfinished, metadata)
-    os.replace(unfinished, path)
-
-
-RUN = "run.json"
 
 
 def read_statistics(folder: Path) -> dict[int, BlockStatistics]:

@@ -34,16 +34,26 @@ class Document:
 
 
 def read_documents(path: str | Path) -> list[Document]:
-    """The documents of a JSON-lines file, or of a plain text file (one document a line)."""
-    path = Path(path)
-    if not path.is_file():
+    """Read the documents of a JSON-lines file, or of a plain text file (one document a line)."""
+    return parse_documents(read_bytes(path), Path(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Read a data file; raises InputError where there is none."""
+    if not Path(path).is_file():
         raise InputError(f"no such data file: {path}")
+    return Path(path).read_bytes()
+
+
+def parse_documents(content: bytes, path: Path) -> list[Document]:
+    """Make documents of the `content` of the data file `path`."""
     try:
-        # Not splitlines(): it also cuts at U+2028 and others, which JSON strings may hold.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # Line ends as text files have them. Not splitlines(): it also cuts at U+2028 and others,
+        # which JSON strings may hold.
+        text = content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise InputError(f"{path} is empty: expected JSON lines or one text document a line")
     is_json = path.suffix in (".json", ".jsonl") or numbered[0][1].lstrip().startswith("{")

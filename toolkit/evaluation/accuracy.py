@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from toolkit.documents.corpus import pad_token
 from toolkit.documents.documents import Document
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.documents.tokens import encode
@@ -30,7 +31,7 @@ def answers(
 ) -> list[str]:
     """What `model` says greedily to each prompt, up to the end of sequence."""
     prompts = prompts_of(tokenizer, examples)
-    pad_id = tokenizer.pad_token_id or 0
+    pad_id = pad_token(tokenizer)
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=new_tokens,

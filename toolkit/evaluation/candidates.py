@@ -1,10 +1,10 @@
 """Candidates: what stands in for fine-tuning."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from toolkit.adapters.collection import Adapters
-from toolkit.analysis.linear_fit import Rank
 
 Layers = int | Literal["all"]
 
@@ -13,29 +13,58 @@ Layers = int | Literal["all"]
 class Candidate:
     """What stands in for fine-tuning: nothing, the oracle, or adapters.
 
-    `kind` is none, oracle, vector or linear; `layers` is "all" or the one block that is steered.
+    `key` tells it from others: the spec of the adapters, or the words ``none`` and ``oracle``;
+    `layers` is "all" or the one block that is steered.
     """
 
-    kind: str
-    location: str = ""
-    rank: Rank | None = None
-    fit: str = ""
+    key: Hashable
     layers: Layers = "all"
     adapters: Adapters | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, adapters: Adapters, layers: Layers = "all") -> "Candidate":
-        """Adapters in every block, or (`layers` a number) in that block alone."""
+    def of(
+        cls, adapters: Adapters, layers: Layers = "all", key: Hashable | None = None
+    ) -> "Candidate":
+        """Make a candidate of adapters in every block, or (`layers` a number) in that block alone.
+
+        `key` is by default what the adapters are and how they were fitted.
+        """
+        if key is None:
+            blend = adapters.info.get("blend")
+            key = (adapters.location, adapters.kind, adapters.rank, adapters.fit, blend)
         if layers != "all":
             one = {layers: adapters.by_layer[layers]}
             adapters = Adapters(adapters.location, one, adapters.fit, adapters.info)
-        return cls(adapters.kind, adapters.location, adapters.rank, adapters.fit, layers, adapters)
+        return cls(key, layers, adapters)
+
+    @property
+    def kind(self) -> str:
+        """The adapters' kind, or none or oracle."""
+        return self.adapters.kind if self.adapters else str(self.key)
+
+    @property
+    def location(self) -> str:
+        """Where it steers; the oracle after the block."""
+        if self.adapters:
+            return self.adapters.location
+        return "post_block" if self.key == "oracle" else ""
+
+    @property
+    def rank(self) -> Any:
+        """The adapters' rank; None without adapters."""
+        return self.adapters.rank if self.adapters else None
+
+    @property
+    def fit(self) -> str:
+        """How the adapters were fitted; empty without adapters."""
+        return self.adapters.fit if self.adapters else ""
 
     @property
     def parameters(self) -> int:
+        """How many numbers the adapters hold."""
         return self.adapters.parameters if self.adapters else 0
 
 
 NONE = Candidate("none")
-ORACLE = Candidate("oracle", "post_block")
+ORACLE = Candidate("oracle")
 ALWAYS = (None, NONE, ORACLE)  # None is the tuned model itself

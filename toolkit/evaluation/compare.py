@@ -1,4 +1,4 @@
-"""Fitted maps put in place of the oracle: how near the steered model comes to the tuned one."""
+"""Candidates put in place of fine-tuning: how near the steered model comes to the tuned one."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,13 +12,11 @@ from torch import Tensor
 from toolkit.adapters.attach import steer
 from toolkit.analysis.divergence import Divergences, Predictions
 from toolkit.evaluation.candidates import ALWAYS, ORACLE, Candidate
+from toolkit.evaluation.reference import PROMPTS_A_BATCH, PromptBatch, Reference
 from toolkit.models.generation import (
     Generated,
-    Prompts,
     continuation_logits,
-    end_tokens,
     greedy,
-    make_prompts,
     prefill,
     whole_logits,
 )
@@ -28,18 +26,17 @@ from toolkit.runtime.processes import ALONE, Processes
 
 Forcing = Literal["tuned", "own"]
 Tensors = dict[str, Tensor]
-PROMPTS_A_BATCH = 16  # that are generated from together
 FORCINGS: tuple[Forcing, ...] = ("tuned", "own")
 
 
 @dataclass
 class Evaluation:
-    """Divergences from the tuned model, by candidate and forcing, and what each candidate said.
+    """Divergences from the tuned model, by candidate and forcing, and each candidate's tokens.
 
     Under forcing ``tuned`` all models read the tuned model's tokens; under ``own`` each reads its
     own greedy tokens, so that after the first differing token contexts differ too. `tokens` holds
-    each candidate's own greedy tokens by prompt; the tuned model's are under None.
-    `oracle_agrees`: the oracle chose every token that the tuned model chose.
+    each candidate's own greedy tokens by prompt, where they were generated; the tuned model's are
+    under None. `oracle_agrees`: the oracle chose every token that the tuned model chose.
     """
 
     divergences: dict[tuple[Candidate, Forcing], Divergences] = field(default_factory=dict)
@@ -47,7 +44,7 @@ class Evaluation:
     oracle_agrees: bool = True
 
     def add(self, candidate: Candidate | None, outcome: Tensors) -> None:
-        """What one batch of prompts gave for `candidate`; None is the tuned model itself."""
+        """Add what one batch of prompts gave for `candidate`; None is the tuned model itself."""
         if "said.ids" in outcome:
             rows = zip(outcome["said.ids"], outcome["said.counted"], strict=True)
             self.tokens.setdefault(candidate, []).extend(ids[c].tolist() for ids, c in rows)
@@ -64,65 +61,91 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     pair: ModelPair,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]] | Reference,
     candidates: Sequence[Candidate],
     n_new: int = 32,
+    *,
+    forcings: Sequence[Forcing] = ("tuned",),
     batch_size: int = PROMPTS_A_BATCH,
     advance: Callable[[], None] = lambda: None,
     kept: MutableMapping[str, Tensors] | None = None,
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """Compare `candidates` with the tuned model on greedy continuations of `prompts`.
+    """Compare `candidates` with the tuned model on its greedy continuations of `prompts`.
 
-    No steering and the oracle are always among them. Candidates that steer one block are compared
-    under tuned forcing only, starting from that block. `kept` holds what each batch of prompts gave
-    for each candidate: what is there already is not run again. All `processes` share the
-    candidates of a batch, so that batches are the same in every world.
+    `prompts` are tokens, or a `Reference` that has the continuations already (`n_new` and
+    `batch_size` are then its own). No steering and the oracle are always among the candidates; a
+    reference remembers what they gave. Candidates that steer one block are compared under tuned
+    forcing only, starting from that block. `kept` holds what each batch of prompts gave for each
+    candidate: what is there already is not run again. All `processes` share the candidates of a
+    batch, so that batches are the same however many there are.
     """
-    ends = end_tokens(pair.tuned_runner.model, pair.tokenizer)
-    pad_id = pair.tokenizer.pad_token_id or 0
+    reference = reference_of(pair, prompts, n_new, batch_size)
     kept = {} if kept is None else kept
-    evaluation = Evaluation()
-    for start in range(0, len(prompts), batch_size):
-        batch = make_prompts(prompts[start : start + batch_size], pad_id, pair.device)
-        round_ = PromptBatch(pair, batch, n_new, ends)
+    evaluation, start = Evaluation(), 0
+    everyone = [*ALWAYS, *candidates]
+    for batch in reference.batches:
+        comparison = _Comparison(pair, batch, forcings)
 
-        def outcome(index: int, candidate: Candidate | None, start: int = start, round_=round_):
+        def outcome(
+            index: int,
+            candidate: Candidate | None,
+            start: int = start,
+            comparison: _Comparison = comparison,
+        ) -> Tensors:
             name = f"{start:05}-{index:04}"
             if name not in kept:
-                kept[name] = round_.outcome(candidate)
+                kept[name] = comparison.outcome(candidate)
+            elif candidate is None:
+                comparison.restore(kept[name])
             advance()
             return kept[name]
 
-        asked = [*ALWAYS, *candidates]
-        tasks = [partial(outcome, index, candidate) for index, candidate in enumerate(asked)]
-        for candidate, found in zip(asked, processes.spread(tasks), strict=True):
+        tasks = [partial(outcome, i, candidate) for i, candidate in enumerate(everyone)]
+        for candidate, found in zip(everyone, processes.spread(tasks), strict=True):
             evaluation.add(candidate, found)
-    if evaluation.oracle_agrees:  # then it reads the same tokens under both forcings
+            if candidate in ALWAYS:
+                batch.outcomes[candidate] = found
+        batch.release()
+        start += len(batch.prompts.ids)
+    if evaluation.oracle_agrees and "own" in forcings:  # it then reads the same tokens under both
         evaluation.divergences[ORACLE, "own"] = evaluation.divergences[ORACLE, "tuned"]
     return evaluation
 
 
-def n_comparisons(
-    n_prompts: int, n_candidates: int, processes: Processes, batch_size: int = PROMPTS_A_BATCH
-) -> int:
-    """How often `evaluate` advances in this process."""
+def reference_of(
+    pair: ModelPair,
+    prompts: Sequence[Sequence[int]] | Reference,
+    n_new: int = 32,
+    batch_size: int = PROMPTS_A_BATCH,
+) -> Reference:
+    """Make the pair's reference for `prompts`; a reference comes back as it is."""
+    if isinstance(prompts, Reference):
+        return prompts
+    return Reference(pair.tuned, pair.tokenizer, prompts, n_new, batch_size)
+
+
+def n_comparisons(reference: Reference, n_candidates: int, processes: Processes) -> int:
+    """Count how often `evaluate` advances in this process."""
     a_batch = len(range(processes.rank, n_candidates + len(ALWAYS), processes.size))
-    return -(-n_prompts // batch_size) * a_batch
+    return len(reference.batches) * a_batch
 
 
-class PromptBatch:
-    """One batch of prompts. What candidates are compared with is made when it is first needed."""
+class _Comparison:
+    """One batch of prompts on both models. What is compared with is made when first needed."""
 
-    def __init__(self, pair: ModelPair, prompts: Prompts, n_new: int, ends: Sequence[int]) -> None:
-        self.prompts, self.n_new, self.ends = prompts, n_new, ends
-        self.blocks, self.base, self.tuned = pair.base_runner, pair.base_runner.model, pair.tuned
-        self.sites, self.tuned_sites = self.blocks.sites, pair.tuned_runner.sites
+    def __init__(self, pair: ModelPair, batch: PromptBatch, forcings: Sequence[Forcing]) -> None:
+        self.batch, self.forcings, self.prompts = batch, forcings, batch.prompts
+        self.runner, self.base, self.tuned = pair.base_runner, pair.base_runner.model, pair.tuned
+        self.sites, self.tuned_sites = self.runner.sites, pair.tuned_runner.sites
 
     def outcome(self, candidate: Candidate | None) -> Tensors:
-        """What `candidate` said and how far from the tuned model it was, as tensors by name."""
+        """Return how far `candidate` is from the tuned model, and its tokens, by name."""
+        known = self.batch.outcomes.get(candidate)
+        if known is not None and (candidate is None or self._has_all(known)):
+            return known
         if candidate is None:
-            found = _said(self.generated)
+            found = _tokens(self.batch.generated)
         elif candidate == ORACLE:
             found = self._oracle()
         elif candidate.layers == "all":
@@ -131,17 +154,15 @@ class PromptBatch:
             found = self._single(candidate, candidate.layers)
         return {name: tensor.cpu() for name, tensor in found.items()}
 
-    @cached_property
-    def _tuned_reading(self) -> tuple[Generated, Predictions, Predictions]:
-        """What the tuned model said, and its predictions as it said it and as it reads it."""
-        start = prefill(self.tuned, self.prompts)
-        generated, own_logits = greedy(self.tuned, self.prompts, start, self.n_new, self.ends)
-        read = continuation_logits(self.tuned, self.prompts, start, generated)
-        return generated, Predictions(own_logits), Predictions(read)
+    def restore(self, found: Tensors) -> None:
+        """Take the tuned model's tokens from the outcome that an interrupted run kept."""
+        device = self.prompts.ids.device
+        ids, counted = (found[f"said.{name}"].to(device) for name in ("ids", "counted"))
+        self.batch.restore(Generated(ids, counted))
 
-    @property
-    def generated(self) -> Generated:
-        return self._tuned_reading[0]
+    def _has_all(self, known: Tensors) -> bool:
+        """Whether `known` has every forcing that is asked for; the oracle has but one."""
+        return "agrees" in known or all(f"{forcing}.nats" in known for forcing in self.forcings)
 
     # Steering one block starts from the base model's states and needs no cache: like is compared
     # with like, so these and the oracle have the tuned model's own uncached pass.
@@ -149,45 +170,53 @@ class PromptBatch:
     @cached_property
     def _tuned_states(self) -> tuple[Predictions, dict[str, Tensor]]:
         with capture(self.tuned_sites.outputs) as states:
-            logits = whole_logits(self.tuned, self.prompts, self.generated)
+            logits = whole_logits(self.tuned, self.prompts, self.batch.generated)
         return Predictions(logits), states
 
     @cached_property
     def _base_states(self) -> dict[str, Tensor]:
         with capture(self.sites.inputs) as states:
-            whole_logits(self.base, self.prompts, self.generated)
+            whole_logits(self.base, self.prompts, self.batch.generated)
         return states
 
     def _everywhere(self, candidate: Candidate) -> Tensors:
-        """Both forcings, from one reading of the prompts."""
-        generated, own, read = self._tuned_reading
+        """Compare under every forcing that is asked for, from one reading of the prompts."""
+        batch, found = self.batch, Tensors()
+        # The tuned model first: its own predictions come with the tokens, which are made but once.
+        tuned = batch.own if "own" in self.forcings else None
         with self._attached(candidate):
             start = prefill(self.base, self.prompts)
-            logits = continuation_logits(self.base, self.prompts, start, generated)
-            said, own_logits = greedy(self.base, self.prompts, start, self.n_new, self.ends)
-        found = _compared("tuned", read.divergence(logits), generated.counted)
-        both = said.counted & generated.counted
-        return found | _compared("own", own.divergence(own_logits), both) | _said(said)
+            logits = continuation_logits(self.base, self.prompts, start, batch.generated)
+            if tuned is not None:
+                own, own_logits = greedy(self.base, self.prompts, start, batch.n_new, batch.ends)
+        if "tuned" in self.forcings:
+            nats = batch.read.divergence(logits)
+            found |= _compared("tuned", nats, batch.generated.counted)
+        if tuned is not None:
+            both = own.counted & batch.generated.counted
+            found |= _compared("own", tuned.divergence(own_logits), both) | _tokens(own)
+        return found
 
     def _single(self, candidate: Candidate, layer: int) -> Tensors:
         states = self._base_states[str(layer)]
-        with self.blocks.started_at(layer, states), self._attached(candidate):
+        with self.runner.started_at(layer, states), self._attached(candidate):
             return self._whole()[0]
 
     def _oracle(self) -> Tensors:
-        """Every block output of the base model overwritten with the tuned model's."""
+        """Overwrite every block output of the base model with the tuned model's."""
         states = self._tuned_states[1]
         with ExitStack() as stack:
             for name, site in self.sites.outputs.items():
                 stack.enter_context(replace(site, constant(states[name])))
             found, logits = self._whole()
-        agrees = (logits.argmax(-1) == self.generated.ids) | ~self.generated.counted
+        generated = self.batch.generated
+        agrees = (logits.argmax(-1) == generated.ids) | ~generated.counted
         return found | {"agrees": agrees.all()}
 
     def _whole(self) -> tuple[Tensors, Tensor]:
-        logits = whole_logits(self.base, self.prompts, self.generated)
+        logits = whole_logits(self.base, self.prompts, self.batch.generated)
         nats = self._tuned_states[0].divergence(logits)
-        return _compared("tuned", nats, self.generated.counted), logits
+        return _compared("tuned", nats, self.batch.generated.counted), logits
 
     @contextmanager
     def _attached(self, candidate: Candidate) -> Iterator[None]:
@@ -202,5 +231,6 @@ def _compared(forcing: Forcing, nats: Tensor, counted: Tensor) -> Tensors:
     return {f"{forcing}.nats": nats, f"{forcing}.counted": counted}
 
 
-def _said(generated: Generated) -> Tensors:
+def _tokens(generated: Generated) -> Tensors:
+    # These names stand in the files of interrupted runs.
     return {"said.ids": generated.ids, "said.counted": generated.counted}

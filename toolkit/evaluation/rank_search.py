@@ -5,22 +5,26 @@ at the end. Together they order all directions of all blocks; sets of more and m
 fitted sequentially and judged on the prompts of held-out documents.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import Divergences, recovered
 from toolkit.analysis.rank_budget import ladder, predicted, spread
-from toolkit.documents.tokens import encode_all
+from toolkit.documents.corpus import Corpus, Reading
 from toolkit.errors import InputError
 from toolkit.evaluation.allocation import BlockErrors, block_errors
 from toolkit.evaluation.candidates import NONE, Candidate
-from toolkit.evaluation.compare import evaluate
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.evaluation.compare import Evaluation, Tensors, evaluate, reference_of
+from toolkit.evaluation.reference import Reference
+from toolkit.fitting.block_result import KeptMarch
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.processes import ALONE, Processes
 
 WIDEST = 64  # of the widest set tried, on average over blocks
 AT_ONCE = 3  # sets fitted in one march
@@ -57,39 +61,53 @@ class RankSearch:
         return None if smaller.empty else smaller.iloc[-1]
 
 
+@dataclass(frozen=True)
+class KeptRound:
+    """Where one round of the search keeps what is finished: its march, and what candidates gave."""
+
+    march: KeptMarch
+    outcomes: MutableMapping[str, Tensors]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a diagnosis knows before the search: every block's errors, and the tuned model's
+    continuations of the prompts.
+    """
+
+    errors: BlockErrors
+    reference: Reference
+
+
 def smallest_ranks(
     pair: ModelPair,
-    documents: Iterable[Any],
+    documents: Iterable[Any] | Corpus,
     max_kl: float,
-    max_length: int = 512,
     new_tokens: int = 32,
     max_prompts: int | None = None,
-    seed: int = 0,
+    *,
     show_progress: bool = False,
-    errors: BlockErrors | None = None,
+    known: Known | None = None,
+    kept: Callable[[str], KeptRound] | None = None,
+    processes: Processes = ALONE,
+    **reading: Unpack[Reading],
 ) -> RankSearch:
     """Find the fewest ranks, spread over blocks, whose post-block adapters hold `max_kl`.
 
     `max_kl` is ``KL(tuned ‖ steered)`` in nats a generated token. Sets form a ladder, each about
     1.19 times the one before; the answer's neighbour below it is tried too, and fails. Both are
     judged on the same held-out prompts, which chose: a bound that is just held may just be missed
-    on others. `errors` are those of `block_errors` on the same documents, where they are there
-    already: that saves a march. Raises InputError for a bound that is not above 0.
+    on others. `known` is what a diagnosis of the same documents has already: it saves a march and
+    a generation. `kept` gives the folders of a round by its name; all `processes` share the work.
+    Raises InputError for a bound that is not above 0.
     """
     require_bound(max_kl)
-    documents = list(documents)
-    errors = errors or block_errors(
-        pair, documents, max_length, seed=seed, show_progress=show_progress
-    )
-    held_out = [d for d in encode_all(documents, pair.tokenizer, max_length) if d.held_out]
-    prompts = [d.prompt_ids for d in held_out[:max_prompts]]
-
-    def fit(plans: Sequence[Plan]) -> dict[Plan, Adapters]:
-        return fit_adapters(
-            pair, documents, plans, max_length=max_length, seed=seed, show_progress=show_progress
-        )
-
-    trials = _Trials(pair, prompts, new_tokens, errors, fit)
+    corpus = pair.corpus(documents, **reading)
+    if known is None:
+        errors = block_errors(pair, corpus, show_progress)
+        known = Known(errors, reference_of(pair, corpus.prompts(max_prompts), new_tokens))
+    judge = _Judge(pair, corpus, known.reference, show_progress, kept, processes)
+    trials = _Trials(known.errors, judge)
     index = search(len(trials.sets), trials.guess(max_kl), lambda at: trials.hold(at, max_kl))
     tried = pd.DataFrame([trials.rows[place] for place in sorted(trials.rows)])
     if trials.rows[NO_STEERING]["kl"] <= max_kl:
@@ -106,19 +124,48 @@ def require_bound(max_kl: float) -> None:
         raise InputError(f"max_kl is {max_kl}: expected nats per token, a number above 0")
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """Fits sets of ranks and compares them with the tuned model."""
+
+    pair: ModelPair
+    corpus: Corpus
+    reference: Reference
+    show_progress: bool
+    kept: Callable[[str], KeptRound] | None
+    processes: Processes
+
+    def __call__(
+        self, sets: Mapping[int, tuple[int, ...]]
+    ) -> tuple[dict[int, Candidate], Evaluation]:
+        """The candidates of `sets`, by their places on the ladder, and what came out."""
+        specs = {p: FitSpec("post_block", "linear", r, "sequential") for p, r in sets.items()}
+        kept = self.kept("-".join(map(str, sets))) if self.kept else None
+        fitted = fit_adapters(
+            self.pair,
+            self.corpus,
+            list(specs.values()),
+            show_progress=self.show_progress,
+            kept=kept.march if kept else None,
+            processes=self.processes,
+        )
+        candidates = {p: Candidate.of(fitted[spec], key=spec) for p, spec in specs.items()}
+        found = evaluate(
+            self.pair,
+            self.reference,
+            list(candidates.values()),
+            kept=kept.outcomes if kept else None,
+            processes=self.processes,
+        )
+        return candidates, found
+
+
 class _Trials:
     """A ladder of sets, and what came out of those that were fitted and judged."""
 
-    def __init__(
-        self,
-        pair: ModelPair,
-        prompts: Sequence[Sequence[int]],
-        new_tokens: int,
-        errors: BlockErrors,
-        fit: Callable[[Sequence[Plan]], dict[Plan, Adapters]],
-    ) -> None:
-        self.pair, self.prompts, self.new_tokens, self.fit = pair, prompts, new_tokens, fit
-        totals = ladder(pair.n_layers, min(WIDEST, len(errors.gains[0])))
+    def __init__(self, errors: BlockErrors, judge: _Judge) -> None:
+        self.judge = judge
+        totals = ladder(len(errors.gains), min(WIDEST, len(errors.gains[0])))
         self.sets = [spread(errors.gains, total, errors.costs) for total in totals]
         self.predicted = [predicted(errors.left, errors.costs, ranks) for ranks in self.sets]
         self.rows: dict[int, Row] = {}
@@ -131,16 +178,13 @@ class _Trials:
 
     def hold(self, places: Sequence[int], max_kl: float) -> list[bool]:
         """Whether the sets at `places` of the ladder do."""
-        plans = {p: Plan("post_block", "linear", self.sets[p], "sequential") for p in places}
-        fitted = self.fit(list(plans.values()))
-        candidates = {place: Candidate.of(fitted[plan]) for place, plan in plans.items()}
-        found = evaluate(
-            self.pair, self.prompts, list(candidates.values()), self.new_tokens
-        ).divergences
+        candidates, evaluation = self.judge({place: self.sets[place] for place in places})
+        found = evaluation.divergences
         base = found[NONE, "tuned"]
         self.rows[NO_STEERING] = self._row(NO_STEERING, NONE, base, base)
         for place, candidate in candidates.items():
-            self.adapters[place] = fitted[plans[place]]
+            assert candidate.adapters is not None
+            self.adapters[place] = candidate.adapters
             self.rows[place] = self._row(place, candidate, found[candidate, "tuned"], base)
         return [self.rows[place]["kl"] <= max_kl for place in places]
 

@@ -1,35 +1,120 @@
-"""The tuned model's own answers, which other models are compared with."""
+"""The tuned model's continuations of prompts, made once, which other models are compared with."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.analysis.divergence import Divergences, Predictions
-from toolkit.models.generation import continuation_logits, end_tokens, greedy, make_prompts, prefill
+from toolkit.documents.corpus import pad_token
+from toolkit.models.generation import (
+    Generated,
+    Prefilled,
+    Prompts,
+    continuation_logits,
+    end_tokens,
+    greedy,
+    make_prompts,
+    prefill,
+)
+from toolkit.models.locations import causal_lm
+
+PROMPTS_A_BATCH = 16  # that are generated from together
+
+
+class PromptBatch:
+    """A batch of prompts, and what the tuned model makes of it; each part when it is first needed.
+
+    Its tokens stay. Its predictions, which are as large as the vocabulary, are dropped by `release`
+    and computed again from the tokens, in one pass, when they are asked for again.
+    """
+
+    def __init__(self, model: Any, prompts: Prompts, n_new: int, ends: Sequence[int]) -> None:
+        self.model, self.prompts, self.n_new, self.ends = model, prompts, n_new, ends
+        self.outcomes: dict[Any, dict[str, Tensor]] = {}  # of candidates that every comparison has
+        self._generated: Generated | None = None
+        self._start: Prefilled | None = None
+        self._read: Predictions | None = None
+        self._own: Predictions | None = None
+
+    @property
+    def generated(self) -> Generated:
+        """The tuned model's greedy tokens."""
+        if self._generated is None:
+            self._generate()
+        assert self._generated is not None
+        return self._generated
+
+    @property
+    def read(self) -> Predictions:
+        """The tuned model's predictions as it reads its own tokens."""
+        if self._read is None:
+            logits = continuation_logits(self.model, self.prompts, self._prefill(), self.generated)
+            self._read = Predictions(logits)
+        return self._read
+
+    @property
+    def own(self) -> Predictions:
+        """The tuned model's predictions as it generated its tokens one by one."""
+        if self._own is None:
+            self._generate()
+        assert self._own is not None
+        return self._own
+
+    def restore(self, generated: Generated) -> None:
+        """Take tokens that were generated before, by the same model from the same prompts."""
+        if self._generated is None:
+            self._generated = generated
+
+    def release(self) -> None:
+        """Drop all that is as large as the vocabulary."""
+        self._start = self._read = self._own = None
+
+    def _prefill(self) -> Prefilled:
+        if self._start is None:
+            self._start = prefill(self.model, self.prompts)
+        return self._start
+
+    def _generate(self) -> None:
+        generated, logits = greedy(self.model, self.prompts, self._prefill(), self.n_new, self.ends)
+        self._generated, self._own = generated, Predictions(logits)
 
 
 class Reference:
-    """The tuned model's own answers, and how far other models' next tokens are from its own.
+    """The tuned model's greedy continuations of `prompts`, in batches of `batch_size` (None: one).
 
-    KL(tuned ‖ model) in nats per generated token, all models reading the tuned model's tokens.
+    Made once in a run and handed to every comparison of it.
     """
 
-    @torch.no_grad()
     def __init__(
-        self, tuned: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], n_new: int
+        self,
+        tuned: nn.Module,
+        tokenizer: Any,
+        prompts: Sequence[Sequence[int]],
+        n_new: int = 32,
+        batch_size: int | None = PROMPTS_A_BATCH,
     ) -> None:
-        device = next(tuned.parameters()).device
-        self.prompts = make_prompts(prompts, tokenizer.pad_token_id or 0, device)
-        start = prefill(tuned, self.prompts)
-        ends = end_tokens(tuned, tokenizer)
-        self.said, _ = greedy(tuned, self.prompts, start, n_new, ends)
-        logits = continuation_logits(tuned, self.prompts, start, self.said)
-        self.predictions = Predictions(logits)
+        model = causal_lm(tuned)
+        device, ends = next(tuned.parameters()).device, end_tokens(model, tokenizer)
+        size = batch_size or max(len(prompts), 1)
+        self.n_prompts, self.n_new = len(prompts), n_new
+        self.batches = [
+            PromptBatch(
+                tuned,
+                make_prompts(prompts[i : i + size], pad_token(tokenizer), device),
+                n_new,
+                ends,
+            )
+            for i in range(0, len(prompts), size)
+        ]
 
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> Divergences:
-        start = prefill(model, self.prompts)
-        logits = continuation_logits(model, self.prompts, start, self.said)
-        return Divergences(self.predictions.divergence(logits), self.said.counted)
+        """Measure KL(tuned ‖ model) in nats a token, `model` reading the tuned model's tokens."""
+        parts = []
+        for batch in self.batches:
+            start = prefill(model, batch.prompts)
+            logits = continuation_logits(model, batch.prompts, start, batch.generated)
+            parts.append(Divergences(batch.read.divergence(logits), batch.generated.counted))
+        return Divergences.join(parts)

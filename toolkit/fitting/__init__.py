@@ -1,10 +1,22 @@
 """Fitting adapters without a gradient through a model.
 
-`closed_form` fits block by block as the march passes, `from_moments` makes an adapter of sums over
-tokens, and `regression` is what closed form cannot give: a non-linear adapter on a block's tokens.
+`spec` says what is fitted, `fit_statistics` gathers what one fit needs of a block and makes its
+adapter, `closed_form` fits many specs in one march, `block_result` keeps what a march has finished.
+`from_moments` has the closed forms, `regression` what they cannot give: a non-linear adapter.
 """
 
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.block_result import BlockResult, KeptMarch
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.fit_statistics import FitStatistics
 from toolkit.fitting.from_moments import adapter_from, loreft_from
+from toolkit.fitting.spec import FitSpec
 
-__all__ = ["Plan", "adapter_from", "fit_adapters", "loreft_from"]
+__all__ = [
+    "BlockResult",
+    "FitSpec",
+    "FitStatistics",
+    "KeptMarch",
+    "adapter_from",
+    "fit_adapters",
+    "loreft_from",
+]

@@ -1,8 +1,8 @@
 """The main job, from names to files: what ``oracle diagnose`` and ``oracle demo`` run."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -10,9 +10,10 @@ from toolkit.diagnosis.diagnose import diagnose
 from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
-from toolkit.documents.documents import read_documents
+from toolkit.documents.corpus import Corpus, DataFile
 from toolkit.errors import InputError
 from toolkit.models.loading import one_line
+from toolkit.models.outline import Outline, outline
 from toolkit.models.pair import ModelPair
 from toolkit.planning.estimate import RunPlan, plan
 from toolkit.planning.free_memory import require_memory
@@ -68,16 +69,18 @@ def run_job(job: Job) -> Run | None:
 
 def _run_in(processes: Processes, job: Job) -> Run:
     processes.from_first(lambda: refuse_existing(job.out, job.overwrite))
-    documents = read_documents(job.data)
+    data = DataFile.read(job.data)
+    corpus = None
     if job.memory_check:
+        known = outline(job.base, job.tuned)
+        corpus = Corpus.of(data.documents, known.tokenizer, **job.options.reading)
         # The first process asks for all, before any of them has read a model.
-        processes.from_first(lambda: require_memory(plan_job(job, timed=False).places))
+        processes.from_first(lambda: require_memory(_plan(job, known, corpus, False).places))
     pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device, job.offload)
-    source = {"file": str(job.data), "sha256": hashlib.sha256(job.data.read_bytes()).hexdigest()}
     request = {
         "base": pair.hashes[0],
         "tuned": pair.hashes[1],
-        "data": source["sha256"],
+        "data": data.sha256,
         "options": vars(job.options),
         "keep_statistics": job.keep_statistics,
     }
@@ -87,7 +90,7 @@ def _run_in(processes: Processes, job: Job) -> Run:
     try:
         run = diagnose(
             pair,
-            documents,
+            corpus or data.documents,
             job.options,
             show_progress=job.show,
             workspace=workspace,
@@ -97,18 +100,22 @@ def _run_in(processes: Processes, job: Job) -> Run:
         workspace.abandon()
         raise
     if processes.first:
-        run.info["data"].update(source)
+        run.info["data"].update(file=str(job.data), sha256=data.sha256)
         publish(run, workspace.folder)
         workspace.close()
     return run
 
 
 def plan_job(job: Job, timed: bool = True) -> RunPlan:
-    """What `job` would cost: no weights are read, nothing is written."""
+    """Plan what `job` would cost: no weights are read, nothing is written."""
+    documents = DataFile.read(job.data).documents
+    return _plan(job, outline(job.base, job.tuned), documents, timed)
+
+
+def _plan(job: Job, known: Outline, documents: Any, timed: bool) -> RunPlan:
     return plan(
-        job.base,
-        job.tuned,
-        read_documents(job.data),
+        known,
+        documents,
         job.options,
         job.dtype,
         job.device,

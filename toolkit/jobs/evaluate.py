@@ -53,7 +53,7 @@ def judge(
     if tuned:
         who.append(("tuned", pair.tuned, nullcontext))
         prompts = prompts_of(tokenizer, test[:KL_PROMPTS])
-        reference = Reference(pair.tuned, tokenizer, prompts, min(KL_TOKENS, task.new_tokens))
+        reference = Reference(pair.tuned, tokenizer, prompts, min(KL_TOKENS, task.new_tokens), None)
     rows, plain, base_kl = [], [], None
     total = len(who) * -(-len(test) // batch_size)
     with progress("asking", total, shown) as advance:

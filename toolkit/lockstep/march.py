@@ -33,7 +33,7 @@ class Step:
 
     They are those of the n counted tokens, as statistics read them (`wide`). `forced` are the base
     block's states on the tuned stream, `steered` those on the stream of each adapter family that
-    is being fitted (fit documents only).
+    is being fitted (fit documents only). `index` is the batch's place among all.
     """
 
     layer: int
@@ -42,6 +42,7 @@ class Step:
     base: States
     forced: States
     steered: dict[str, States]
+    index: int = 0
 
     def source(self, mode: Mode, location: str) -> Tensor:
         """The base model's state in `mode`."""
@@ -149,7 +150,7 @@ class March:
             self._streams["tuned"].put(index, tuned_out)
             names = () if batch.held_out else self.steered
             steered = {name: self._run_steered(name, layer, index, call) for name in names}
-            yield Step(layer, batch, tuned, base, forced, steered)
+            yield Step(layer, batch, tuned, base, forced, steered, index)
 
     @torch.no_grad()
     def advance(self, layer: int, adapters: Mapping[str, Callable[[Tensor], Tensor]]) -> None:

@@ -1,15 +1,16 @@
 """A pair: the base model, the tuned model and their tokenizer, proven to be comparable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
+from toolkit.documents.corpus import Corpus, Reading
 from toolkit.errors import InputError
 from toolkit.models.loading import (
     fingerprint,
@@ -130,6 +131,15 @@ class ModelPair:
         """The fingerprints of the base and the tuned model, taken once."""
         ours = state_tensors(self.base, self.base_runner.offload)
         return fingerprint(ours), fingerprint(state_tensors(self.tuned, self.tuned_runner.offload))
+
+    def corpus(self, documents: "Iterable[Any] | Corpus", **reading: Unpack[Reading]) -> Corpus:
+        """Tokenise `documents` for this pair; a corpus comes back as it is, on the pair's device.
+
+        `reading` are the arguments of `Corpus.of`.
+        """
+        if isinstance(documents, Corpus):
+            return documents.on(self.device)
+        return Corpus.of(documents, self.tokenizer, self.device, **reading)
 
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:

@@ -1,27 +1,24 @@
 """What a run will cost, before any weights are read: the plan behind ``oracle diagnose --dry-run``.
 
 Configurations, tokenizer and documents are read, so tokens and batches are those of the run;
-operations and bytes come from the formulas of `cost` and `footprint`, seconds from a short timing
+operations and bytes come from the formulas of `operations` and `memory`, seconds from a short timing
 on random numbers. Nothing is written.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Group
 from rich.table import Table as Grid
 
-from toolkit.analysis.linear_fit import Rank
-from toolkit.diagnosis.grid import SINGLE, recipes_for
+from toolkit.diagnosis.grid import SINGLE, grid_for
 from toolkit.diagnosis.options import Options
-from toolkit.documents.batches import make_batches
-from toolkit.documents.tokens import encode_all
-from toolkit.evaluation.compare import PROMPTS_A_BATCH
-from toolkit.models.outline import outline
-from toolkit.planning import operations as cost
+from toolkit.documents.corpus import Corpus
+from toolkit.evaluation.reference import PROMPTS_A_BATCH
+from toolkit.models.outline import Outline
+from toolkit.planning import operations
 from toolkit.planning.free_memory import Place, gib, places
 from toolkit.planning.memory import Disk, Memory, disk, memory
 from toolkit.planning.operations import Stage
@@ -72,7 +69,7 @@ class RunPlan:
         }
         for name, counts in rows.items():
             grid.add_row(name, *(f"{n:,}" for n in (*counts, sum(counts))))
-        passes = cost.march_passes(self.work)
+        passes = operations.march_passes(self.work)
         on_fit = passes["all"] + passes["fit"]
         grid.add_row("passes through every block", f"{on_fit:g}", f"{passes['all']:g}", "")
         return grid
@@ -115,9 +112,8 @@ class RunPlan:
 
 
 def plan(
-    base: str | Path,
-    tuned: str | Path,
-    documents: Iterable[Any],
+    known: Outline,
+    documents: Iterable[Any] | Corpus,
     options: Options | None = None,
     dtype: torch.dtype | str = torch.float32,
     device: str = "cpu",
@@ -126,27 +122,27 @@ def plan(
     offload: bool = False,
     keep_statistics: bool = False,
 ) -> RunPlan:
-    """What ``oracle diagnose`` of this pair on these documents needs; no weights are read.
+    """Plan what ``oracle diagnose`` of a pair on these documents needs; no weights are read.
 
-    Arguments are those of `ModelPair.load` and `diagnose`. With `timed`, a few seconds of timing on
-    `device` give the run's time.
+    `known` is the pair's `outline`; the other arguments are those of `ModelPair.load` and
+    `diagnose`. With `timed`, a few seconds of timing on `device` give the run's time.
     """
-    options, known = options or Options(), outline(base, tuned)
+    options = options or Options()
     if isinstance(dtype, str):
         named = getattr(known.config, "dtype", None) or torch.float32
         dtype = named if dtype == "auto" else getattr(torch, dtype)
     shape = ModelShape.of_config(known.config)
-    encoded = encode_all(documents, known.tokenizer, options.max_length)
-    work, ranks = workload_of(shape, encoded, options, known.adapter)
+    if not isinstance(documents, Corpus):
+        documents = Corpus.of(documents, known.tokenizer, **options.reading)
+    work, ranks = workload_of(shape, documents, options, known.adapter)
     size = dtype.itemsize
     needed = memory(shape, work, size, ranks, offload, torch.get_num_threads())
     timing = measure(known.config, shape, work, dtype, device) if timed else None
-    held_out = sum(document.held_out for document in encoded)
     return RunPlan(
         shape=shape,
         work=work,
-        documents=(len(encoded) - held_out, held_out),
-        stages=cost.run(shape, work),
+        documents=(len(documents.fit), len(documents.held_out)),
+        stages=operations.run(shape, work),
         memory=needed,
         disk=disk(shape, work, size, ranks, keep_statistics),
         places=places(needed, device),
@@ -156,29 +152,28 @@ def plan(
 
 
 def workload_of(
-    shape: ModelShape, encoded: Sequence[Any], options: Options, adapter: int | None = None
-) -> tuple[Workload, list[Rank]]:
-    """A run's numbers from its documents as tokens, and the ranks of all adapters that it fits."""
-    recipes = recipes_for(shape.branches, shape.d)
-    batches = make_batches(encoded, options.positions, options.batch_tokens)
-    asked = [d.prompt_ids for d in encoded if d.held_out][: options.max_prompts]
+    shape: ModelShape, corpus: Corpus, options: Options, adapter: int | None = None
+) -> tuple[Workload, list[Any]]:
+    """Count a run's numbers from its documents as tokens; and the ranks of all that it fits."""
+    specs = grid_for(shape.branches, shape.d)
+    asked = corpus.prompts(options.max_prompts)
     rounds = [asked[i : i + PROMPTS_A_BATCH] for i in range(0, len(asked), PROMPTS_A_BATCH)]
     work = Workload(
         batches=tuple(
             BatchShape(b.ids.shape[0], b.ids.shape[1], int(b.counted.sum()), b.held_out)
-            for b in batches
+            for b in corpus.batches
         ),
         prompts=tuple(BatchShape(len(some), max(map(len, some))) for some in rounds),
-        steered=tuple(recipe.location for recipe in recipes if recipe.fit == "sequential"),
-        everywhere=len(recipes) + 1,
-        single=SINGLE in recipes,
+        steered=tuple(spec.location for spec in specs if spec.is_steered),
+        everywhere=len(specs) + 1,
+        single=SINGLE in specs,
         new_tokens=options.new_tokens,
         sample=options.sample,
         sketch=options.sketch,
         shared_sample=options.shared_sample,
         adapter=adapter,
     )
-    return work, [recipe.rank for recipe in recipes]
+    return work, [spec.rank for spec in specs]
 
 
 def _grid(*names: str) -> Grid:

@@ -8,8 +8,9 @@ import pandas as pd
 from transformers import LlamaConfig
 
 from toolkit.diagnosis.options import Options
+from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import Encoded
-from toolkit.planning import operations as cost
+from toolkit.planning import operations
 from toolkit.planning.estimate import workload_of
 from toolkit.planning.memory import disk, memory, streams
 from toolkit.planning.shapes import ModelShape
@@ -55,7 +56,8 @@ def workload_of_size(
         for i in range(max(tokens // length, 5))
     ]
     asked = options or Options(max_prompts=prompts)
-    return workload_of(shape, documents, asked, adapter)
+    corpus = Corpus(tuple(documents), asked.positions, asked.batch_tokens)
+    return workload_of(shape, corpus, asked, adapter)
 
 
 def hours(
@@ -65,7 +67,7 @@ def hours(
     ``bytes read / disk``.
     """
     seconds = 0.0
-    for stage in cost.run(shape, work):
+    for stage in operations.run(shape, work):
         rate = machine.linear_algebra if stage.kind in HOST else machine.products
         seconds += stage.operations / rate
     if offload:
@@ -79,7 +81,7 @@ def bytes_read(shape: ModelShape, work: Workload, size: int) -> float:
     """
     blocks = size * sum(block.parameters for block in shape.blocks)
     halves = 2 if work.adapter is None else 1
-    return blocks * (halves + cost.forward_passes(shape, work))
+    return blocks * (halves + operations.forward_passes(shape, work))
 
 
 def needs(

@@ -1,4 +1,4 @@
-"""JSON records, written whole or not at all."""
+"""Records on disk, JSON and tensors, written whole or not at all."""
 
 import json
 import math
@@ -6,12 +6,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch import Tensor
+
 
 def write_json(content: Any, path: Path) -> None:
-    """Indented UTF-8 JSON, written whole or not at all; numbers that are not finite are null."""
+    """Write indented UTF-8 JSON; numbers that are not finite become null."""
     unfinished = path.with_name(f"{path.name}.new")
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
     unfinished.write_text(text + "\n", "utf-8")
+    os.replace(unfinished, path)
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors by name as safetensors."""
+    unfinished = path.with_suffix(".new")
+    save_file(tensors, unfinished, metadata)
     os.replace(unfinished, path)
 
 

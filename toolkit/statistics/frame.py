@@ -13,6 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from toolkit.runtime.processes import Processes
+
 # A part is a batch's products, of about its number of tokens (2¹¹), with errors of 2⁻²⁴ of that
 # where they are taken in float32: the grid lies far below, and leaves room for 2²⁹ tokens. Parts in
 # float64 are rounded less, which leaves room for 2¹¹; beyond it additions round as any do.
@@ -53,6 +55,20 @@ class Frame:
 def frames_of(values: Mapping[str, Tensor]) -> dict[str, Frame]:
     """A frame for each named vector `[n, d]`."""
     return {name: Frame.of(value) for name, value in values.items()}
+
+
+def shared_frames(
+    values: Mapping[str, Mapping[str, Tensor]], processes: Processes
+) -> dict[str, dict[str, Frame]]:
+    """The frames of the first process's `values`, in all `processes`."""
+    device = next((v.device for group in values.values() for v in group.values()), None)
+    frames = processes.from_first(
+        lambda: {group: frames_of(found) for group, found in values.items()}
+    )
+    return {
+        group: {name: frame.to(device) for name, frame in found.items()}
+        for group, found in frames.items()
+    }
 
 
 def add(total: Tensor, part: Tensor, precision: torch.dtype) -> None:

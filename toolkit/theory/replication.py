@@ -9,7 +9,6 @@ post-MLP adapter A becomes the post-block adapter ``A P*`` of the same rank.
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -27,14 +26,15 @@ from toolkit.analysis.projection import (
     oblique_projection,
     overlap,
 )
-from toolkit.documents.batches import Batch, make_batches
-from toolkit.documents.tokens import encode_all
+from toolkit.documents.batches import Batch
+from toolkit.documents.corpus import Corpus
 from toolkit.errors import InputError
 from toolkit.fitting.closed_form import require
-from toolkit.models.deltas import wide
-from toolkit.models.edits import shift, steerable
+from toolkit.lockstep.driver import march_through
+from toolkit.lockstep.single import Shift, SingleMarch, SingleStep
 from toolkit.models.pair import ModelPair
 from toolkit.models.runner import BlockRunner
+from toolkit.runtime.processes import Processes
 from toolkit.statistics import Moments, MomentSums
 
 SKIP, MLP, OUT = "skip", "mlp", "out"
@@ -52,39 +52,49 @@ class BlockMoments:
     held_out: Moments
 
 
-# What is added to the block's output, from the MLP's output and from it; None: nothing.
-Shift = Callable[[Tensor, Tensor], Tensor]
 Steering = Callable[[BlockMoments], Shift | None]
+
+
+class _BlockSums:
+    """Accumulates what `PAIRS` names, by side."""
+
+    def __init__(self) -> None:
+        self.sums = {False: MomentSums(PAIRS), True: MomentSums(PAIRS)}
+
+    def update(self, step: SingleStep) -> None:
+        """Add one batch."""
+        names = {SKIP: "resid_mid", MLP: "post_mlp", OUT: "post_block"}
+        values = {name: step.states[location] for name, location in names.items()}
+        self.sums[step.batch.held_out].update(values)
+
+    def start(self) -> None:
+        """Nothing: one process sees all documents."""
+
+    def reduce(self, processes: Processes) -> None:
+        """Nothing: one process sees all documents."""
+        assert processes.size == 1
+
+    def result(self, layer: int) -> BlockMoments:
+        """The moments of both sides."""
+        return BlockMoments(layer, self.sums[False].result(), self.sums[True].result())
 
 
 @torch.no_grad()
 def block_moments(
     runner: BlockRunner, batches: Sequence[Batch], steering: Steering = lambda _: None
 ) -> Iterator[BlockMoments]:
-    """March one model, where `March` has two, over `batches`, gathering what `PAIRS` names.
+    """March one model over `batches`, gathering what `PAIRS` names in every block.
 
     What `steering` makes of a block's moments is added to its output before the next block, at all
     tokens but each document's first; the moments are of the states that it reads.
     """
-    streams = [runner.embed(batch) for batch in batches]
-    for layer in range(runner.sites.n_layers):
-        sums = {False: MomentSums(PAIRS), True: MomentSums(PAIRS)}
-        written: list[Tensor] = []
-        for index, batch in enumerate(batches):
-            call = runner.call(layer, batch)
-            output, states = runner.run(layer, call, streams[index], ("resid_mid", "post_mlp"))
-            named = {SKIP: states["resid_mid"], MLP: states["post_mlp"], OUT: output}
-            counted = {name: wide(state[batch.counted]) for name, state in named.items()}
-            sums[batch.held_out].update(counted)
-            streams[index] = output
-            written.append(states["post_mlp"])
-        found = BlockMoments(layer, sums[False].result(), sums[True].result())
-        if change := steering(found):
-            for index, batch in enumerate(batches):
-                supplied = partial(change, written[index])
-                output = streams[index]
-                streams[index] = output + shift(supplied, output, steerable(batch.mask))
-        yield found
+
+    def conclude(layer: int, found: dict[str, _BlockSums]) -> tuple[BlockMoments, Any]:
+        moments = found["block"].result(layer)
+        return moments, steering(moments)
+
+    march = SingleMarch(runner, batches, ("resid_mid", "post_mlp"))
+    yield from march_through(march, lambda _: {"block": _BlockSums()}, conclude)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Replication:
 
 def measure(
     pair: ModelPair,
-    documents: Iterable[Any],
+    documents: Iterable[Any] | Corpus,
     max_length: int = 512,
     relative_ridge: float = RELATIVE_RIDGE,
 ) -> Replication:
@@ -150,7 +160,7 @@ def best_guess(moments: Moments, relative_ridge: float = RELATIVE_RIDGE) -> Affi
 
 def replicate(
     pair: ModelPair,
-    documents: Iterable[Any],
+    documents: Iterable[Any] | Corpus,
     adapters: Adapters,
     stream: Stream = "steered",
     max_length: int = 512,
@@ -209,9 +219,7 @@ def matrix_of(adapter: Linear) -> Tensor:
     return (adapter.up if adapter.down is None else adapter.up @ adapter.down).cpu()
 
 
-def _batches(pair: ModelPair, documents: Iterable[Any], max_length: int) -> list[Batch]:
+def _batches(pair: ModelPair, documents: Iterable[Any] | Corpus, max_length: int) -> list[Batch]:
     for location in ("resid_mid", "post_mlp"):
         require(pair, location)
-    encoded = encode_all(documents, pair.tokenizer, max_length)
-    pad_id = pair.tokenizer.pad_token_id or 0
-    return make_batches(encoded, pad_id=pad_id, device=pair.device)
+    return pair.corpus(documents, max_length=max_length).batches

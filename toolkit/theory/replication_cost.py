@@ -8,17 +8,18 @@ import pandas as pd
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import recovered, recovered_difference
 from toolkit.analysis.linear_fit import RELATIVE_RIDGE
-from toolkit.documents.tokens import encode_all
+from toolkit.documents.corpus import Corpus
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import Evaluation, evaluate
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
 from toolkit.models.pair import ModelPair
 from toolkit.theory.replication import Stream, replicate
 
 
 def replication_cost(
     pair: ModelPair,
-    documents: Iterable[Any],
+    documents: Iterable[Any] | Corpus,
     rank: int = 8,
     fits: Sequence[Literal["forced", "sequential"]] = ("forced", "sequential"),
     streams: Sequence[Stream] = ("base", "steered", "own"),
@@ -33,28 +34,24 @@ def replication_cost(
     prompts. Beside them stand adapters fitted behind the block themselves. ``lost`` is what A
     recovers less what the row recovers, with its standard error over the same prompts.
     """
-    documents = list(documents)
-    plans = {
-        (fit, location): Plan(location, "linear", rank, fit)
+    corpus = pair.corpus(documents, max_length=max_length)
+    specs = {
+        (fit, location): FitSpec(location, "linear", rank, fit)
         for fit in fits
         for location in ("post_mlp", "post_block")
     }
-    fitted = fit_adapters(pair, documents, list(plans.values()), max_length=max_length)
+    fitted = fit_adapters(pair, corpus, list(specs.values()))
     labelled: dict[tuple[str, str, str], Adapters] = {}
     for fit in fits:
-        behind_mlp = fitted[plans[fit, "post_mlp"]]
+        behind_mlp = fitted[specs[fit, "post_mlp"]]
         labelled[fit, "post-MLP A", ""] = behind_mlp
         for stream in streams:
-            made = replicate(pair, documents, behind_mlp, stream, max_length, relative_ridge)
+            made = replicate(pair, corpus, behind_mlp, stream, max_length, relative_ridge)
             labelled[fit, "post-block A P*", stream] = made
-        labelled[fit, "post-block fitted", ""] = fitted[plans[fit, "post_block"]]
-    candidates = {
-        label: Candidate("linear", found.location, rank, " ".join(label), "all", found)
-        for label, found in labelled.items()
-    }
-    encoded = encode_all(documents, pair.tokenizer, max_length)
-    prompts = [e.prompt_ids for e in encoded if e.held_out]
-    evaluation = evaluate(pair, prompts[:n_prompts], list(candidates.values()), n_new)
+        labelled[fit, "post-block fitted", ""] = fitted[specs[fit, "post_block"]]
+    candidates = {label: Candidate.of(found, key=label) for label, found in labelled.items()}
+    prompts = corpus.prompts(n_prompts)
+    evaluation = evaluate(pair, prompts, list(candidates.values()), n_new)
     reference: dict[str, Candidate] = {fit: candidates[fit, "post-MLP A", ""] for fit in fits}
     return pd.DataFrame(
         [_cost_row(*label, c, evaluation, reference[label[0]]) for label, c in candidates.items()]

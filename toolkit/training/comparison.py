@@ -15,6 +15,7 @@ import numpy as np
 
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import recovered
+from toolkit.documents.corpus import pad_token
 from toolkit.documents.documents import Document
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.documents.tokens import Positions
@@ -80,7 +81,9 @@ class Bench:
         self.rows = self._supervised(self.train_examples)
         self.validation_rows = self._supervised(self.validation)
         prompts = prompts_of(self.tokenizer, self.test[: setting.n_kl])
-        self.reference = Reference(self.pair.tuned, self.tokenizer, prompts, self.task.new_tokens)
+        self.reference = Reference(
+            self.pair.tuned, self.tokenizer, prompts, self.task.new_tokens, batch_size=None
+        )
         self.base_divergence = self.reference.divergence(self.pair.base)
 
     def run(self, method: Method, rate: float | None, seed: int) -> Outcome:
@@ -101,7 +104,7 @@ class Bench:
 
     @property
     def pad_id(self) -> int:
-        return self.tokenizer.pad_token_id or 0
+        return pad_token(self.tokenizer)
 
     def right(self, model: Any, examples: Sequence[Example]) -> np.ndarray:
         return correct(model, self.tokenizer, self.task, examples, self.setting.batch_size)
@@ -117,10 +120,12 @@ class Bench:
             return None, 0.0
         chosen = np.random.default_rng(seed).permutation(len(self.train_examples))
         documents = [_document(self.train_examples[i]) for i in chosen[: self.setting.n_fit]]
-        plan = method.plan
+        spec = method.spec
         started = time.perf_counter()
-        fitted = fit_adapters(self.pair, documents, [plan], self.setting.fit_positions, seed=seed)
-        return fitted[plan], time.perf_counter() - started
+        fitted = fit_adapters(
+            self.pair, documents, [spec], positions=self.setting.fit_positions, seed=seed
+        )
+        return fitted[spec], time.perf_counter() - started
 
     def _judge(
         self,

@@ -15,7 +15,7 @@ from toolkit.adapters.collection import Adapters
 from toolkit.adapters.kinds import KINDS
 from toolkit.analysis.linear_fit import Rank
 from toolkit.errors import InputError
-from toolkit.fitting.closed_form import Plan
+from toolkit.fitting.spec import FitSpec
 from toolkit.models.locations import Sites, resolve
 from toolkit.training.lora_overlap import Overlap
 from toolkit.training.trainer import Trainee
@@ -60,10 +60,10 @@ class Method:
         return {"sft": "sft", "lora": "lora", "joint": "lora"}.get(self.kind, "steering")
 
     @property
-    def plan(self) -> Plan:
+    def spec(self) -> FitSpec:
         """How its adapters are fitted, where they do not start as the identity."""
         rank: Any = 0 if self.kind == "vector" else self.rank
-        return Plan(self.location, self.kind, rank, self.start, self.blend)  # type: ignore[arg-type]
+        return FitSpec(self.location, self.kind, rank, self.start, self.blend)  # type: ignore[arg-type]
 
     @property
     def rates(self) -> tuple[float, ...]:

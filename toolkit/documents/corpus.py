@@ -1,0 +1,132 @@
+"""A corpus: the documents of a run, read once, split once and tokenised once."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from toolkit.documents.batches import Batch, make_batches
+from toolkit.documents.documents import Document, parse_documents, read_bytes
+from toolkit.documents.tokens import MAX_LENGTH, Encoded, Positions, encode_all
+from toolkit.errors import InputError
+
+
+class Reading(TypedDict, total=False):
+    """How documents become tokens and batches: the arguments of `Corpus.of`."""
+
+    max_length: int
+    positions: Positions
+    batch_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file, read once: its documents, and the sha256 of its bytes."""
+
+    path: Path
+    documents: list[Document]
+    sha256: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> "DataFile":
+        """Read the JSON lines or the text at `path`."""
+        content = read_bytes(path)
+        documents = parse_documents(content, Path(path))
+        return cls(Path(path), documents, hashlib.sha256(content).hexdigest())
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents as tokens, and the batches and prompts that are made of them.
+
+    `encoded` are all documents, fit and held-out ones, in their order. `positions` says which
+    tokens count, `batch_tokens` how many tokens a batch holds at most; `seed` draws the keys by
+    which tokens are sampled. Make one with `of`, or with `ModelPair.corpus`.
+    """
+
+    encoded: tuple[Encoded, ...]
+    positions: Positions = "all"
+    batch_tokens: int = 2048
+    pad_id: int = 0
+    device: str | torch.device = "cpu"
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        documents: Iterable[Any],
+        tokenizer: Any,
+        device: str | torch.device = "cpu",
+        max_length: int = MAX_LENGTH,
+        positions: Positions = "all",
+        batch_tokens: int = 2048,
+        seed: int = 0,
+    ) -> "Corpus":
+        """Split `documents` and tokenise each once.
+
+        Raises InputError where there are fewer than two different ones, or none has two tokens.
+        """
+        encoded = tuple(encode_all(documents, tokenizer, max_length))
+        return cls(encoded, positions, batch_tokens, pad_token(tokenizer), device, seed)
+
+    @property
+    def fit(self) -> list[Encoded]:
+        """The documents that maps are fitted on."""
+        return [document for document in self.encoded if not document.held_out]
+
+    @property
+    def held_out(self) -> list[Encoded]:
+        """The documents that maps are judged on."""
+        return [document for document in self.encoded if document.held_out]
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """All documents in batches of one side each, fit documents first."""
+        return self._batched(self.encoded, self.batch_tokens)
+
+    @cached_property
+    def fit_batches(self) -> list[Batch]:
+        """The fit documents in batches."""
+        return [batch for batch in self.batches if not batch.held_out]
+
+    def together(self, documents: Sequence[Encoded]) -> Batch:
+        """Pad `documents`, all of one side, to one batch."""
+        longest = max(len(document.ids) for document in documents)
+        (batch,) = self._batched(documents, len(documents) * longest)
+        return batch
+
+    def asked(self, n: int | None = None) -> list[Encoded]:
+        """Return the first `n` held-out documents (None: all), whose prompts are generated from."""
+        return self.held_out[:n]
+
+    def prompts(self, n: int | None = None) -> list[tuple[int, ...]]:
+        """Return the tokens of the prompts of the first `n` held-out documents (None: all)."""
+        return [document.prompt_ids for document in self.asked(n)]
+
+    def on(self, device: str | torch.device) -> "Corpus":
+        """The same documents, with batches on `device`."""
+        return self if self.device == device else replace(self, device=device)
+
+    def require_counted(self) -> None:
+        """Raise InputError unless tokens of fit and of held-out documents count."""
+        for held_out, name in ((False, "fit"), (True, "held-out")):
+            if not any(b.counted.any() for b in self.batches if b.held_out == held_out):
+                raise InputError(
+                    f"no token of the {name} documents counts (positions: {self.positions}): "
+                    "give more or longer documents"
+                )
+
+    def _batched(self, documents: Sequence[Encoded], batch_tokens: int) -> list[Batch]:
+        return make_batches(
+            documents, self.positions, batch_tokens, self.pad_id, self.device, self.seed
+        )
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The token that pads; 0 where the tokenizer has none, since padding is known by its place."""
+    return tokenizer.pad_token_id or 0
