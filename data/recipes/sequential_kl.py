@@ -33,7 +33,8 @@ from toolkit.documents.documents import read_documents
 from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.candidates import Candidate
 from toolkit.evaluation.compare import evaluate
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
 from toolkit.runtime.provenance import stamp
 from toolkit.runtime.shipped import PROMPTS, shipped
 from toolkit.theory.drift import drift
@@ -56,7 +57,7 @@ def main() -> None:
     started = time.perf_counter()
     pair = ModelPair.load(args.base, args.tuned)
     documents = read_documents(args.data)
-    plans = [Plan("post_block", "linear", RANK, fit) for fit in FITS]
+    plans = [FitSpec("post_block", "linear", RANK, fit) for fit in FITS]
     adapters = list(fit_adapters(pair, documents, plans, show_progress=True).values())
     if args.trained:
         adapters.append(Adapters.from_pretrained(args.trained))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from toolkit import ModelPair, Plan, fit_adapters, read_documents
+from toolkit import FitSpec, ModelPair, fit_adapters, read_documents
 from toolkit.analysis.divergence import recovered
 from toolkit.documents.tokens import encode
 from toolkit.evaluation.candidates import NONE, Candidate
@@ -42,7 +42,7 @@ def main() -> None:
     shown = tried[(tried.total > 0) & (tried.total <= holding)].sublayer(2)
     pair = ModelPair.load(args.base, args.tuned)
     plans = [
-        Plan("post_block", "linear", tuple(map(int, ranks.split("-"))), "sequential")
+        FitSpec("post_block", "linear", tuple(map(int, ranks.split("-"))), "sequential")
         for ranks in shown.ranks
     ]
     fitted = fit_adapters(pair, read_documents(args.data), plans, show_progress=True)

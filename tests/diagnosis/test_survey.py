@@ -17,16 +17,17 @@ from toolkit.blocks.parts import BlockParts
 from toolkit.blocks.read import mlps
 from toolkit.diagnosis.block_statistics import MLP_INPUT, SUBLAYER_STATES, BlockStatistics, Samples
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
-from toolkit.diagnosis.survey import Recipe, after_mlp_rows, analyse, survey
+from toolkit.diagnosis.survey import SurveyPlan, after_mlp_rows, analyse, survey
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import evaluate
+from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.march import March
 
 EDITED = 1
-SEQUENTIAL = Recipe("post_mlp", 2, "sequential")
-FORCED = Recipe("post_block", 8, "forced")
+SEQUENTIAL = FitSpec.linear("post_mlp", 2, "sequential")
+FORCED = FitSpec.linear("post_block", 8, "forced")
 
 
 def edited_pair(tokenizer, family="llama", linear=True, edited=EDITED):
@@ -52,7 +53,8 @@ def make_march(pair, recipes=(), batch_tokens=300, **more):
 
 def marched(pair, recipes, march=None):
     march = march or make_march(pair, recipes)
-    return survey(march, pair.branches, recipes, parts_reader(pair), (2, 0), pair.dtype)
+    plan = SurveyPlan(pair.branches, recipes, (2, 0))
+    return survey(march, plan, parts_reader(pair), pair)
 
 
 def parts_reader(pair):
@@ -144,7 +146,8 @@ def test_explained_grows_to_one_with_rank_where_the_edit_is_linear(tokenizer):
 def test_an_interrupted_march_goes_on_to_identical_rows(llama_pair, tmp_path):
     """Two blocks, the third begun, and a new march in the same folder: the rows are the same."""
     recipes = [
-        Recipe(location, 2, "sequential") for location in ("pre_mlp", "post_mlp", "post_block")
+        FitSpec.linear(location, 2, "sequential")
+        for location in ("pre_mlp", "post_mlp", "post_block")
     ]
     whole = list(marched(llama_pair, [*recipes, FORCED]))
     march = make_march(llama_pair, recipes, folder=tmp_path)
@@ -165,8 +168,8 @@ def test_statistics_survive_being_written_down(llama_pair):
     kept = {}
     march = make_march(llama_pair)
     keep = lambda layer, sums: kept.update({layer: sums})  # noqa: E731
-    samples = parts_reader(llama_pair), (2, 0)
-    found = list(survey(march, llama_pair.branches, [], *samples, torch.float64, keep=keep))
+    plan = SurveyPlan(llama_pair.branches, [], (2, 0))
+    found = list(survey(march, plan, parts_reader(llama_pair), llama_pair, keep=keep))
     for block in found:
         rebuilt = BlockStatistics.from_state(llama_pair.branches, kept[block.layer].state())
         assert analyse(block.layer, rebuilt).rows.items() <= block.rows.items()

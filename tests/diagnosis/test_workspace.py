@@ -7,6 +7,7 @@ import pytest
 from tests.support import tiny
 from toolkit import InputError, Options, diagnose
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
+from toolkit.fitting.block_result import KeptMarch
 
 DOCUMENTS = tiny.make_documents(14)
 OPTIONS = Options(new_tokens=4, sample=2)
@@ -23,11 +24,18 @@ class Interrupted(Workspace):
         super().__init__(*args)
         self.stop_after, self.marched = stop_after, []
 
-    def finished(self, survey):
-        super().finished(survey)
-        self.marched.append(survey.layer)
-        if survey.layer == self.stop_after:
-            raise KilledError
+    @property
+    def march(self):
+        kept, workspace = super().march, self
+
+        class March(KeptMarch):
+            def finished(self, result):
+                super().finished(result)
+                workspace.marched.append(result.layer)
+                if result.layer == workspace.stop_after:
+                    raise KilledError
+
+        return March(kept.folder, kept.processes)
 
 
 def run(pair, workspace):
@@ -52,7 +60,8 @@ def test_resumed_run_equals_an_uninterrupted_one(llama_pair, tmp_path, stop_afte
 def test_what_was_compared_is_not_compared_again(llama_pair, tmp_path, monkeypatch):
     """A second start reads what each candidate gave."""
     first = run(llama_pair, Workspace(tmp_path / "run", {"options": 1}))
-    monkeypatch.setattr("toolkit.evaluation.compare.PromptBatch.outcome", None)
+    for name in ("prefill", "greedy", "continuation_logits", "whole_logits"):
+        monkeypatch.setattr(f"toolkit.evaluation.compare.{name}", None)
     second = run(llama_pair, Workspace(tmp_path / "run", {"options": 1}))
     for a, b in zip(first.tables, second.tables, strict=True):
         assert a.frame.astype(str).equals(b.frame.astype(str)), a.name
@@ -63,7 +72,7 @@ def test_another_request_starts_anew(llama_pair, tmp_path):
     assert Workspace(tmp_path / "run", {"options": 1}).open()
     other = Workspace(tmp_path / "run", {"options": 2})
     assert not other.open()
-    assert not list(other.streams.iterdir())
+    assert not list(other.march.folder.iterdir())
 
 
 def test_a_finished_folder_keeps_nothing_of_its_making(llama_pair, tmp_path):

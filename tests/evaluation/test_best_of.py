@@ -5,13 +5,13 @@ import torch
 from tests.support import tiny
 from toolkit.evaluation.allocation import allocated
 from toolkit.evaluation.best_of import best_fit, candidates_of
-from toolkit.fitting.closed_form import Plan
+from toolkit.fitting.spec import FitSpec
 from toolkit.models.pair import ModelPair
 
 
 def test_what_is_kept_recovers_most(tokenizer):
     pair = tiny.make_pair("llama", torch.float64, tokenizer)
-    plans = candidates_of(Plan("post_block", "linear", 2, "sequential"))
+    plans = candidates_of(FitSpec("post_block", "linear", 2, "sequential"))
     documents = tiny.make_documents(40)
     found, shares = best_fit(pair, documents, plans, new_tokens=6)
     assert {plan.fit for plan in plans} == {"forced", "sequential", "blended"}
@@ -29,5 +29,7 @@ def test_a_block_that_changed_alone_gets_the_ranks(tokenizer):
         if "proj" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
     pair = ModelPair.from_models(base, tuned, tokenizer)
-    plan = allocated(pair, tiny.make_documents(30), Plan("post_block", "linear", 3, "sequential"))
+    plan = allocated(
+        pair, tiny.make_documents(30), FitSpec("post_block", "linear", 3, "sequential")
+    )
     assert plan.rank == (1, 3 * tiny.N_LAYERS - 2, 1)

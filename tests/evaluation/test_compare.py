@@ -10,7 +10,7 @@ from toolkit import ModelPair
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.vector import FixedVector
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
-from toolkit.evaluation.compare import evaluate
+from toolkit.evaluation.compare import FORCINGS, evaluate
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20], [30, 31, 32, 33], [7, 7, 40]]
 FAMILIES = ["llama", "gemma2", "gemma3", "olmo2", "qwen3", "phi3", "gpt2", "neox", "opt", "falcon"]
@@ -23,7 +23,7 @@ def test_the_oracle_leaves_nothing(family, tokenizer):
     dtype = torch.float32 if family == "gemma2" else torch.float64
     pair = tiny.make_pair(family, dtype, tokenizer)
     with restores(pair.base), restores(pair.tuned):
-        evaluation = evaluate(pair, PROMPTS, [], n_new=5)
+        evaluation = evaluate(pair, PROMPTS, [], n_new=5, forcings=FORCINGS)
     for forcing in ("tuned", "own"):
         assert evaluation.divergences[ORACLE, forcing].nats.max() < 1e-10
         assert evaluation.divergences[NONE, forcing].mean > 1e-2
@@ -43,7 +43,7 @@ def test_the_oracle_floor_is_the_change_behind_the_last_block(changed, tokenizer
 def test_adapters_that_add_nothing_are_no_steering(llama_pair):
     zero = {i: FixedVector(torch.zeros(tiny.D_MODEL).double()) for i in range(tiny.N_LAYERS)}
     candidate = Candidate.of(Adapters("post_mlp", zero, "free"))
-    found = evaluate(llama_pair, PROMPTS, [candidate], n_new=5)
+    found = evaluate(llama_pair, PROMPTS, [candidate], n_new=5, forcings=FORCINGS)
     for forcing in ("tuned", "own"):
         pair = found.divergences[candidate, forcing], found.divergences[NONE, forcing]
         assert torch.equal(pair[0].nats, pair[1].nats)
@@ -56,7 +56,9 @@ def test_one_block_alone_is_adapters_of_that_block_only(llama_pair, location, la
     adapters = random_adapters(location)
     alone = Candidate.of(adapters, layer)
     one = Adapters(location, {layer: adapters.by_layer[layer]}, "free")
-    found = evaluate(llama_pair, PROMPTS, [alone, Candidate.of(one)], n_new=5).divergences
+    found = evaluate(
+        llama_pair, PROMPTS, [alone, Candidate.of(one)], n_new=5, forcings=FORCINGS
+    ).divergences
     nats = [found[c, "tuned"].nats for c in (alone, Candidate.of(one))]
     assert torch.allclose(*nats, atol=1e-10)
     assert (alone, "own") not in found
@@ -67,7 +69,8 @@ def test_batches_of_prompts_change_nothing(llama_pair):
     """One prompt at a time or all together: the same divergences in the same order."""
     candidate = Candidate.of(random_adapters("post_mlp"))
     one, together = (
-        evaluate(llama_pair, PROMPTS, [candidate], n_new=5, batch_size=n) for n in (1, 16)
+        evaluate(llama_pair, PROMPTS, [candidate], 5, batch_size=n, forcings=FORCINGS)
+        for n in (1, 16)
     )
     assert one.tokens == together.tokens
     for key, divergences in together.divergences.items():

@@ -15,12 +15,13 @@ from toolkit.adapters.linear import Linear
 from toolkit.adapters.loreft import LoReFT
 from toolkit.adapters.nonlinear import NonLinear
 from toolkit.adapters.vector import FixedVector
-from toolkit.diagnosis.survey import Recipe, survey
+from toolkit.diagnosis.survey import SurveyPlan, survey
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.allocation import allocated
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.closed_form import fit_adapters
 from toolkit.fitting.regression import HELD_BACK, Tokens, match
+from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.march import March
 
 LOCATIONS = ("heads", "pre_mlp", "post_mlp", "post_block")
@@ -103,10 +104,10 @@ def test_fits_are_the_textbooks(family, location, fit):
     """Vectors, rank 2, full rank and a rank for each block, all in one march."""
     pair, book = book_of(family)
     plans = {
-        Plan(location, "vector", 0, fit): (0, 0, 0),
-        Plan(location, "linear", 2, fit): (2, 2, 2),
-        Plan(location, "linear", "full", fit): ("full",) * 3,
-        Plan(location, "linear", (1, 5, 2), fit): (1, 5, 2),
+        FitSpec(location, "vector", 0, fit): (0, 0, 0),
+        FitSpec(location, "linear", 2, fit): (2, 2, 2),
+        FitSpec(location, "linear", "full", fit): ("full",) * 3,
+        FitSpec(location, "linear", (1, 5, 2), fit): (1, 5, 2),
     }
     with restores(pair.base), restores(pair.tuned):
         found = fit_adapters(pair, DOCUMENTS, list(plans), batch_tokens=100)
@@ -123,7 +124,7 @@ def test_fits_are_the_textbooks(family, location, fit):
 @pytest.mark.parametrize("location", LOCATIONS)
 def test_blended_is_between_the_blocks_own_and_all_that_is_missing(location, blend):
     pair, book = book_of("llama")
-    plans = [Plan(location, "linear", 2, fit, blend) for fit in ("blended", "sequential")]
+    plans = [FitSpec(location, "linear", 2, fit, blend) for fit in ("blended", "sequential")]
     found = fit_adapters(pair, DOCUMENTS, plans)
     assert_maps(found[plans[0]], slow_maps(book, location, (2, 2, 2), "blended", blend), 1e-9)
     sequential = {k: matrices(a) for k, a in found[plans[1]].by_layer.items()}
@@ -138,8 +139,8 @@ def test_blended_is_between_the_blocks_own_and_all_that_is_missing(location, ble
 def test_positions_say_which_tokens_are_fitted(positions):
     """A vector in block 0, forced, is the mean delta over them."""
     pair, book = book_of("llama")
-    plan = Plan("post_mlp", "vector", 0, "forced")
-    found = fit_adapters(pair, DOCUMENTS, [plan], positions)[plan]
+    plan = FitSpec("post_mlp", "vector", 0, "forced")
+    found = fit_adapters(pair, DOCUMENTS, [plan], positions=positions)[plan]
     deltas = []
     for row, encoded in enumerate(encode_all(DOCUMENTS, pair.tokenizer)):
         tuned, forced = (book.of[of][row].states["post_block", 0] for of in ("tuned", "forced"))
@@ -154,7 +155,7 @@ def test_positions_say_which_tokens_are_fitted(positions):
 def test_a_tuned_model_that_is_the_base_needs_nothing(tokenizer, kind, location):
     base = tiny.make_model("llama")
     pair = ModelPair.from_models(base, tiny.copy_of(base), tokenizer)
-    plans = [Plan(location, kind, 2, fit) for fit in ("forced", "sequential")]
+    plans = [FitSpec(location, kind, 2, fit) for fit in ("forced", "sequential")]
     plain = base(IDS).logits
     for adapters in fit_adapters(pair, DOCUMENTS, plans).values():
         with steer(base, adapters):
@@ -164,7 +165,7 @@ def test_a_tuned_model_that_is_the_base_needs_nothing(tokenizer, kind, location)
 def test_sequential_fits_bring_the_model_to_the_tuned_ones_states():
     """Full rank behind the block: nearer than forced ones, which know nothing of earlier errors."""
     pair, _ = book_of("llama")
-    plans = [Plan("post_block", "linear", "full", fit) for fit in ("forced", "sequential")]
+    plans = [FitSpec("post_block", "linear", "full", fit) for fit in ("forced", "sequential")]
     found = fit_adapters(pair, DOCUMENTS, plans)
     ids = [e.ids for e in encode_all(DOCUMENTS, pair.tokenizer) if not e.held_out]
     errors = []
@@ -207,7 +208,7 @@ def error(adapter, tokens, rows):
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_matched_adapter_is_no_worse_than_the_linear_fit_on_tokens_held_back(location, rank):
     pair, _ = book_of("llama")
-    plans = [Plan(location, kind, rank, "forced") for kind in ("linear", "nonlinear")]
+    plans = [FitSpec(location, kind, rank, "forced") for kind in ("linear", "nonlinear")]
     linear, nonlinear = fit_adapters(pair, DOCUMENTS, plans, seed=4).values()
     better = 0
     for layer in LAYERS:
@@ -258,7 +259,7 @@ def test_a_bent_map_is_matched_better_than_any_linear_one():
 @pytest.mark.parametrize("kind", ["vector", "linear", "loreft", "nonlinear"])
 def test_half_precision_models_get_adapters_of_their_precision(tokenizer, kind):
     pair = tiny.make_pair("llama", torch.bfloat16, tokenizer)
-    plan = Plan("post_mlp", kind, 2, "sequential")
+    plan = FitSpec("post_mlp", kind, 2, "sequential")
     found = fit_adapters(pair, DOCUMENTS, [plan])[plan]
     parameters = list(found.modules.parameters())
     # torch keeps no rows orthonormal in a half precision.
@@ -273,7 +274,7 @@ def test_half_precision_models_get_adapters_of_their_precision(tokenizer, kind):
 def test_loreft_at_full_rank_is_the_linear_fit(location):
     """Its rows then span everything: ``Rᵀ(W y + b − R y)`` can be any affine map."""
     pair, book = book_of("llama")
-    plans = [Plan(location, "loreft", r, "sequential") for r in ("full", 2)]
+    plans = [FitSpec(location, "loreft", r, "sequential") for r in ("full", 2)]
     found = fit_adapters(pair, DOCUMENTS, plans)
     expected = slow_maps(book, location, ("full",) * 3, "sequential")
     states = torch.randn(5, tiny.D_MODEL, dtype=torch.float64)
@@ -291,16 +292,15 @@ def test_loreft_at_full_rank_is_the_linear_fit(location):
 def test_free_fits_are_those_of_a_diagnosis(tokenizer):
     """The post's linearised oracle: both models on their own states."""
     pair = tiny.make_pair("llama", torch.float64, tokenizer)
-    plan = Plan("post_block", "linear", 4, "free")
+    plan = FitSpec("post_block", "linear", 4, "free")
     found = fit_adapters(pair, DOCUMENTS, [plan])[plan]
     batches = make_batches(encode_all(DOCUMENTS, tokenizer), "all", 2048, 0, "cpu", 0)
     march = March(pair.base_runner, pair.tuned_runner, batches, pair.branches)
-    recipe = Recipe("post_block", 4, "free")
-    blocks = survey(march, pair.branches, [recipe], None, (0, 0), torch.float64)
+    blocks = survey(march, SurveyPlan(pair.branches, [plan]), None, pair)
     states = torch.randn(5, tiny.D_MODEL, dtype=torch.float64)
     for block in blocks:
         torch.testing.assert_close(
-            found.by_layer[block.layer](states), block.adapters[recipe](states)
+            found.by_layer[block.layer](states), block.adapters[plan](states)
         )
 
 
@@ -316,7 +316,7 @@ def test_allocated_ranks_go_where_tuning_changed_most(tokenizer):
     ):
         ours.data += 10 * (ours - theirs)
     pair = ModelPair.from_models(base, tuned, tokenizer)
-    plan = allocated(pair, DOCUMENTS, Plan("post_block", "linear", 4, "sequential"))
+    plan = allocated(pair, DOCUMENTS, FitSpec("post_block", "linear", 4, "sequential"))
     assert sum(plan.rank) == 12
     assert plan.rank[1] == max(plan.rank) > 4
     assert min(plan.rank) >= 1
@@ -343,21 +343,21 @@ def test_allocated_ranks_go_where_tuning_changed_most(tokenizer):
 )
 def test_a_plan_that_cannot_be_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        Plan(*arguments)
+        FitSpec(*arguments)
 
 
 def test_plans_that_do_not_fit_the_models_are_refused():
     pair, _ = book_of("llama")
     for rank, message in (((2, 2), "2 ranks for 3 blocks"), (17, "rank 17 is more than the 16")):
         with restores(pair.base), pytest.raises(InputError, match=message):
-            fit_adapters(pair, DOCUMENTS, [Plan("post_block", "linear", rank, "forced")])
+            fit_adapters(pair, DOCUMENTS, [FitSpec("post_block", "linear", rank, "forced")])
     with pytest.raises(InputError, match="whole number above 0"):
-        allocated(pair, DOCUMENTS, Plan("post_block", "linear", "full", "forced"))
+        allocated(pair, DOCUMENTS, FitSpec("post_block", "linear", "full", "forced"))
 
 
 def test_a_location_that_the_family_lacks_is_refused(llama_pair):
     llama_pair.unavailable = {"heads": "the reason"}
-    plan = Plan("heads", "linear", 2, "forced")
+    plan = FitSpec("heads", "linear", 2, "forced")
     for fit in (fit_adapters, allocated):
         argument = plan if fit is allocated else [plan]
         with pytest.raises(InputError, match="no 'heads': the reason"):

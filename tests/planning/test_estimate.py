@@ -10,6 +10,7 @@ from toolkit.cli.main import app
 from toolkit.documents.batches import make_batches
 from toolkit.documents.documents import read_documents
 from toolkit.documents.tokens import encode_all
+from toolkit.models.outline import outline
 from toolkit.planning.estimate import duration, engineering, plan
 
 
@@ -41,7 +42,7 @@ def asked(folders, *more):
 def test_the_plan_is_of_the_runs_own_batches_and_prompts(folders, no_weights):
     documents = read_documents(folders / "data.jsonl")
     options = Options(batch_tokens=64, max_prompts=3, positions="response")
-    planned = plan(folders / "base", folders / "tuned", documents, options, timed=False)
+    planned = plan(outline(folders / "base", folders / "tuned"), documents, options, timed=False)
     encoded = encode_all(documents, tiny.make_tokenizer())
     batches = make_batches(encoded, "response", 64)
     shapes = [(b.rows, b.length, b.counted, b.held_out) for b in planned.work.batches]
@@ -55,7 +56,7 @@ def test_the_plan_is_of_the_runs_own_batches_and_prompts(folders, no_weights):
 def test_the_plan_has_the_runs_candidates(folders):
     documents = read_documents(folders / "data.jsonl")
     options = Options(new_tokens=4, max_prompts=2, sample=0, shared_sample=0)
-    planned = plan(folders / "base", folders / "tuned", documents, options, timed=False)
+    planned = plan(outline(folders / "base", folders / "tuned"), documents, options, timed=False)
     pair = ModelPair.load(folders / "base", folders / "tuned")
     run = diagnose(pair, documents, options, show_progress=False)
     frame = run.steerability.frame
@@ -87,7 +88,7 @@ def test_families_are_timed(family, tmp_path, tokenizer):
     for name, model in (("base", base), ("tuned", tiny.tune(base))):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    planned = plan(tmp_path / "base", tmp_path / "tuned", tiny.make_documents(12))
+    planned = plan(outline(tmp_path / "base", tmp_path / "tuned"), tiny.make_documents(12))
     assert all(planned.seconds(stage) > 0 for stage in planned.stages)
     assert planned.total_seconds == sum(map(planned.seconds, planned.stages))
     has_mlp = "first order of the MLPs" in {stage.name for stage in planned.stages}

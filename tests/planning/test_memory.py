@@ -12,7 +12,7 @@ from toolkit.analysis.linear_fit import LinearFit
 from toolkit.blocks.parts import BlockParts
 from toolkit.blocks.read import mlps
 from toolkit.diagnosis.block_statistics import BlockStatistics
-from toolkit.diagnosis.grid import recipes_for
+from toolkit.diagnosis.grid import grid_for
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
@@ -103,18 +103,23 @@ def test_streams_are_the_marchs(dtype, batches, tokenizer):
 
 def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
     pair, d = llama_pair, tiny.D_MODEL
-    named = {r.name: r.location for r in recipes_for(pair.branches, d) if r.fit == "sequential"}
+    fits = [spec for spec in grid_for(pair.branches, d) if spec.is_steered]
+    named = {spec.name: spec.location for spec in fits}
     march = March(
         pair.base_runner, pair.tuned_runner, batches, pair.branches, ("mlp_in",), steered=named
     )
     running, inner = (
-        BlockStatistics(pair.branches, named),
+        BlockStatistics(pair.branches, fits),
         MLPStatistics(BlockParts(*mlps(pair.base, pair.tuned)[0])),
     )
     for step in march.steps(0):
         running.update(step)
         inner.update(step)
-    live = [*running.moments.values(), *running.sequential.values(), *inner.moments.values()]
+    live = [
+        *running.moments.values(),
+        *(fit.moments for fit in running.fits.values()),
+        *inner.moments.values(),
+    ]
     squares = [t for part in live for k, t in part.state().items() if k.startswith("product:")]
     shape, work = ModelShape.of(pair.base), workload_of(batches, tuple(named.values()))
     assert n_products(shape, work) == len(squares)

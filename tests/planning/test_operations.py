@@ -21,13 +21,13 @@ from toolkit.blocks.mlp import Change, MLPChange
 from toolkit.blocks.parts import BlockParts, Sample
 from toolkit.blocks.read import mlps
 from toolkit.diagnosis.block_statistics import MODES, BlockStatistics, moment_pairs
-from toolkit.diagnosis.grid import recipes_for
+from toolkit.diagnosis.grid import grid_for
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
 from toolkit.diagnosis.reach_rows import shared_reach_rows
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.candidates import Candidate
-from toolkit.evaluation.compare import evaluate
+from toolkit.evaluation.compare import FORCINGS, evaluate
 from toolkit.lockstep.march import March
 from toolkit.models.edits import shift
 from toolkit.planning import operations as cost
@@ -135,9 +135,9 @@ def test_one_symmetric_product_has_as_many_operations_as_different_entries():
 
 
 def test_accumulators_are_those_of_the_survey(pair, batches):
-    recipes = [r for r in recipes_for(pair.branches, 16) if r.fit == "sequential"]
+    recipes = [r for r in grid_for(pair.branches, 16) if r.fit == "sequential"]
     work = replace(NOTHING, batches=shapes(batches), steered=tuple(r.location for r in recipes))
-    sums = BlockStatistics(pair.branches, {r.name: r.location for r in recipes})
+    sums = BlockStatistics(pair.branches, recipes)
     inner = MLPStatistics(BlockParts(*mlps(pair.base, pair.tuned)[0]))
     march = March(
         pair.base_runner,
@@ -145,7 +145,7 @@ def test_accumulators_are_those_of_the_survey(pair, batches):
         batches,
         pair.branches,
         ("mlp_in",),
-        steered=sums.steered,
+        steered={r.name: r.location for r in recipes},
     )
     step = next(march.steps(0))
     sums.update(step)
@@ -153,7 +153,7 @@ def test_accumulators_are_those_of_the_survey(pair, batches):
     d, total = 16, 0.0
     for batch in work.batches:
         kept = [sums.moments[mode, batch.held_out] for mode in MODES]
-        kept += [] if batch.held_out else list(sums.sequential.values())
+        kept += [] if batch.held_out else [fit.moments for fit in sums.fits.values()]
         kept.append(inner.moments[batch.held_out])
         total += sum(batch.counted * cost.product_operations(s.pairs, d) for s in kept)
     moments = cost.accumulators(ModelShape.of(pair.base), work)[0]
@@ -225,7 +225,7 @@ def test_replacement_is_what_torch_counts(pair, single):
     )
     stages = cost.replacement(ModelShape.of(pair.base), work)
     expected = sum(s.operations for s in stages if s.kind != "logit")
-    found = counted(lambda: evaluate(pair, prompts, candidates, 5, batch_size=2))
+    found = counted(lambda: evaluate(pair, prompts, candidates, 5, batch_size=2, forcings=FORCINGS))
     # A divergence is a row-by-row product with the vocabulary's probabilities, no matrix product.
     assert found == expected
 
@@ -260,7 +260,9 @@ def test_forward_passes_are_those_that_the_first_block_sees(pair):
         for blocks in (pair.base_runner, pair.tuned_runner)
         for block in blocks.sites.blocks
     ]
-    evaluate(pair, [range(5, 9), range(5, 12)], [Candidate.of(adapters), *alone], 5, batch_size=2)
+    candidates = [Candidate.of(adapters), *alone]
+    prompts = [range(5, 9), range(5, 12)]
+    evaluate(pair, prompts, candidates, 5, batch_size=2, forcings=FORCINGS)
     for handle in handles:
         handle.remove()
     work = replace(NOTHING, prompts=(BatchShape(2, 7),), everywhere=2, single=True, new_tokens=5)

@@ -11,7 +11,8 @@ from toolkit.adapters.collection import Adapters
 from toolkit.adapters.vector import FixedVector
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
 from toolkit.theory.drift import drift
 
 DOCUMENTS = tiny.make_documents(40)
@@ -71,7 +72,7 @@ def test_the_free_fit_overshoots_where_the_forced_one_does_not(tokenizer):
     pair = ModelPair.from_models(base, tuned, tokenizer)
     moved = {}
     for fit in ("free", "forced"):
-        plan = Plan("post_block", "linear", 8, fit)
+        plan = FitSpec("post_block", "linear", 8, fit)
         adapters = fit_adapters(pair, DOCUMENTS, [plan])[plan]
         moved[fit] = [row.moved for row in drift(pair, adapters, _batches(tokenizer))]
     assert moved["free"][0] == pytest.approx(1, rel=0.1)

@@ -15,7 +15,8 @@ from toolkit.adapters.vector import FixedVector
 from toolkit.analysis.projection import AffineMap, energy_subspace, oblique_projection, overlap
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
 from toolkit.models.locations import resolve
 from toolkit.models.runner import BlockRunner
 from toolkit.theory.replication import (
@@ -176,7 +177,7 @@ def test_blocks_without_an_adapter_stay_without():
 @functools.cache
 def pair_and_adapters():
     pair = tiny.make_pair("llama", torch.float64, tiny.make_tokenizer())
-    plan = Plan("post_mlp", "linear", RANK, "sequential")
+    plan = FitSpec("post_mlp", "linear", RANK, "sequential")
     return pair, fit_adapters(pair, DOCUMENTS, [plan])[plan]
 
 

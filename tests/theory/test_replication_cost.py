@@ -6,7 +6,8 @@ from tests.support import tiny
 from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import evaluate
-from toolkit.fitting.closed_form import Plan, fit_adapters
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
 from toolkit.theory.replication import replicate
 from toolkit.theory.replication_cost import replication_cost
 
@@ -33,7 +34,7 @@ def test_a_row_is_the_evaluation_of_its_adapters(llama_pair, tokenizer):
     frame = replication_cost(
         llama_pair, DOCUMENTS, RANK, ("forced",), ("base",), n_prompts=3, n_new=4
     )
-    plan = Plan("post_mlp", "linear", RANK, "forced")
+    plan = FitSpec("post_mlp", "linear", RANK, "forced")
     behind_mlp = fit_adapters(llama_pair, DOCUMENTS, [plan])[plan]
     made = Candidate.of(replicate(llama_pair, DOCUMENTS, behind_mlp, "base"))
     prompts = [e.prompt_ids for e in encode_all(DOCUMENTS, tokenizer) if e.held_out][:3]

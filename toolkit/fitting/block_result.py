@@ -69,6 +69,13 @@ class KeptMarch:
         self.processes.wait()
         self.processes.from_first(lambda: self._write(result))
 
+    def drop_streams(self) -> None:
+        """Remove the streams of a march that has passed every block."""
+        self.processes.wait()
+        if self.processes.first:
+            for path in self.folder.glob("*.stream*"):
+                path.unlink()
+
     @property
     def _progress(self) -> Path:
         return self.folder / "passed.json"

@@ -47,6 +47,8 @@ def fit_adapters(
             )
     corpus = pair.corpus(documents, **reading)
     results = kept.passed() if kept else []
+    if len(results) == pair.n_layers:
+        return adapters_of(results, specs)
     march = march_for(pair, corpus, specs, processes, kept, len(results))
 
     def listen(layer: int) -> dict[FitSpec, FitStatistics]:
@@ -67,6 +69,8 @@ def fit_adapters(
             results.append(result)
             if kept:
                 kept.finished(result)
+    if kept:
+        kept.drop_streams()
     return adapters_of(results, specs)
 
 

@@ -1,8 +1,8 @@
 """What a run will cost, before any weights are read: the plan behind ``oracle diagnose --dry-run``.
 
 Configurations, tokenizer and documents are read, so tokens and batches are those of the run;
-operations and bytes come from the formulas of `operations` and `memory`, seconds from a short timing
-on random numbers. Nothing is written.
+operations and bytes come from the formulas of `operations` and `memory`, seconds from a short
+timing on random numbers. Nothing is written.
 """
 
 from collections.abc import Iterable
