@@ -23,11 +23,10 @@ import pandas as pd
 
 from toolkit import ModelPair
 from toolkit.analysis.rank_budget import ranks_within
-from toolkit.documents.batches import make_batches
 from toolkit.documents.documents import read_documents
-from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.allocation import BlockErrors, block_errors, probe_batch
-from toolkit.evaluation.rank_search import smallest_ranks
+from toolkit.evaluation.compare import reference_of
+from toolkit.evaluation.rank_search import Known, smallest_ranks
 from toolkit.runtime.provenance import stamp
 from toolkit.runtime.shipped import PROMPTS, shipped
 from toolkit.theory.error_growth import measure_growth
@@ -71,19 +70,11 @@ def main() -> None:
     started = time.perf_counter()
     pair = ModelPair.load(args.base, args.tuned)
     documents = tiny_documents() if args.data == "tiny" else read_documents(args.data)
-    batches = make_batches(
-        encode_all(documents, pair.tokenizer), "all", 2048, pair.tokenizer.pad_token_id or 0, "cpu"
-    )
-    growth = measure_growth(pair, probe_batch(batches), show_progress=True)
-    errors = block_errors(pair, documents, show_progress=True)
-    found = smallest_ranks(
-        pair,
-        documents,
-        args.max_kl,
-        max_prompts=args.max_prompts,
-        show_progress=True,
-        errors=errors,
-    )
+    corpus = pair.corpus(documents)
+    growth = measure_growth(pair, probe_batch(corpus.batches), show_progress=True)
+    errors = block_errors(pair, corpus, show_progress=True)
+    known = Known(errors, reference_of(pair, corpus.prompts(args.max_prompts)))
+    found = smallest_ranks(pair, corpus, args.max_kl, show_progress=True, known=known)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     tables = {
         "growth": growth,

@@ -21,18 +21,16 @@ pair on two cores. data/smollm2-gsm8k-reft was trained with
 import argparse
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 
 from toolkit import Adapters, ModelPair
 from toolkit.diagnosis.summary import curves
-from toolkit.documents.batches import make_batches
 from toolkit.documents.documents import read_documents
-from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.candidates import Candidate
-from toolkit.evaluation.compare import evaluate
+from toolkit.evaluation.compare import FORCINGS, evaluate
 from toolkit.fitting.closed_form import fit_adapters
 from toolkit.fitting.spec import FitSpec
 from toolkit.runtime.provenance import stamp
@@ -56,19 +54,19 @@ def main() -> None:
     args = parser.parse_args()
     started = time.perf_counter()
     pair = ModelPair.load(args.base, args.tuned)
-    documents = read_documents(args.data)
+    corpus = pair.corpus(read_documents(args.data))
     plans = [FitSpec("post_block", "linear", RANK, fit) for fit in FITS]
-    adapters = list(fit_adapters(pair, documents, plans, show_progress=True).values())
+    adapters = list(fit_adapters(pair, corpus, plans, show_progress=True).values())
     if args.trained:
         adapters.append(Adapters.from_pretrained(args.trained))
-    held_out = [d for d in encode_all(documents, pair.tokenizer) if d.held_out]
     candidates = [Candidate.of(found) for found in adapters]
-    evaluation = evaluate(pair, [d.prompt_ids for d in held_out], candidates, args.new_tokens)
-    batches = make_batches(held_out, "all", 512, pair.tokenizer.pad_token_id or 0, pair.device)
+    prompts = corpus.prompts()
+    evaluation = evaluate(pair, prompts, candidates, args.new_tokens, forcings=FORCINGS)
+    held_out = replace(corpus, encoded=tuple(corpus.held_out), batch_tokens=512)
     moved = [
         {"location": a.location, "kind": a.kind, "fit": a.fit, **asdict(row)}
         for a in adapters
-        for row in drift(pair, a, batches)
+        for row in drift(pair, a, held_out.batches)
     ]
     record = {
         "base": args.base,
@@ -77,7 +75,7 @@ def main() -> None:
         "data": Path(args.data).name,
         "rank": RANK,
         "new_tokens": args.new_tokens,
-        "prompts": len(held_out),
+        "prompts": len(prompts),
         **stamp(started),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

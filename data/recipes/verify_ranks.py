@@ -39,7 +39,7 @@ def main() -> None:
     bound = json.loads(args.found.with_name(f"{args.found.name}.json").read_text())["max_kl"]
     tried = pd.read_csv(args.found.with_name(f"{args.found.name}-sets.csv"))
     holding = tried[tried.kl <= bound].total.min()
-    shown = tried[(tried.total > 0) & (tried.total <= holding)].sublayer(2)
+    shown = tried[(tried.total > 0) & (tried.total <= holding)].tail(2)
     pair = ModelPair.load(args.base, args.tuned)
     plans = [
         FitSpec("post_block", "linear", tuple(map(int, ranks.split("-"))), "sequential")
