@@ -62,7 +62,7 @@ def measure(n_documents: int) -> dict:
         for layer in walk.layers():
             if layer == n_blocks:
                 return
-            sums = BlockStatistics(pair.branches, {}, Samples(8, 256))
+            sums = BlockStatistics(pair.branches, (), Samples(8, 256))
             for step in walk.steps(layer):
                 sums.update(step)
             walk.advance(layer, {})

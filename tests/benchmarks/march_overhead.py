@@ -28,7 +28,7 @@ from toolkit.runtime.shipped import ADAPTER, BASE, PROMPTS, shipped
 def march(pair, batches, listen, sketch=None):
     walk = March(pair.base_runner, pair.tuned_runner, batches, pair.branches, extra=(MLP_INPUT,))
     for layer in walk.layers():
-        sums = BlockStatistics(pair.branches, {}, Samples(8, 256), sketch=sketch)
+        sums = BlockStatistics(pair.branches, (), Samples(8, 256), sketch=sketch)
         for step in walk.steps(layer):
             if listen:
                 sums.update(step)

@@ -63,7 +63,7 @@ def march(pair, batches):
     parts_reader = [BlockParts(*parts) for parts in mlps(pair.base, pair.tuned)]
     walk = March(pair.base_runner, pair.tuned_runner, batches, pair.branches, extra=(MLP_INPUT,))
     for layer in walk.layers():
-        listeners = BlockStatistics(pair.branches, {}), MLPStatistics(parts_reader[layer])
+        listeners = BlockStatistics(pair.branches), MLPStatistics(parts_reader[layer])
         for step in walk.steps(layer):
             for listener in listeners:
                 listener.update(step)

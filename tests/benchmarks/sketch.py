@@ -41,7 +41,7 @@ def main() -> None:
     nbytes = dict.fromkeys(widths, 0)
     found = {width: [] for width in widths}
     for layer in march.layers():
-        sums = {width: BlockStatistics(pair.branches, {}, sketch=width) for width in widths}
+        sums = {width: BlockStatistics(pair.branches, (), sketch=width) for width in widths}
         for step in march.steps(layer):
             for width in widths if layer in args.layers else ():
                 started = time.perf_counter()
