@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.adapters.test_attach import random_adapters
+from tests.support.steering import random_adapters
 from toolkit import Adapters, InputError
 
 

@@ -5,27 +5,17 @@ import json
 import pytest
 import torch
 
-from tests.adapters.test_attach import N_NEW, PROMPTS, generate
 from tests.support import textbook, tiny
 from tests.support.kinds import CASES, identical, randomised
 from tests.support.properties import assert_identity_at_start, restores
+from tests.support.steered import batch_of, steered_logits
+from tests.support.steering import N_NEW, PROMPTS, generate
 from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
-from toolkit.models.generation import make_prompts
 from toolkit.models.hooks import capture
 from toolkit.models.locations import resolve
 
 every_kind = pytest.mark.parametrize(("kind", "location"), CASES)
-
-
-def batch_of(prompts=PROMPTS):
-    padded = make_prompts(prompts, tiny.PAD)
-    return {"input_ids": padded.ids, "attention_mask": padded.mask.long()}
-
-
-def steered_logits(model, adapters):
-    with steer(model, adapters):
-        return model(**batch_of()).logits
 
 
 @every_kind

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.analysis.test_linear_fit import moments_of
+from tests.support.pairs import moments_of
 from toolkit.adapters.loreft import LoReFT
 from toolkit.analysis.linear_fit import RELATIVE_RIDGE, fit_linear
 from toolkit.fitting.from_moments import loreft_from

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from tests.adapters.test_attach import PROMPTS, generate
-from tests.adapters.test_every_kind import batch_of, steered_logits
 from tests.support import tiny
 from tests.support.kinds import CASES, randomised
 from tests.support.properties import restores
+from tests.support.steered import batch_of, steered_logits
+from tests.support.steering import PROMPTS, generate
 from toolkit.adapters.attach import steer
 from toolkit.adapters.merge import merge_into_down
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.adapters.test_attach import PROMPTS, generate
 from tests.support import tiny
 from tests.support.properties import restores
+from tests.support.steering import PROMPTS, generate
 from toolkit.adapters.oracle import steer_by_oracle
 
 

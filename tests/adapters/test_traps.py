@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.adapters.test_attach import PROMPTS
 from tests.support import textbook, tiny
 from tests.support.kinds import randomised
+from tests.support.steering import PROMPTS
 from toolkit import InputError
 from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters

@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import textbook
+from tests.support.pairs import moments_of
 from toolkit.analysis.linear_fit import RANKS, explained, fit_linear, ranks_below
-from toolkit.statistics import MomentSums
-
-PAIRS = [("x", "x"), ("t", "x"), ("t", "t")]
-
-
-def moments_of(x, t):
-    sums = MomentSums(PAIRS)
-    sums.update({"x": x, "t": t})
-    return sums.result()
 
 
 def shares(fit, moments, ranks):

@@ -7,11 +7,10 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from tests.support import tiny
+from tests.support.commands import oracle
 from toolkit import Adapters, ModelPair, steer
-from toolkit.cli.main import app
 from toolkit.tables.table import COLUMNS
 
 
@@ -19,10 +18,6 @@ from toolkit.tables.table import COLUMNS
 def folders(tmp_path_factory):
     """A base and a tuned model's folder, and a data file."""
     return tiny.save_request(tmp_path_factory.mktemp("models"))
-
-
-def oracle(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def diagnose(folders, out, *more):

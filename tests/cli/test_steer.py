@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.test_main import oracle
 from tests.support import tiny
+from tests.support.commands import oracle
 from toolkit import Adapters, ModelPair, steer
 from toolkit.jobs import train as jobs
 

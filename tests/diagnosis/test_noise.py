@@ -5,7 +5,7 @@ import torch
 
 from tests.support import tiny
 from toolkit import InputError, ModelPair, Options, diagnose
-from toolkit.diagnosis.noise import _NoFloat32, measure_noise, some_of
+from toolkit.diagnosis.noise import NoFloat32, measure_noise, some_of
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
 from toolkit.models.hooks import capture, constant, replace
@@ -86,7 +86,7 @@ def test_norms_that_ask_for_float32_are_given_float64(tokenizer):
     norm = tiny.blocks_of(tiny.make_model("llama"))[0].input_layernorm
     state = torch.randn(5, tiny.D_MODEL, dtype=torch.float64)
     textbook = state / (state.square().mean(1, keepdim=True) + norm.variance_epsilon).sqrt()
-    with torch.no_grad(), _NoFloat32():
+    with torch.no_grad(), NoFloat32():
         found = norm(state) / norm.weight
     assert torch.allclose(found, textbook, rtol=1e-13)
     with torch.no_grad():

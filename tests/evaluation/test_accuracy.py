@@ -5,9 +5,9 @@ import pytest
 import scipy.stats
 import torch
 
-from tests.adapters.test_attach import random_adapters
 from tests.support import textbook, tiny
 from tests.support.properties import restores
+from tests.support.steering import random_adapters
 from toolkit.adapters.attach import steer
 from toolkit.documents.documents import Document
 from toolkit.documents.tasks.jsonl import JSONLines

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.adapters.test_attach import random_adapters
 from tests.support import tiny
 from tests.support.properties import restores
+from tests.support.steering import random_adapters
 from toolkit import ModelPair
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.vector import FixedVector

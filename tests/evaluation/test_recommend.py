@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.adapters.test_attach import random_adapters
+from tests.support.steering import random_adapters
 from toolkit.analysis.divergence import Divergences
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import Evaluation

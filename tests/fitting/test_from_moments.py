@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.analysis.test_linear_fit import moments_of
+from tests.support.pairs import moments_of
 from toolkit.adapters.linear import Linear
 from toolkit.adapters.vector import FixedVector
 from toolkit.analysis.linear_fit import fit_linear

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from tests.models.test_verify import install_recorders
 from tests.support import tiny
 from tests.support.properties import restores
+from tests.support.recorders import install_recorders
 from toolkit import InputError, ModelPair, Options, diagnose
 from toolkit.models.loading import fingerprint
 

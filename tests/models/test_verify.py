@@ -5,6 +5,7 @@ import torch
 
 from tests.support import tiny
 from tests.support.properties import restores
+from tests.support.recorders import install_recorders
 from tests.support.textbook import branch_modules, mlp_input_module
 from toolkit.models.hooks import Site
 from toolkit.models.locations import BRANCHES, resolve
@@ -14,11 +15,6 @@ from toolkit.models.verify import prove
 FAMILIES = ["llama", "gemma2", "gemma3", "olmo2", "qwen3", "phi3", "gpt2", "neox", "opt", "falcon",
             "mixtral"]  # fmt: skip
 N_PROOFS = 4  # captured states, write-back, march identity, residual identity
-
-
-def install_recorders(model):
-    """transformers hooks a model for good when it is first asked for its hidden states."""
-    model(torch.tensor([[5, 6]]), output_hidden_states=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

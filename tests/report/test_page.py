@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from tests.support.blank import blanked
 from tests.support.plausible import candidates, frames
-from tests.tables.test_plot import blanked
 from toolkit import Check, Run, Table
 from toolkit.report.folder import publish, read_run
 from toolkit.report.headline import headline, ties

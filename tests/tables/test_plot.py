@@ -4,19 +4,13 @@ import re
 
 import pytest
 
+from tests.support.blank import blanked
 from tests.support.plausible import frames, reread
 from toolkit.tables import drawing as draw
 from toolkit.tables import plot
 from toolkit.tables.table import COLUMNS, Table
 
 FULL = frames()
-
-
-def blanked(frame, value):
-    """`frame` with `value` in place of every number that was measured."""
-    named = {"layer", "layers", "token_index", "rank", "budget", "n_prompts", "parameters"}
-    measured = [column for column in frame.select_dtypes("number") if column not in named]
-    return frame.assign(**dict.fromkeys(measured, value))
 
 
 def words(figure):

@@ -5,7 +5,7 @@ import torch
 
 from tests.support import tiny
 from tests.support.properties import restores
-from tests.training.test_trainer import make_rows
+from tests.support.rows import make_rows
 from toolkit import InputError
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.gated_heads import GatedHeads

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from tests.support import textbook, tiny
 from tests.support.properties import restores
+from tests.support.rows import make_rows
 from toolkit import InputError
 from toolkit.documents.tasks.task import Example
 from toolkit.models.locations import resolve
@@ -18,15 +19,6 @@ from toolkit.training.trainer import Trainee, TrainingOptions, response_loss, tr
 
 LINEAR = Method("linear", "linear", "post_block", 2)
 GATED = Method("gated", "gated_heads", "heads", options={"l0": 0.01})
-
-
-def make_rows(n=24, seed=0):
-    """Prompts and responses of various lengths."""
-    rng, tokenizer = np.random.default_rng(seed), tiny.make_tokenizer()
-    return [
-        supervised(Example(tiny.random_text(rng, a), tiny.random_text(rng, b), "?"), tokenizer, 64)
-        for a, b in rng.integers(1, 9, (n, 2))
-    ]
 
 
 def nats(model, row):

@@ -114,7 +114,7 @@ class _Twin:
         """As `BlockRunner.run`: the output on `hidden`, and the counted tokens' states."""
         call = with_hidden_state(self.call, hidden.to(self.dtype))
         sites = self.sites.of_layer(self.layer, locations)
-        islands = _NoFloat32() if self.dtype == torch.float64 else nullcontext()
+        islands = NoFloat32() if self.dtype == torch.float64 else nullcontext()
         with capture(sites, batch.of_counted) as states, islands:
             output = first(functional_call(self.block, self.state, call.args, call.kwargs))
         return output, states
@@ -129,7 +129,7 @@ def _cast(tree: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map(cast, tree)
 
 
-class _NoFloat32(TorchFunctionMode):
+class NoFloat32(TorchFunctionMode):
     """Gives float64 where a forward pass asks for float32, as many norms do of any input."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
