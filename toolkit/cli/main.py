@@ -225,7 +225,7 @@ def show_answer(run: Any, out: Path) -> None:
 
         console.print(smallest_set(run.rank_search), soft_wrap=True)
         if run.rank_search.ranks:
-            console.print(f"ranks by block: {' '.join(map(str, run.rank_set.ranks))}")
+            console.print(f"ranks by block: {' '.join(map(str, run.rank_search.ranks))}")
     for check in run.checks:
         if check.status == "failed":
             console.print(f"check failed: {check.name}: {check.detail}", soft_wrap=True)
