@@ -102,7 +102,7 @@ def diagnose(
                 )
     choice = recommend(candidates, evaluation)
     return Run(
-        **tables,
+        tables=tables,
         recommendation=describe_choice(choice, pair, evaluation),
         adapters=choice.chosen.adapters if choice else None,
         samples=samples(pair, asked, choice, evaluation),
