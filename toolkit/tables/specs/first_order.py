@@ -19,12 +19,8 @@ from toolkit.tables.drawing import (
     log_scale,
     make_panels,
 )
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    UNMEASURED,
-)
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import UNMEASURED
 
 
 @house_style("First-order terms of the MLP's change")

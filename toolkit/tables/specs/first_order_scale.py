@@ -16,12 +16,8 @@ from toolkit.tables.drawing import (
     log_scale,
     make_panels,
 )
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    UNMEASURED,
-)
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import UNMEASURED
 
 
 @house_style("How far first order holds")

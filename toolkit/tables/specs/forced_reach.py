@@ -12,14 +12,8 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NO_PATH,
-    NOTHING,
-    percent,
-)
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NO_PATH, NOTHING, percent
 
 SHOWN_BUDGETS = (0.03, 0.3)
 
@@ -87,12 +81,12 @@ SPEC = TableSpec(
             "`block`: the forced delta of the block's output; `down`, `exact`: the MLP's change "
             "as the stream sees it"
         ),
-        "budget": "ρ: ‖Δ‖ ≤ ρ‖x‖, x the stream behind the first skip",
+        "budget": "ρ: ‖Δ‖ ≤ ρ‖x‖, x the stream after the first skip",
         "explained": "`1 − Σ‖v − MΔ‖² / Σ‖v‖²` over tokens",
-        "residual_q25": "of `‖v − MΔ‖ / ‖v‖`",
-        "residual_median": "of `‖v − MΔ‖ / ‖v‖`",
-        "residual_q75": "of `‖v − MΔ‖ / ‖v‖`",
-        "nonlinear_residual_median": "through the real block",
+        "residual_q25": "lower quartile of `‖v − MΔ‖ / ‖v‖` over tokens",
+        "residual_median": "median of `‖v − MΔ‖ / ‖v‖` over tokens",
+        "residual_q75": "upper quartile of `‖v − MΔ‖ / ‖v‖` over tokens",
+        "nonlinear_residual_median": "median of the same through the real block",
         "n_tokens": "sampled tokens",
     },
     plot=plot,

@@ -12,16 +12,9 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.series import (
-    RANK_STYLE,
-    draw_with_error,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NOTHING,
-)
+from toolkit.tables.series import RANK_STYLE, draw_with_error
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NOTHING
 
 
 @house_style("One change of the MLP's input for gate and up together")
@@ -66,10 +59,10 @@ SPEC = TableSpec(
         "explained_fit": "`1 − E‖t − W̄Δh‖² / E‖t‖²` on fit tokens",
         "explained_heldout": "the same on held-out tokens",
         "explained_heldout_sem": "its standard error, over tokens",
-        "residual_q25": "`‖t − W̄Δh‖ / ‖t‖`, held out",
-        "residual_median": "`‖t − W̄Δh‖ / ‖t‖`, held out",
-        "residual_q75": "`‖t − W̄Δh‖ / ‖t‖`, held out",
-        "size_median": "`‖Δh‖ / ‖h‖`",
+        "residual_q25": "lower quartile of `‖t − W̄Δh‖ / ‖t‖` over held-out tokens",
+        "residual_median": "median of `‖t − W̄Δh‖ / ‖t‖` over held-out tokens",
+        "residual_q75": "upper quartile of `‖t − W̄Δh‖ / ‖t‖` over held-out tokens",
+        "size_median": "median of `‖Δh‖ / ‖h‖` over held-out tokens",
         "n_tokens": "held-out tokens",
     },
     plot=plot,

@@ -24,17 +24,9 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.series import (
-    sorted_ranks,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NAMES,
-    NOTHING,
-    UNMEASURED,
-)
+from toolkit.tables.series import sorted_ranks
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NAMES, NOTHING, UNMEASURED
 
 
 @house_style("How much of the block's own change a linear map supplies")

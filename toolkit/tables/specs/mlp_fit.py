@@ -12,15 +12,9 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.series import (
-    RANK_STYLE,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    UNMEASURED,
-)
+from toolkit.tables.series import RANK_STYLE
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import UNMEASURED
 
 
 @house_style("What an edit of the MLP's output can do")
@@ -68,13 +62,9 @@ SPEC = TableSpec(
     ),
     columns={
         "layer": "the block",
-        "source": (
-            "`mlp_out` to `down`: the most a ReFT of that rank explains of ΔW_d m; `mlp_in` to "
-            "`mlp_out`: how linear the MLP is"
-        ),
+        "source": "`mlp_out`, for the target `down`; `mlp_in`, for the target `mlp_out`",
         "target": (
-            "`mlp_out` to `down`: the most a ReFT of that rank explains of ΔW_d m; `mlp_in` to "
-            "`mlp_out`: how linear the MLP is"
+            "`down`: the most a ReFT of that rank explains of ΔW_d m; `mlp_out`: how linear the MLP is"
         ),
         "rank": "0, 1, 8, 32, `full`",
         "explained_fit": "of `down` the uncentred share; of `mlp_out` R² about the mean",

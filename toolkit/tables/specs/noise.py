@@ -16,9 +16,7 @@ from toolkit.tables.drawing import (
     log_scale,
     make_panels,
 )
-from toolkit.tables.spec import (
-    TableSpec,
-)
+from toolkit.tables.spec import TableSpec
 
 
 @house_style("How large the noise of the precision is")

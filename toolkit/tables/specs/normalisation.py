@@ -17,12 +17,8 @@ from toolkit.tables.drawing import (
     log_scale,
     make_panels,
 )
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NO_PATH,
-)
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NO_PATH
 
 
 @house_style("What the norms do to a small change")
@@ -70,11 +66,10 @@ SPEC = TableSpec(
     columns={
         "layer": "the block",
         "norm_gain": (
-            "relative size of a change behind the MLP's norm over that before it, rms over "
-            "directions"
+            "relative size of a change after the MLP's norm over that before it, rms over directions"
         ),
         "radial_gain": "the same for a change along the stream itself; RMSNorm takes it out",
-        "post_gain": "the same for a norm behind the MLP (Gemma-2/3, OLMo-2); 1 elsewhere",
+        "post_gain": "the same for a norm after the MLP (Gemma-2/3, OLMo-2); 1 elsewhere",
         "attention_share": "`‖pre_mlp‖ / ‖stream‖`",
         "n_tokens": "sampled tokens",
     },

@@ -19,15 +19,9 @@ from toolkit.tables.drawing import (
     log_scale,
     make_panels,
 )
-from toolkit.tables.series import (
-    add_noise_band,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NOTHING,
-)
+from toolkit.tables.series import add_noise_band
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NOTHING
 
 
 @house_style("What each branch adds")

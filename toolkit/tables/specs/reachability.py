@@ -18,12 +18,8 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    percent,
-)
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import percent
 
 BUDGET_STYLE: list[dict[str, Any]] = [
     {"color": "#a6a6a6", "marker": "D", "linestyle": ":"},
@@ -46,7 +42,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         rows = frame[frame.target == target]
         budgets = sorted(rows.budget.dropna().unique())
         for budget, style in zip(budgets, BUDGET_STYLE, strict=False):
-            draw_budget(axes, rows[rows.budget == budget], budget, style)
+            _budget(axes, rows[rows.budget == budget], budget, style)
         axes.set_title(title + ",\nsteered before the MLP with a vector of limited size")
         axes.set_ylim(0, 1.05)
         finish(axes, LAYER_LABEL, "left over (0: reached)", 5, layers=True)
@@ -55,7 +51,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_budget(axes: Axes, rows: pd.DataFrame, budget: float, style: dict[str, Any]) -> None:
+def _budget(axes: Axes, rows: pd.DataFrame, budget: float, style: dict[str, Any]) -> None:
     rows = rows.sort_values("layer")
     add_band(axes, rows.layer, rows.residual_q25, rows.residual_q75, style["color"])
     draw_line(axes, rows, "layer", "residual_median", label=f"{100 * budget:g} %", **style)
@@ -88,10 +84,10 @@ SPEC = TableSpec(
         "layer": "the block",
         "target": "`down` (ΔW_d m, the post's test) or `exact`",
         "budget": "ρ: ‖Δ‖ ≤ ρ‖h‖",
-        "residual_q25": "`min ‖v − A(h)Δ‖ / ‖v‖` over tokens: quartiles",
-        "residual_median": "`min ‖v − A(h)Δ‖ / ‖v‖` over tokens: quartiles",
-        "residual_q75": "`min ‖v − A(h)Δ‖ / ‖v‖` over tokens: quartiles",
-        "nonlinear_residual_median": "the same Δ through the real MLP",
+        "residual_q25": "lower quartile of `min ‖v − A(h)Δ‖ / ‖v‖` over tokens",
+        "residual_median": "median of `min ‖v − A(h)Δ‖ / ‖v‖` over tokens",
+        "residual_q75": "upper quartile of `min ‖v − A(h)Δ‖ / ‖v‖` over tokens",
+        "nonlinear_residual_median": "median for the same Δ through the real MLP",
         "min_norm_median": "the smallest ρ whose residual is 0.01; infinite where none is",
         "rank_median": "numerical rank of `A(h)`, relative tolerance 1e-6",
         "n_tokens": "sampled tokens (`--sample`, 8 by default: few)",

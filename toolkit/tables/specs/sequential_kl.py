@@ -21,16 +21,9 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.series import (
-    rank_words,
-    sorted_ranks,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    UNMEASURED,
-)
+from toolkit.tables.series import rank_words, sorted_ranks
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import UNMEASURED
 
 
 @house_style("Divergence from the tuned model, token by token")

@@ -15,16 +15,9 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.series import (
-    RANK_STYLE,
-    draw_with_error,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NOTHING,
-)
+from toolkit.tables.series import RANK_STYLE, draw_with_error
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NOTHING
 
 
 @house_style("What one steering map for all tokens can do")
@@ -91,26 +84,17 @@ SPEC = TableSpec(
         "over tokens. Quote this rather than the bound above."
     ),
     columns={
-        "layer": (
-            "from `mlp_in`: `down`, `exact`; from `pre_mlp`, `post_mlp`, `post_block`: `block`, "
-            "the forced delta"
-        ),
-        "location": (
-            "from `mlp_in`: `down`, `exact`; from `pre_mlp`, `post_mlp`, `post_block`: `block`, "
-            "the forced delta"
-        ),
-        "target": (
-            "from `mlp_in`: `down`, `exact`; from `pre_mlp`, `post_mlp`, `post_block`: `block`, "
-            "the forced delta"
-        ),
+        "layer": "the block",
+        "location": "where one map reads and adds: `mlp_in`, `pre_mlp`, `post_mlp` or `post_block`",
+        "target": "from `mlp_in`: `down`, `exact`; from the others: `block`, the forced delta",
         "rank": "0, 1, 8, 32, `full`",
-        "explained_fit": "`1 − E‖v − JΔ‖² / E‖v‖²` on sampled tokens of either side",
-        "explained_heldout": "`1 − E‖v − JΔ‖² / E‖v‖²` on sampled tokens of either side",
-        "explained_heldout_sem": "over held-out tokens",
+        "explained_fit": "`1 − E‖v − JΔ‖² / E‖v‖²` on sampled fit tokens",
+        "explained_heldout": "the same on sampled held-out tokens",
+        "explained_heldout_sem": "its standard error, over held-out tokens",
         "nonlinear_heldout": "the same Δ through the real function",
         "size": "`rms‖Δ‖ / rms‖x‖`",
-        "n_fit": "sampled tokens (`--shared-sample`, and half as many)",
-        "n_heldout": "sampled tokens (`--shared-sample`, and half as many)",
+        "n_fit": "sampled fit tokens (`--shared-sample`)",
+        "n_heldout": "sampled held-out tokens (half as many)",
     },
     plot=plot,
     finding=finding,

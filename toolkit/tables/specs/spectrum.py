@@ -16,16 +16,9 @@ from toolkit.tables.drawing import (
     log_scale,
     make_panels,
 )
-from toolkit.tables.series import (
-    add_noise_band,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NOTHING,
-    UNMEASURED,
-)
+from toolkit.tables.series import add_noise_band
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NOTHING, UNMEASURED
 
 
 @house_style("How concentrated and how large the deltas are")
@@ -88,10 +81,10 @@ SPEC = TableSpec(
         "mean_share": "`‖Eδ‖² / E‖δ‖²`: what a fixed vector could explain",
         "participation_ratio": "`(Σλ)² / Σλ²`, an effective number of dimensions",
         "entropy_rank": "`exp(−Σ p log p)`, `p = λ/Σλ`, another, kinder to small eigenvalues",
-        "k50": "fewest eigenvalues whose sum reaches that share",
-        "k90": "fewest eigenvalues whose sum reaches that share",
-        "k95": "fewest eigenvalues whose sum reaches that share",
-        "k99": "fewest eigenvalues whose sum reaches that share",
+        "k50": "fewest eigenvalues whose sum reaches 50 % of all",
+        "k90": "fewest eigenvalues whose sum reaches 90 % of all",
+        "k95": "fewest eigenvalues whose sum reaches 95 % of all",
+        "k99": "fewest eigenvalues whose sum reaches 99 % of all",
     },
     plot=plot,
     finding=finding,

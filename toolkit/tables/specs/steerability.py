@@ -24,19 +24,9 @@ from toolkit.tables.drawing import (
     house_style,
     make_panels,
 )
-from toolkit.tables.series import (
-    rank_words,
-    sorted_ranks,
-)
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    NAMES,
-    NOTHING,
-    UNMEASURED,
-    plus_minus,
-)
+from toolkit.tables.series import rank_words, sorted_ranks
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NAMES, NOTHING, UNMEASURED, plus_minus
 
 
 @house_style("What each fit recovers, and at what cost")
@@ -172,7 +162,7 @@ SPEC = TableSpec(
     columns={
         "location": "where",
         "kind": "`none`, `oracle`, `vector` or `linear`",
-        "rank": "its rank",
+        "rank": "the map's rank",
         "fit": "free, forced or sequential",
         "layers": "`all`, or the one block that is steered",
         "parameters": "numbers in the adapters (biases too)",

@@ -18,12 +18,8 @@ from toolkit.tables.drawing import (
     log_scale,
     make_panels,
 )
-from toolkit.tables.spec import (
-    TableSpec,
-)
-from toolkit.tables.words import (
-    UNMEASURED,
-)
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import UNMEASURED
 
 
 @house_style("How large and how concentrated each matrix's change is")
@@ -72,8 +68,8 @@ SPEC = TableSpec(
     columns={
         "layer": "the block",
         "module": "which matrix",
-        "rows": "of the matrix's shape",
-        "columns": "of the matrix's shape",
+        "rows": "number of rows of the matrix",
+        "columns": "number of columns of the matrix",
         "norm_2": "the largest singular value of ΔW",
         "norm_fro": "`‖ΔW‖_F`",
         "relative": "`‖ΔW‖_F / ‖W‖_F`",
