@@ -42,7 +42,7 @@ def finished(folders, tmp_path_factory):
 def test_diagnose_writes_what_the_contract_says(finished):
     for name, spec in specs().items():
         frame = pd.read_csv(finished / "tables" / f"{name}.csv")
-        assert frame.columns.tolist() == columns.split()
+        assert frame.columns.tolist() == list(spec.columns)
         assert (finished / "figures" / f"{name}.svg").stat().st_size > 0
         assert (finished / "figures" / f"{name}.png").stat().st_size > 0
     info = json.loads((finished / "run.json").read_text())

@@ -64,7 +64,8 @@ SPEC = TableSpec(
         "layer": "the block",
         "source": "`mlp_out`, for the target `down`; `mlp_in`, for the target `mlp_out`",
         "target": (
-            "`down`: the most a ReFT of that rank explains of ΔW_d m; `mlp_out`: how linear the MLP is"
+            "`down`: the most a ReFT of that rank explains of ΔW_d m; "
+            "`mlp_out`: how linear the MLP is"
         ),
         "rank": "0, 1, 8, 32, `full`",
         "explained_fit": "of `down` the uncentred share; of `mlp_out` R² about the mean",

@@ -66,7 +66,8 @@ SPEC = TableSpec(
     columns={
         "layer": "the block",
         "norm_gain": (
-            "relative size of a change after the MLP's norm over that before it, rms over directions"
+            "relative size of a change after the MLP's norm over that before it, "
+            "rms over directions"
         ),
         "radial_gain": "the same for a change along the stream itself; RMSNorm takes it out",
         "post_gain": "the same for a norm after the MLP (Gemma-2/3, OLMo-2); 1 elsewhere",
