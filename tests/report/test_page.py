@@ -1,5 +1,6 @@
 """The report: its sentences say what the tables say, and no text of others becomes markup."""
 
+import copy
 import json
 import re
 
@@ -133,3 +134,11 @@ def test_headlines():
     assert "nothing changed" in headline(None, nothing_changed=True)
     assert "No smaller choice" in ties(chosen())
     assert "cannot be told from" in ties(chosen(tied=[chosen()["best"]]))
+
+
+def test_a_run_gives_its_tables_by_name():
+    run = make_run()
+    assert run.spectrum is run.tables["spectrum"]
+    assert copy.deepcopy(run).norms.name == "norms"
+    with pytest.raises(AttributeError, match="no 'spectra': its tables are steerability"):
+        _ = run.spectra

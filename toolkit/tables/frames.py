@@ -19,7 +19,10 @@ def cleaned(frame: pd.DataFrame) -> pd.DataFrame:
         elif name in WORDS:
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
         else:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce")
+            given = frame[name].notna() & (frame[name] != "")
+            numbers = pd.to_numeric(frame[name], errors="coerce")
+            if numbers[given].notna().all():  # else it is a column of words
+                frame[name] = numbers
     return frame
 
 
