@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from toolkit.jobs.figures import each_pair
-from toolkit.tables.plot import PLOTS
+from toolkit.tables.spec import specs
 
 MADE_BY = (
     "python data/recipes/shipped_runs.py demo-run",
@@ -17,4 +17,4 @@ MADE_BY = (
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return each_pair(lambda pair: PLOTS["first_order"](pair.table(data, "first_order")))
+    return each_pair(lambda pair: specs()["first_order"].plot(pair.table(data, "first_order")))

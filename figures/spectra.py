@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from toolkit.jobs.figures import each_pair
-from toolkit.tables.plot import PLOTS
+from toolkit.tables.spec import specs
 
 MADE_BY = (
     "python data/recipes/shipped_runs.py demo-run",
@@ -18,4 +18,4 @@ MADE_BY = (
 
 
 def draw(data: Path) -> dict[str, Figure]:
-    return each_pair(lambda pair: PLOTS["spectrum"](pair.table(data, "spectrum")))
+    return each_pair(lambda pair: specs()["spectrum"].plot(pair.table(data, "spectrum")))

@@ -26,11 +26,11 @@ from tests.support.docs import (
     run_command,
     unknown_options,
 )
+from tests.support.numbers_page import MARKED, PAGE, with_tables
 from toolkit.adapters.kinds import KINDS
 from toolkit.jobs.figures import find_scripts
 from toolkit.models.locations import POINTS
-from toolkit.report.page import SECTIONS
-from toolkit.tables.table import COLUMNS
+from toolkit.tables.spec import specs
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -66,7 +66,7 @@ def test_python_runs_and_prints_what_the_page_says(page, desk, registries):
 @pytest.fixture
 def registries():
     """What a page adds to the toolkit is gone after it."""
-    known = (COLUMNS, KINDS, POINTS)
+    known = (specs(), KINDS, POINTS)
     before = [dict(registry) for registry in known]
     yield
     for registry, entries in zip(known, before, strict=True):
@@ -151,14 +151,20 @@ def numbers_sections():
     }
 
 
-@pytest.mark.parametrize("table", COLUMNS)
+@pytest.mark.parametrize("table", specs())
 def test_numbers_page_explains_every_column(table):
-    assert sorted(numbers_sections()[table]) == sorted(COLUMNS[table].split())
+    assert sorted(numbers_sections()[table]) == sorted(specs()[table].columns)
+
+
+def test_numbers_page_is_what_the_specs_say():
+    text = PAGE.read_text("utf-8")
+    assert {name for _, name, _ in MARKED.findall(text)} == specs().keys()
+    assert with_tables(text) == text
 
 
 def test_numbers_page_explains_no_other_table():
     sections = numbers_sections()
-    assert sections.keys() - COLUMNS.keys() == {"rank_set/tried"}
+    assert sections.keys() - specs().keys() == {"rank_set/tried"}
     tried = pd.read_csv(ROOT / "data" / "theory" / "errors-smollm2-sets.csv")
     assert sorted(sections["rank_set/tried"]) == sorted(tried.columns)
 
@@ -184,8 +190,8 @@ def test_theory_page_explains_every_column(section):
 
 def test_report_page_has_every_section():
     text = (ROOT / "docs" / "report.md").read_text("utf-8")
-    for title, _ in SECTIONS.values():
-        assert f"**{title}**" in text, title
+    for spec in specs().values():
+        assert f"**{spec.title}**" in text, spec.title
 
 
 def shown(language, code, said=""):

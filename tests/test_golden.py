@@ -83,5 +83,5 @@ def test_an_interrupted_run_of_the_code_before_goes_on(llama_pair, tmp_path):
     resumed = diagnose(llama_pair, documents, options, show_progress=False, workspace=workspace)
     assert len(workspace.march.passed()) == tiny.N_LAYERS
     plain = diagnose(llama_pair, documents, options, show_progress=False)
-    for a, b in zip(plain.tables, resumed.tables, strict=True):
+    for a, b in zip(plain.tables.values(), resumed.tables.values(), strict=True):
         assert_close(a.frame, b.frame, a.name)

@@ -9,7 +9,7 @@ import pytest
 from tests.support import tiny
 from tests.support.recipes import load_recipe
 from toolkit.diagnosis.options import Options
-from toolkit.tables.table import COLUMNS
+from toolkit.tables.spec import specs
 
 recipe = load_recipe("shipped_runs")
 
@@ -47,5 +47,5 @@ def test_the_recipe_runs(tmp_path, monkeypatch):
     recipe.main()
     info = json.loads((tmp_path / "data" / "run" / "run.json").read_text())
     assert (info["base"]["name"], info["data"]["file"]) == ("base", "data.jsonl")
-    assert {path.stem for path in (tmp_path / "data" / "run" / "tables").iterdir()} == set(COLUMNS)
+    assert {path.stem for path in (tmp_path / "data" / "run" / "tables").iterdir()} == set(specs())
     assert len(pd.read_csv(tmp_path / "data" / "run" / "tables" / "norms.csv"))

@@ -11,7 +11,7 @@ import torch
 from tests.support import tiny
 from tests.support.commands import oracle
 from toolkit import Adapters, ModelPair, steer
-from toolkit.tables.table import COLUMNS
+from toolkit.tables.spec import specs
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def finished(folders, tmp_path_factory):
 
 
 def test_diagnose_writes_what_the_contract_says(finished):
-    for name, columns in COLUMNS.items():
+    for name, spec in specs().items():
         frame = pd.read_csv(finished / "tables" / f"{name}.csv")
-        assert frame.columns.tolist() == columns.split()
+        assert frame.columns.tolist() == list(spec.columns)
         assert (finished / "figures" / f"{name}.svg").stat().st_size > 0
         assert (finished / "figures" / f"{name}.png").stat().st_size > 0
     info = json.loads((finished / "run.json").read_text())
@@ -62,7 +62,7 @@ def test_recommended_adapters_steer(finished, folders):
 def test_from_redoes_a_run_without_models(finished, tmp_path):
     result = oracle("diagnose", "--from", finished, "--out", tmp_path / "again")
     assert result.exit_code == 0, result.output
-    for name in COLUMNS:
+    for name in specs():
         ours, theirs = (
             pd.read_csv(d / "tables" / f"{name}.csv") for d in (finished, tmp_path / "again")
         )

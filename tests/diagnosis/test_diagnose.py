@@ -14,7 +14,7 @@ from tests.support.textbook import Textbook
 from toolkit import InputError, ModelPair, Options, Run, diagnose
 from toolkit.diagnosis.reach_rows import SCALES
 from toolkit.documents.tokens import encode_all
-from toolkit.tables.table import COLUMNS
+from toolkit.tables.spec import specs
 
 N_NEW = 6
 ENDS = {tiny.EOS, *range(20, 26)}  # many, so that some prompts end early
@@ -260,7 +260,7 @@ def test_the_insides_tables_are_complete(family):
     for name in INSIDE:
         frame = getattr(run, name).frame
         assert sorted(set(frame.layer)) == list(range(tiny.N_LAYERS)), name
-        assert list(frame) == COLUMNS[name].split()
+        assert list(frame) == list(specs()[name].columns)
         numbers = frame.select_dtypes("number").drop(columns="head", errors="ignore")
         if name == "shared_reach":  # after the MLP only what the linear fits say
             numbers = numbers[frame.location.isin(["mlp_in", "pre_mlp"])]
@@ -457,7 +457,7 @@ def test_padding_and_batching_change_nothing(batch_tokens, tokenizer):
             tiny.make_documents(24),
             Options(new_tokens=2, sample=2, batch_tokens=n),
             show_progress=False,
-        ).tables
+        ).tables.values()
         for n in (batch_tokens, 10_000)
     ]
     for ours, theirs in zip(*tables, strict=True):

@@ -53,7 +53,7 @@ def test_resumed_run_equals_an_uninterrupted_one(llama_pair, tmp_path, stop_afte
     second = Interrupted(*asked)
     resumed = run(llama_pair, second)
     assert second.marched == list(range(stop_after + 1, tiny.N_LAYERS))
-    for a, b in zip(plain.tables, resumed.tables, strict=True):
+    for a, b in zip(plain.tables.values(), resumed.tables.values(), strict=True):
         assert a.frame.astype(str).equals(b.frame.astype(str)), a.name
 
 
@@ -63,7 +63,7 @@ def test_what_was_compared_is_not_compared_again(llama_pair, tmp_path, monkeypat
     for name in ("prefill", "greedy", "continuation_logits", "whole_logits"):
         monkeypatch.setattr(f"toolkit.evaluation.compare.{name}", None)
     second = run(llama_pair, Workspace(tmp_path / "run", {"options": 1}))
-    for a, b in zip(first.tables, second.tables, strict=True):
+    for a, b in zip(first.tables.values(), second.tables.values(), strict=True):
         assert a.frame.astype(str).equals(b.frame.astype(str)), a.name
 
 

@@ -46,7 +46,7 @@ def blocks_on_meta(blocks):
 def assert_same_run(pair, offloaded):
     assert pair.hashes == offloaded.hashes
     ours, theirs = (diagnose(p, DOCUMENTS, OPTIONS, show_progress=False) for p in (offloaded, pair))
-    for a, b in zip(ours.tables, theirs.tables, strict=True):
+    for a, b in zip(ours.tables.values(), theirs.tables.values(), strict=True):
         pd.testing.assert_frame_equal(a.frame, b.frame, check_exact=True, obj=a.name)
     assert [c.status for c in ours.checks] == [c.status for c in theirs.checks]
     for blocks in (offloaded.base_runner, offloaded.tuned_runner):

@@ -216,7 +216,7 @@ def test_an_adapter_is_its_merged_model(folders, tmp_path, tokenizer):
         diagnose(p, tiny.make_documents(24), Options(new_tokens=3, sample=2), show_progress=False)
         for p in (pair, merged)
     ]
-    for ours, theirs in zip(*(run.tables for run in runs), strict=True):
+    for ours, theirs in zip(*(run.tables.values() for run in runs), strict=True):
         numbers = ours.frame.select_dtypes("number")
         if ours.name == "weights":  # rounding fills the merged change's rank
             numbers = numbers.drop(columns="rank")

@@ -1,5 +1,6 @@
 """The report: its sentences say what the tables say, and no text of others becomes markup."""
 
+import copy
 import json
 import re
 
@@ -10,9 +11,8 @@ from tests.support.plausible import candidates, frames
 from toolkit import Check, Run, Table
 from toolkit.report.folder import publish, read_run
 from toolkit.report.headline import headline, ties
-from toolkit.report.page import SECTIONS, render
-from toolkit.tables.findings import FINDINGS
-from toolkit.tables.table import COLUMNS
+from toolkit.report.page import render
+from toolkit.tables.spec import specs
 
 EVIL = "<script>alert(1)</script>"
 FULL = frames(6, 8)
@@ -35,7 +35,7 @@ def make_run(tables=FULL, recommendation=None):
         "stages": {"march": {"seconds": 1.0, "peak_memory_bytes": 1}},
     }  # fmt: skip
     return Run(
-        **{name: Table(name, tables[name]) for name in COLUMNS},
+        tables={name: Table(name, tables[name]) for name in specs()},
         recommendation=recommendation,
         adapters=None,
         samples=[{"prompt": EVIL, "base": EVIL, "tuned": "42"}],
@@ -61,7 +61,7 @@ def test_self_contained(folder):
     html = (folder / "report.html").read_text()
     assert not re.search(r'(src|href)="(https?:)?//', html)
     assert "@import" not in html
-    assert html.count("<svg") == len(SECTIONS)
+    assert html.count("<svg") == len(specs())
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert {target[1:] for target in re.findall(r'href="(#[^"]+)"', html)} <= set(ids)
     figures = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in html.split("<svg")[1:]]
@@ -71,7 +71,7 @@ def test_self_contained(folder):
 def test_report_json_is_json(folder):
     text = (folder / "report.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert found["findings"].keys() == COLUMNS.keys()
+    assert found["findings"].keys() == specs().keys()
     assert "0.978 ± 0.01" in found["headline"] or "0.98 ± 0.01" in found["headline"]
 
 
@@ -85,45 +85,45 @@ def test_one_prompt_has_no_standard_error():
     none = float("nan")
     frame = FULL["steerability"].assign(recovered_sem=none, kl_sem=none)
     run = make_run({**FULL, "steerability": frame}, chosen(recovered_sem=none, kl_sem=none))
-    html = render(run, dict.fromkeys(COLUMNS, "<svg></svg>"))
+    html = render(run, dict.fromkeys(specs(), "<svg></svg>"))
     assert "one held-out prompt" in html
     assert not re.search(r"\bnan\b", html)
     assert "recovers 0.98 of" in headline(chosen(recovered_sem=None), False)
 
 
 def test_a_failed_check_is_named_beside_the_answer():
-    html = render(make_run(recommendation=chosen()), dict.fromkeys(COLUMNS, "<svg></svg>"))
+    html = render(make_run(recommendation=chosen()), dict.fromkeys(specs(), "<svg></svg>"))
     assert html.index("Failed: a.") < html.index("Evidence")
 
 
 def test_a_free_fit_is_said_to_overshoot_only_where_it_does():
     frame = FULL["sequential_kl"]
-    assert "adds at every block" in FINDINGS["sequential_kl"](frame)
+    assert "adds at every block" in specs()["sequential_kl"].finding(frame)
     better = frame.assign(kl_mean=frame.kl_mean.where(frame.fit != "free", 0.0))
-    assert "adds at every block" not in FINDINGS["sequential_kl"](better)
+    assert "adds at every block" not in specs()["sequential_kl"].finding(better)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", specs())
 def test_nothing_measured_is_not_said_to_be_nothing_changed(name):
-    assert FINDINGS[name](blanked(FULL[name], float("nan"))).startswith("Not applicable")
-    assert FINDINGS[name](FULL[name].iloc[:0]).startswith("Not applicable")
+    assert specs()[name].finding(blanked(FULL[name], float("nan"))).startswith("Not applicable")
+    assert specs()[name].finding(FULL[name].iloc[:0]).startswith("Not applicable")
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", specs())
 def test_findings_of_nothing(name):
     """A table of zeros says that nothing changed."""
     # Which have no rows then, or describe the base model as well.
     if name not in ("noise", "reachability", "normalisation", "mlp_fit"):
-        assert "othing changed" in FINDINGS[name](blanked(FULL[name], 0.0))
+        assert "othing changed" in specs()[name].finding(blanked(FULL[name], 0.0))
 
 
 def test_findings_say_what_the_table_says():
     frame = FULL["steerability"]
-    words = FINDINGS["steerability"](frame)
+    words = specs()["steerability"].finding(frame)
     for row in frame[(frame["rank"] == 8) & (frame.layers == "all")].itertuples():
         assert f"{row.fit} {row.recovered:.2f} ±".replace("-", "−") in words
     rows = FULL["spectrum"].query("location == 'post_block' and mode == 'free'")
-    assert f"in {rows.k90.min()} to {rows.k90.max()} dimensions" in FINDINGS["spectrum"](
+    assert f"in {rows.k90.min()} to {rows.k90.max()} dimensions" in specs()["spectrum"].finding(
         FULL["spectrum"]
     )
 
@@ -134,3 +134,11 @@ def test_headlines():
     assert "nothing changed" in headline(None, nothing_changed=True)
     assert "No smaller choice" in ties(chosen())
     assert "cannot be told from" in ties(chosen(tied=[chosen()["best"]]))
+
+
+def test_a_run_gives_its_tables_by_name():
+    run = make_run()
+    assert run.spectrum is run.tables["spectrum"]
+    assert copy.deepcopy(run).norms.name == "norms"
+    with pytest.raises(AttributeError, match="no 'spectra': its tables are steerability"):
+        _ = run.spectra

@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pandas as pd
 
-from toolkit.tables.table import COLUMNS, Table
+from toolkit.tables.spec import specs
+from toolkit.tables.table import Table
 
 RANKS = (0, 1, 2, 4, 8, 16, 32, 64, "full")
 LOCATIONS = ("pre_mlp", "post_mlp", "post_block")
@@ -16,7 +17,7 @@ def frames(n_layers: int = 30, n_tokens: int = 32) -> dict[str, pd.DataFrame]:
     """All tables with values like those of a 135M model tuned on arithmetic."""
     random = np.random.default_rng(0)
     depth = np.linspace(0, 1, n_layers)
-    rows: dict[str, list[dict]] = {name: [] for name in COLUMNS}
+    rows: dict[str, list[dict]] = {name: [] for name in specs()}
     for layer, t in enumerate(depth):
         rows["norms"] += _norms(layer, t, random)
         rows["spectrum"] += _spectrum(layer, t, random)

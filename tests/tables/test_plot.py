@@ -7,8 +7,8 @@ import pytest
 from tests.support.blank import blanked
 from tests.support.plausible import frames, reread
 from toolkit.tables import drawing as draw
-from toolkit.tables import plot
-from toolkit.tables.table import COLUMNS, Table
+from toolkit.tables.spec import specs
+from toolkit.tables.table import Table
 
 FULL = frames()
 
@@ -22,15 +22,15 @@ def n_marks(figure):
     return sum(line.get_label() != draw.REFERENCE for axes in figure.axes for line in axes.lines)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", specs())
 def test_a_full_frame_is_drawn_alike_in_memory_and_from_its_file(name):
-    ours, theirs = plot.PLOTS[name](FULL[name]), plot.PLOTS[name](reread(FULL[name]))
+    ours, theirs = specs()[name].plot(FULL[name]), specs()[name].plot(reread(FULL[name]))
     assert n_marks(ours) == n_marks(theirs) > 0
     for figure in (ours, theirs):
         assert all(axes.get_title(loc="left") or axes.get_title() for axes in figure.axes)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", specs())
 def test_an_empty_frame_says_so(name):
     assert draw.NOT_APPLICABLE in words(Table.of(name, []).plot())
 
@@ -43,19 +43,19 @@ def test_a_family_without_branches_is_drawn_with_what_it_has(name):
     else:
         column = "source" if name == "linear_fit" else "location"
         frame = frame[~frame[column].isin(["pre_mlp", "post_mlp"])]
-    assert n_marks(plot.PLOTS[name](frame)) > 0
+    assert n_marks(specs()[name].plot(frame)) > 0
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", specs())
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_zeros_and_gaps_are_drawn_without_a_warning(name, value, tmp_path):
-    draw.save(plot.PLOTS[name](blanked(FULL[name], value)), tmp_path / name)
+    draw.save(specs()[name].plot(blanked(FULL[name], value)), tmp_path / name)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", specs())
 def test_nothing_is_cut_off(name):
     """Every title, label and legend lies within the figure."""
-    figure = plot.PLOTS[name](FULL[name])
+    figure = specs()[name].plot(FULL[name])
     figure.draw_without_rendering()
     for axes in figure.axes:
         box = axes.get_tightbbox()
@@ -65,24 +65,24 @@ def test_nothing_is_cut_off(name):
 
 @pytest.mark.parametrize("name", ["steerability", "linear_fit"])
 def test_no_two_elements_of_a_figure_share_an_id(name, tmp_path):
-    svg, _ = draw.save(plot.PLOTS[name](FULL[name]), tmp_path / name)
+    svg, _ = draw.save(specs()[name].plot(FULL[name]), tmp_path / name)
     ids = re.findall(r'\bid="([^"]+)"', svg.read_text("utf-8"))
     assert len(ids) == len(set(ids))
 
 
 def test_values_off_the_axis_are_written_at_its_edge():
-    assert "−10.5" in words(plot.steerability(FULL["steerability"]))
+    assert "−10.5" in words(specs()["steerability"].plot(FULL["steerability"]))
 
 
 def test_files_are_the_same_bytes_every_time(tmp_path):
     for place in ("a", "b"):
-        draw.save(plot.norms(FULL["norms"]), tmp_path / place)
+        draw.save(specs()["norms"].plot(FULL["norms"]), tmp_path / place)
     for suffix in (".svg", ".png"):
         ours, theirs = ((tmp_path / f"{place}{suffix}").read_bytes() for place in ("a", "b"))
         assert ours == theirs
 
 
-@pytest.mark.parametrize("name", plot.WITH_NOISE)
+@pytest.mark.parametrize("name", [spec.name for spec in specs().values() if spec.draws_noise])
 def test_noise_is_a_band_below_what_is_drawn_or_words_if_it_is_far_below(name):
     figure = Table(name, FULL[name]).plot(Table("noise", FULL["noise"]))
     assert len(figure.axes[1].collections) == 1

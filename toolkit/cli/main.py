@@ -178,14 +178,13 @@ def weights(
     """Spectra and ranks of every matrix's change, from the files, one matrix at a time."""
     with bad_input():
         from toolkit.diagnosis.weight_rows import streamed_weight_rows
-        from toolkit.tables.findings import FINDINGS
         from toolkit.tables.table import Table
 
         table = Table.of("weights", list(streamed_weight_rows(base, tuned)))
         if table.frame.empty:
             raise InputError(f"{base} and {tuned} share no matrix of a numbered block")
         table.frame.to_csv(out, index=False, lineterminator="\n")
-        console.print(FINDINGS["weights"](table.frame), soft_wrap=True)
+        console.print(table.finding(), soft_wrap=True)
         console.print(f"table: {out.resolve()}", soft_wrap=True)
 
 

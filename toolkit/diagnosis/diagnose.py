@@ -115,7 +115,7 @@ class _Diagnosis:
                 rank_search = self._search(options.max_kl, blocks, reference)
         choice = recommend(candidates, evaluation)
         return Run(
-            **tables,
+            tables=tables,
             recommendation=describe_choice(choice, pair, evaluation),
             adapters=choice.chosen.adapters if choice else None,
             samples=samples(pair, asked, choice, evaluation),

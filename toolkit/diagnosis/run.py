@@ -13,26 +13,13 @@ from toolkit.tables.table import Table
 class Run:
     """All that a diagnosis found: its tables, the recommendation and what stands behind it.
 
-    `adapters` are the recommended ones (None where steering recovers nothing). `samples` are
-    held-out prompts with the answers of base, steered and tuned model. `info` is ``run.json``.
-    `rank_search` are the smallest ranks within a KL, where they were asked for.
+    `tables` are all tables by name; ``run.spectrum`` is ``run.tables["spectrum"]``. `adapters`
+    are the recommended ones (None where steering recovers nothing). `samples` are held-out prompts
+    with the answers of base, steered and tuned model. `info` is ``run.json``. `rank_search` are the
+    smallest ranks within a KL, where they were asked for.
     """
 
-    norms: Table
-    spectrum: Table
-    noise: Table
-    linear_fit: Table
-    first_order: Table
-    reachability: Table
-    shared_reach: Table
-    forced_reach: Table
-    normalisation: Table
-    inner_pair: Table
-    first_order_scale: Table
-    mlp_fit: Table
-    weights: Table
-    sequential_kl: Table
-    steerability: Table
+    tables: dict[str, Table]
     recommendation: dict[str, Any] | None
     adapters: Adapters | None
     samples: list[dict[str, str]]
@@ -40,6 +27,9 @@ class Run:
     info: dict[str, Any]
     rank_search: RankSearch | None = None
 
-    @property
-    def tables(self) -> list[Table]:
-        return [value for value in vars(self).values() if isinstance(value, Table)]
+    def __getattr__(self, name: str) -> Table:
+        """Return the table `name`."""
+        tables = vars(self).get("tables", {})  # a run that is being copied has none yet
+        if name not in tables:
+            raise AttributeError(f"a run has no {name!r}: its tables are {', '.join(tables)}")
+        return tables[name]

@@ -9,7 +9,8 @@ from toolkit.evaluation.compare import Evaluation
 from toolkit.evaluation.recommend import Recommendation
 from toolkit.fitting.block_result import BlockResult
 from toolkit.models.pair import ModelPair
-from toolkit.tables.table import COLUMNS, Table
+from toolkit.tables.spec import specs
+from toolkit.tables.table import Table
 
 N_SAMPLES = 3
 
@@ -22,7 +23,7 @@ def make_tables(
     weights: list[dict[str, Any]],
 ) -> dict[str, Table]:
     """All of the run's tables, by name."""
-    names = [n for n in COLUMNS if n not in ("sequential_kl", "steerability", "weights")]
+    names = [n for n in specs() if n not in ("sequential_kl", "steerability", "weights")]
     tables = {
         name: Table.of(name, [row for block in blocks for row in block.rows.get(name, [])])
         for name in names

@@ -25,16 +25,16 @@ RANK_SET = "rank_set"
 def publish(run: Run, folder: Path) -> None:
     """Write tables, figures, adapters, ``run.json``, ``report.json`` and ``report.html``."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tables(run.tables, folder / "tables")
+    write_tables(run.tables.values(), folder / "tables")
     if run.adapters:
         run.adapters.save_pretrained(folder / "adapters")
     if run.rank_search:
         save_rank_set(run.rank_search, folder / RANK_SET)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    for table in run.tables:
+    for table in run.tables.values():
         draw.save(table.plot(run.noise), figures / table.name)
-    drawn = {table.name: (figures / f"{table.name}.svg").read_text("utf-8") for table in run.tables}
+    drawn = {name: (figures / f"{name}.svg").read_text("utf-8") for name in run.tables}
     (folder / "report.html").write_text(report.render(run, drawn), "utf-8")
     write_json({**report.summary(run), "run": _kept(run)}, folder / REPORT)
     write_json(run.info, folder / RUN)
@@ -51,7 +51,7 @@ def read_run(folder: Path) -> Run:
     )
     tables = read_tables(folder / "tables", said["tables"])
     return Run(
-        **{**tables, **_redone(folder)},
+        tables={**tables, **_redone(folder)},
         recommendation=kept["recommendation"],
         adapters=adapters,
         samples=kept["samples"],

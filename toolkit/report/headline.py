@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from toolkit.evaluation.rank_search import RankSearch
-from toolkit.tables.findings import NAMES, plus_minus
+from toolkit.tables.words import NAMES, plus_minus
 
 PLACES = {
     "pre_mlp": "before the MLP (pre-MLP, the attention branch)",

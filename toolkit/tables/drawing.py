@@ -16,7 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-NOT_APPLICABLE, NOT_MEASURED = "not applicable to this pair", "not measured in this run"
+from toolkit.tables.frames import cleaned
+from toolkit.tables.words import NOT_APPLICABLE
+
 WIDTH, PANEL_HEIGHT = 6.5, 3.5  # inches; panels are stacked, so that a phone can show them
 LOWEST = -1.0  # shares below this are drawn at the edge, with their value
 EDGE = -1.12  # where they are drawn
@@ -78,29 +80,6 @@ class Plot(Figure):
         return buffer.getvalue()
 
 
-def tidied(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as it was before it was written: ranks and layers numbers or words, gaps NaN.
-
-    A rank is an int, "full" or None; `layers` an int or "all"; words that are missing are "".
-    """
-    frame = frame.copy()
-    words = {"of", "location", "mode", "source", "target", "kind", "fit", "forcing", "module"}
-    for name in frame:
-        if name in ("rank", "layers"):
-            frame[name] = pd.Series(map(_number, frame[name]), index=frame.index, dtype=object)
-        elif name in words:
-            frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
-        else:
-            frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    return frame
-
-
-def _number(value: Any) -> int | str | None:
-    if value is None or value == "" or value != value:
-        return None
-    return str(value) if value in ("full", "all") else int(float(value))
-
-
 def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
     """Write `figure` as .svg and .png, the same bytes every time; return both paths."""
     base = Path(path_without_suffix)
@@ -115,7 +94,7 @@ def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
 
 
 def house_style(title: str) -> Callable[[Callable[..., Figure]], Any]:
-    """Draw in the house's style, on tidied frames; a first frame without rows gives `empty`."""
+    """Draw in the house's style, on cleaned frames; a first frame without rows gives `empty`."""
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @wraps(draw)
@@ -124,7 +103,9 @@ def house_style(title: str) -> Callable[[Callable[..., Figure]], Any]:
         ) -> Figure:
             with matplotlib.rc_context(STYLE):
                 if not frame.empty:
-                    return draw(tidied(frame), **{n: tidied(other) for n, other in others.items()})
+                    return draw(
+                        cleaned(frame), **{n: cleaned(other) for n, other in others.items()}
+                    )
                 figure, (axes,) = make_panels(1, 1.8)
                 axes.set_title(title)
                 say_empty(axes, empty)

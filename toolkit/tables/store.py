@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from toolkit.errors import InputError
-from toolkit.tables.table import COLUMNS, Table
+from toolkit.tables.frames import cleaned
+from toolkit.tables.spec import specs
+from toolkit.tables.table import Table
 
 
-def write_tables(tables: list[Table], folder: Path) -> None:
+def write_tables(tables: Iterable[Table], folder: Path) -> None:
     """One CSV file a table that was measured, UTF-8, floats exact."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
@@ -24,9 +25,9 @@ def read_tables(folder: str | Path, written: Iterable[str] = ()) -> dict[str, Ta
     Those that came into being after the run are empty and not `measured`. `written` names tables
     that the run is known to have had: they must be there.
     """
-    there = {name for name in COLUMNS if (Path(folder) / f"{name}.csv").is_file()}
-    must = there | set(written) or set(COLUMNS)
-    return {n: read_table(folder, n) if n in must else Table.absent(n) for n in COLUMNS}
+    there = {name for name in specs() if (Path(folder) / f"{name}.csv").is_file()}
+    must = there | set(written) or set(specs())
+    return {n: read_table(folder, n) if n in must else Table.absent(n) for n in specs()}
 
 
 def read_table(folder: str | Path, name: str) -> Table:
@@ -34,22 +35,8 @@ def read_table(folder: str | Path, name: str) -> Table:
     path = Path(folder) / f"{name}.csv"
     if not path.is_file():
         raise InputError(f"{folder} has no {name}.csv: expected the tables of a finished run")
-    return Table(name, _read_csv(path))
+    return Table(name, cleaned(_parsed(path)))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
-    for name in ("rank", "layers"):  # numbers beside "full" and "all"
-        if name in frame:
-            frame[name] = frame[name].map(_number).astype(object)
-    for name in ("location", "fit"):
-        if name in frame:
-            frame[name] = frame[name].fillna("")
-    return frame
-
-
-def _number(value: Any) -> Any:
-    try:
-        return int(float(value))
-    except (TypeError, ValueError):
-        return None if isinstance(value, float) else value
+def _parsed(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")

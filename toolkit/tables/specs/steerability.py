@@ -1,0 +1,187 @@
+"""The table ``steerability``: what steering recovers."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import NullLocator
+
+from toolkit.tables.drawing import (
+    EDGE,
+    FIT_STYLE,
+    LAYER_LABEL,
+    LOCATION_STYLE,
+    LOCATIONS,
+    LOWEST,
+    add_reference,
+    by_location,
+    clip_shares,
+    drawn_heights,
+    finish,
+    house_style,
+    make_panels,
+)
+from toolkit.tables.series import rank_words, sorted_ranks
+from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import NAMES, NOTHING, UNMEASURED, plus_minus
+
+
+@house_style("What each fit recovers, and at what cost")
+def plot(frame: pd.DataFrame) -> Figure:
+    """What each fit recovers by its size; and one block steered alone, by layer."""
+    figure, (everywhere, single) = make_panels(2, 4.0)
+    fitted = frame[frame.fit.isin(list(FIT_STYLE)) & np.isfinite(frame.recovered)]
+    in_all = fitted[(fitted.layers == "all") & (fitted.parameters > 0)]
+    everywhere.set_title("Recovered by a fit in all blocks, by its size")
+    _everywhere(everywhere, in_all)
+    finish(everywhere, "parameters of the adapters", "recovered (1: the tuned model)", 2, drop=84)
+    alone = fitted[fitted.layers != "all"]
+    alone = alone.assign(layer=pd.to_numeric(alone.layers, errors="coerce"))
+    ranks = [rank_words(rank) for rank in sorted_ranks(alone["rank"])]
+    single.set_title(f"Recovered by steering one block alone ({', '.join(ranks) or 'none'})")
+    for location, rows in by_location(alone, "location"):
+        style = LOCATION_STYLE[location] | {"label": f"{LOCATIONS[location]}, free"}
+        _points(single, rows.sort_values("layer"), "layer", style)
+    _share_frame(single)
+    finish(single, LAYER_LABEL, "recovered (1: the tuned model)", 3, layers=True)
+    return figure
+
+
+def _everywhere(axes: Axes, frame: pd.DataFrame) -> None:
+    series = [
+        (f"{LOCATIONS[location]}, {fit}", rows[rows.fit == fit], location, fit)
+        for location, rows in by_location(frame, "location")
+        for fit in FIT_STYLE
+        if (rows.fit == fit).any()
+    ]
+    for place, (label, rows, location, fit) in enumerate(series):
+        shift = 1.035 ** (place - (len(series) - 1) / 2)  # so that equal points are both seen
+        marker = LOCATION_STYLE[location]["marker"]
+        style = {**FIT_STYLE[fit], "marker": marker, "label": label, "markersize": 6}
+        shifted = rows.assign(x=rows.parameters * shift).sort_values("x")
+        _points(axes, shifted, "x", style)
+    _share_frame(axes)
+    if len(frame):
+        _parameter_axis(axes, frame)
+
+
+def _parameter_axis(axes: Axes, frame: pd.DataFrame) -> None:
+    """A logarithmic x whose ticks are the sizes that were tried, with their ranks."""
+    sizes = frame.groupby(frame["rank"].map(rank_words), sort=False)[
+        ["parameters", "parameters_percent"]
+    ].median()
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    labels = [
+        f"{name.removeprefix('fixed ')}\n{_short(row.parameters)}\n{row.parameters_percent:.2g} %"
+        for name, row in zip(sizes.index, sizes.itertuples(), strict=True)
+    ]
+    axes.set_xticks(list(sizes.parameters), labels)
+    axes.set_xlim(sizes.parameters.min() / 1.9, sizes.parameters.max() * 1.9)
+
+
+def _short(number: float) -> str:
+    """294912 as 295 k."""
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"
+
+
+def _points(axes: Axes, rows: pd.DataFrame, x: str, style: dict[str, Any]) -> None:
+    """`recovered` with its standard error; values below LOWEST at the edge, with their number."""
+    if rows.empty:
+        return
+    low = rows.recovered < LOWEST
+    heights = rows.recovered.where(~low, EDGE)
+    axes.plot(rows[x], heights, **style)
+    error = rows.recovered_sem.where(~low & np.isfinite(rows.recovered_sem), 0)
+    axes.errorbar(rows[x], heights, error, fmt="none", ecolor=style["color"], elinewidth=1.2)
+    arrow = {"marker": "v", "markersize": 8, "linestyle": "", "color": style["color"]}
+    axes.plot(rows[x][low], heights[low], **arrow)
+    if low.sum() <= 6:
+        for place, value in zip(rows[x][low], rows.recovered[low], strict=True):
+            _number_at_edge(axes, place, value, style["color"])
+
+
+def _number_at_edge(axes: Axes, place: float, value: float, color: str) -> None:
+    """The value above its arrow, and above the numbers that stand there already."""
+    notes = [note for note in axes.texts if isinstance(note, Annotation) and note.xy[1] == EDGE]
+    taken = sum(0.7 < (note.xy[0] + 1) / (place + 1) < 1.4 for note in notes)
+    axes.annotate(
+        f"{value:.1f}".replace("-", "−"), (place, EDGE), xytext=(0, 7 + 13 * taken),
+        textcoords="offset points", ha="center", fontsize=10.5, color=color,
+    )  # fmt: skip
+
+
+def _share_frame(axes: Axes) -> None:
+    clip_shares(axes)
+    if len(drawn_heights(axes)):
+        add_reference(axes, 1, "the tuned model")
+        add_reference(axes, 0, "no steering")
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """Say what the table shows, in a sentence with its numbers."""
+    rows = frame[frame.kind.isin(["vector", "linear"])]
+    if not rows.kl.notna().any():
+        return UNMEASURED
+    if not frame[frame.kind == "none"].kl.any():
+        return NOTHING
+    everywhere, single = rows[rows.layers == "all"], rows[rows.layers != "all"]
+    parts = []
+    for location in ("pre_mlp", "post_mlp", "post_block"):
+        for fit in ("forced", "sequential", "free"):
+            match = everywhere[
+                (everywhere.location == location)
+                & (everywhere.fit == fit)
+                & (everywhere["rank"] == 8)
+            ]
+            for row in match.itertuples():
+                share = plus_minus(row.recovered, row.recovered_sem)
+                parts.append(f"{NAMES[location]} {fit} {share}")
+    text = f"Recovered at rank 8 in all blocks: {'; '.join(parts)}."
+    if len(single):
+        best = single.loc[single.recovered.idxmax()]
+        share = plus_minus(best.recovered, best.recovered_sem)
+        text += f" The best single block is {best.layers}, with {share}."
+    return text
+
+
+SPEC = TableSpec(
+    name="steerability",
+    title="What steering recovers",
+    reading=(
+        "recovered = 1 − KL(tuned ‖ steered) / KL(tuned ‖ base) over the tokens that the tuned "
+        "model generates on held-out prompts; ± is one standard error over prompts. 1 reproduces "
+        "the tuned model, 0 is no better than no steering, below 0 is worse."
+    ),
+    columns={
+        "location": "where",
+        "kind": "`none`, `oracle`, `vector` or `linear`",
+        "rank": "the map's rank",
+        "fit": "free, forced or sequential",
+        "layers": "`all`, or the one block that is steered",
+        "parameters": "numbers in the adapters (biases too)",
+        "parameters_percent": "the same in per cent of the model's",
+        "kl": (
+            "`KL(tuned ‖ x)`, nats a generated token, all models reading the tuned model's tokens"
+        ),
+        "kl_sem": "standard error of `kl`, over prompts",
+        "recovered": (
+            "`1 − KL(tuned ‖ steered) / KL(tuned ‖ base)`: 1 the tuned model, 0 no steering, "
+            "below 0 worse"
+        ),
+        "recovered_sem": "standard error of `recovered`, over prompts",
+        "kl_own": (
+            "`kl` with each model reading its own greedy tokens; candidates in all blocks only"
+        ),
+        "kl_own_sem": "standard error of `kl_own`, over prompts",
+    },
+    plot=plot,
+    finding=finding,
+    place=0,
+)

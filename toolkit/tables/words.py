@@ -1,0 +1,23 @@
+"""What the sentences of several tables say alike: names, shares, errors, and why there is none."""
+
+import math
+
+NOT_APPLICABLE, NOT_MEASURED = "not applicable to this pair", "not measured in this run"
+NOT_IN_RUN = "Not measured in this run, which was made before there was such a table."
+NAMES = {"pre_mlp": "pre-MLP", "post_mlp": "post-MLP", "post_block": "post-block"}
+UNMEASURED = "Not applicable: nothing was measured here."
+NOTHING = "Nothing changed: every delta is zero."
+NO_PATH = "Not applicable: the path from attention through the MLP cannot be read."
+
+
+def plus_minus(value: float, sem: float | None) -> str:
+    """A share with its standard error, to the error's digits; one prompt alone has none."""
+    if sem is None or math.isnan(sem):
+        return f"{value:.2f}".replace("-", "−")
+    digits = 2 if sem >= 0.005 else 3
+    return f"{value:.{digits}f} ± {sem:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """Write a share as a percentage."""
+    return "less than 1%" if 0 < value < 0.005 else f"{value:.0%}"
