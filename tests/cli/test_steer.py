@@ -169,3 +169,32 @@ def test_a_test_file_is_enough_to_judge(root, tmp_path):
     ]
     most = max(answers.count(answer) for answer in answers)
     assert json.loads(found.read_text())["chance"] == pytest.approx(most / len(answers))
+
+
+@pytest.mark.parametrize("command", ["fit", "train", "eval"])
+def test_a_wrong_dtype_is_one_line(root, tmp_path, command):
+    out = tmp_path / "out"
+    words = {
+        "fit": (root / "base", root / "tuned", "--data", root / "train.jsonl", "--out", out),
+        "train": (root / "base", *task(root), *SHORT, "--out", out),
+        "eval": (root / "base", *task(root)),
+    }[command]
+    done = oracle("steer", command, *words, "--dtype", "floaty")
+    assert done.exit_code == 2
+    assert "--dtype is 'floaty': expected one of float32" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_longer_examples_are_skipped_when_asked(root, tmp_path):
+    rows = (root / "train.jsonl").read_text()
+    long = json.dumps({"prompt": "w5 " * 40, "response": "w5", "answer": "w5"})
+    (tmp_path / "train.jsonl").write_text(f"{rows}{long}\n")
+    files = ("--train", tmp_path / "train.jsonl", "--test", root / "test.jsonl", "--quiet")
+    words = ("finetune", root / "base", "--task", "jsonl", *files, *SHORT, "--max-length", 30)
+    refused = oracle(*words, "--out", tmp_path / "a")
+    assert refused.exit_code == 2
+    assert "1 of " in refused.stderr
+    assert "--longer skip" in refused.stderr
+    done = oracle(*words, "--longer", "skip", "--rate", 1e-3, "--out", tmp_path / "b")
+    assert done.exit_code == 0, done.output
+    assert "left out: 1 examples" in done.stderr

@@ -7,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from tests.support import tiny
 from toolkit import InputError
 from toolkit.documents.tasks.task import Example
-from toolkit.training.examples import NOT_SUPERVISED, collate, supervised
+from toolkit.training.examples import NOT_SUPERVISED, collate, supervise_all, supervised
 
 EXAMPLE = Example("w5 w6 w7", "w8 w9", "w9")
 TURNS = (
@@ -118,3 +118,15 @@ def test_padding_changes_no_loss():
     alone = [model(**collate([row], tiny.PAD)).loss for row in rows]
     expected = sum(n * loss for n, loss in zip(counts, alone, strict=True)) / sum(counts)
     assert torch.allclose(together, expected, rtol=1e-6)
+
+
+def test_a_set_with_longer_examples_is_refused_with_their_number_or_they_are_skipped():
+    tools = tokenizer(template=TURNS)
+    short, long = EXAMPLE, Example("w5", " ".join(["w9"] * 30), "w9")
+    with pytest.raises(InputError, match=r"2 of 3 examples are longer than 20 tokens, .*--longer"):
+        supervise_all([long, short, long], tools, 20)
+    rows, n_longer = supervise_all([long, short, long], tools, 20, skip_longer=True)
+    assert rows == [supervised(short, tools, 20)]
+    assert n_longer == 2
+    with pytest.raises(InputError, match="1 of 1 examples"):
+        supervise_all([long], tools, 20, skip_longer=True)  # nothing would be left

@@ -75,6 +75,7 @@ def _oracle() -> None:
 
 
 @app.command()
+# many parameters: a command's options are its parameters
 def diagnose(
     base: BaseArgument = None,
     tuned: TunedArgument = None,

@@ -42,13 +42,15 @@ BatchSize = Annotated[int, typer.Option(help="Examples a step.")]
 MicroBatch = Annotated[int | None, typer.Option(help="Examples at a time, if memory is short.")]
 Examples = Annotated[int | None, typer.Option(help="At most so many training examples.")]
 Validation = Annotated[int, typer.Option(help="Validation examples that choose the rate.")]
-MaxLength = Annotated[int, typer.Option(help="Longer examples are refused, never cut.")]
+MaxLength = Annotated[int, typer.Option(help="Tokens of an example at most; none is ever cut.")]
+Longer = Annotated[str, typer.Option(help="Longer examples: refuse the set, or skip them.")]
 Seed = Annotated[int, typer.Option(help="Of starting points and the order of examples.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
+# many parameters: a command's options are its parameters
 def finetune(
     base: Base,
     task: TaskName,
@@ -65,24 +67,34 @@ def finetune(
     examples: Examples = None,
     validation: Validation = 200,
     max_length: MaxLength = 512,
+    longer: Longer = "refuse",
     seed: Seed = 0,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune BASE on a task: all weights (sft), or LoRA on all linear modules."""
     with bad_input():
+        from toolkit.documents.tasks import make_task
         from toolkit.training.methods import Method
 
         if method not in ("sft", "lora"):
             raise InputError(f"--method is {method!r}: expected sft or lora")
         chosen = Method(method, method, rank=rank if method == "lora" else None)
-        options = _options(epochs, batch_size, micro_batch, max_steps, seed)
-        sizes = (examples, validation)
-        _train(base, (task, train, test), chosen, rate, options, out, sizes, max_length,
-               "float32", device, None, not quiet)  # fmt: skip
+        request = {
+            "task": make_task(task, train, test),
+            "method": chosen,
+            "rates": rate,
+            "options": _options(epochs, batch_size, micro_batch, max_steps, seed),
+            "n_train": examples,
+            "n_validation": validation,
+            "max_length": max_length,
+            "skip_longer": _skips(longer),
+        }
+        _train(base, request, out, "float32", device, not quiet)
 
 
 @steer_app.command("train")
+# many parameters: a command's options are its parameters
 def train_adapters(
     base: Base,
     task: TaskName,
@@ -104,6 +116,7 @@ def train_adapters(
     examples: Examples = None,
     validation: Validation = 200,
     max_length: MaxLength = 512,
+    longer: Longer = "refuse",
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -113,6 +126,7 @@ def train_adapters(
     with bad_input():
         from toolkit.adapters.collection import Adapters
         from toolkit.adapters.kinds import KINDS
+        from toolkit.documents.tasks import make_task
         from toolkit.training.methods import Method
 
         if kind not in KINDS:
@@ -122,13 +136,22 @@ def train_adapters(
         if adapters is not None:
             chosen = Method(f"{location} {kind}", adapters.kind, adapters.location, adapters.rank,
                             str(adapters.positions))  # fmt: skip
-        options = _options(epochs, batch_size, micro_batch, max_steps, seed)
-        sizes = (examples, validation)
-        _train(base, (task, train, test), chosen, rate, options, out, sizes, max_length,
-               dtype, device, adapters, not quiet)  # fmt: skip
+        request = {
+            "task": make_task(task, train, test),
+            "method": chosen,
+            "rates": rate,
+            "options": _options(epochs, batch_size, micro_batch, max_steps, seed),
+            "n_train": examples,
+            "n_validation": validation,
+            "max_length": max_length,
+            "skip_longer": _skips(longer),
+            "start": adapters,
+        }
+        _train(base, request, out, dtype, device, not quiet)
 
 
 @steer_app.command("fit")
+# many parameters: a command's options are its parameters
 def fit(
     base: Base,
     tuned: Annotated[str, typer.Argument(help="The same, or a PEFT adapter's folder.")],
@@ -155,10 +178,11 @@ def fit(
         from toolkit.evaluation.best_of import best_fit, candidates_of
         from toolkit.fitting.closed_form import fit_adapters
         from toolkit.fitting.spec import FitSpec
+        from toolkit.models.loading import parse_dtype
         from toolkit.models.pair import ModelPair
 
         documents = read_documents(data)
-        pair = ModelPair.load(base, tuned, dtype, device)
+        pair = ModelPair.load(base, tuned, parse_dtype(dtype), device)
         best = fit == "best"
         form: Any = "sequential" if best else fit
         spec = FitSpec(location, kind, 0 if kind == "vector" else as_rank(rank), form, blend)
@@ -180,6 +204,7 @@ def fit(
 
 
 @steer_app.command("eval")
+# many parameters: a command's options are its parameters
 def evaluate(
     base: Base,
     task: TaskName,
@@ -208,6 +233,7 @@ def evaluate(
             out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
+# many parameters: a command's options are its parameters
 def table(
     out: Out = Path("oracle-table"),
     model: Annotated[
@@ -276,6 +302,13 @@ def as_rank(text: str) -> Any:
     return int(text)
 
 
+def _skips(longer: str) -> bool:
+    """Whether longer examples are left out."""
+    if longer not in ("refuse", "skip"):
+        raise InputError(f"--longer is {longer!r}: expected refuse or skip")
+    return longer == "skip"
+
+
 def _options(
     epochs: float, batch_size: int, micro_batch: int | None, max_steps: int, seed: int
 ) -> Any:
@@ -285,32 +318,27 @@ def _options(
 
 
 def _train(
-    base: str,
-    task_files: tuple[str, Path | None, Path | None],
-    method: Any,
-    rates: list[float] | None,
-    options: Any,
-    out: Path,
-    sizes: tuple[int | None, int],
-    max_length: int,
-    dtype: str,
-    device: str,
-    start: Any,
-    shown: bool,
+    base: str, request: dict[str, Any], out: Path, dtype: str, device: str, shown: bool
 ) -> None:
-    import torch
+    """Load BASE, train what `request` asks for, and show the rates; it has the fields of
+    `TrainingRequest`.
+    """
+    from toolkit.jobs.train import TrainingRequest, train_method
+    from toolkit.models.loading import (
+        load_model,
+        load_tokenizer,
+        parse_dtype,
+        quiet_transformers,
+    )
 
-    from toolkit.documents.tasks import make_task
-    from toolkit.jobs.train import train_method
-    from toolkit.models.loading import load_model, load_tokenizer, quiet_transformers
-
-    task = make_task(*task_files)
+    precision = parse_dtype(dtype)
     with quiet_transformers():
-        model, tokenizer = load_model(base, getattr(torch, dtype), device), load_tokenizer(base)
-    record = train_method(
-        model, tokenizer, task, method, rates or method.rates, options, out, sizes, max_length,
-        start, {"base": base}, shown,
-    )  # fmt: skip
+        model, tokenizer = load_model(base, precision, device), load_tokenizer(base)
+    request["rates"] = request["rates"] or request["method"].rates
+    asked = TrainingRequest(**request, about={"base": base})
+    record = train_method(model, tokenizer, asked, out, shown)
+    if n_longer := record["request"].get("longer"):
+        errors.print(f"left out: {n_longer} examples longer than --max-length {asked.max_length}")
     rows = [
         (
             f"{r['learning_rate']:g}",

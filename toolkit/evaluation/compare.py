@@ -59,6 +59,7 @@ class Evaluation:
 
 
 @torch.no_grad()
+# many parameters: all but three say how, and have defaults
 def evaluate(
     pair: ModelPair,
     prompts: Sequence[Sequence[int]] | Reference,

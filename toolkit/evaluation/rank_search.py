@@ -79,6 +79,7 @@ class Known:
     reference: Reference
 
 
+# many parameters: all but three say how, and have defaults
 def smallest_ranks(
     pair: ModelPair,
     documents: Iterable[Any] | Corpus,

@@ -12,7 +12,7 @@ from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 from toolkit.documents.corpus import Corpus, DataFile
 from toolkit.errors import InputError
-from toolkit.models.loading import one_line
+from toolkit.models.loading import one_line, parse_dtype
 from toolkit.models.outline import Outline, outline
 from toolkit.models.pair import ModelPair
 from toolkit.planning.estimate import RunPlan, plan
@@ -20,8 +20,6 @@ from toolkit.planning.free_memory import require_memory
 from toolkit.report.folder import publish
 from toolkit.runtime.console import errors
 from toolkit.runtime.processes import LostProcessError, Processes, joined
-
-DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,7 @@ class Job:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(f"--dtype is {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        parse_dtype(self.dtype)
 
 
 def run_job(job: Job) -> Run | None:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import recovered
@@ -15,7 +13,7 @@ from toolkit.documents.tasks import make_task
 from toolkit.documents.tasks.task import Example, Task, chance
 from toolkit.evaluation.accuracy import bootstrap, correct, prompts_of
 from toolkit.evaluation.reference import Reference
-from toolkit.models.loading import load_model, load_tokenizer, quiet_transformers
+from toolkit.models.loading import load_model, load_tokenizer, parse_dtype, quiet_transformers
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
@@ -23,6 +21,7 @@ from toolkit.runtime.provenance import versions
 KL_PROMPTS, KL_TOKENS = 64, 32
 
 
+# many parameters: they are the options of `oracle steer eval`
 def judge(
     base: str,
     task_files: tuple[str, Path | None, Path | None],
@@ -35,16 +34,17 @@ def judge(
     batch_size: int = 64,
 ) -> dict[str, Any]:
     """Accuracy with its 95 % interval and, with `tuned`, the divergence from it, of each model."""
+    precision = parse_dtype(dtype)
     task = make_task(*task_files)
     test = task.examples("test", n)
     by_constant = _chance(task, task_files, test)
     loaded = {str(path): Adapters.from_pretrained(path) for path in adapters}
     with quiet_transformers():
         if tuned:
-            pair = ModelPair.load(base, tuned, dtype, device)
+            pair = ModelPair.load(base, tuned, precision, device)
             model, tokenizer = pair.base, pair.tokenizer
         else:
-            model = load_model(base, getattr(torch, dtype), device)
+            model = load_model(base, precision, device)
             tokenizer = load_tokenizer(base)
     who: list[tuple[str, Any, Callable[[], Any]]] = [("base", model, nullcontext)]
     for name, found in loaded.items():

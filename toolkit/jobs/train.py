@@ -2,62 +2,78 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
 from toolkit.adapters.collection import Adapters
+from toolkit.documents.corpus import pad_token
 from toolkit.documents.tasks.task import Task
 from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import bootstrap, correct, merit
 from toolkit.models.locations import resolve
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
-from toolkit.training.examples import supervised
+from toolkit.runtime.records import write_json
+from toolkit.training.examples import supervise_all
 from toolkit.training.methods import Adapted, Method, adapted
 from toolkit.training.trainer import TrainingOptions, response_loss, train
 
 RECORD = "training.json"
 
 
-def train_method(
-    base: Any,
-    tokenizer: Any,
-    task: Task,
-    method: Method,
-    rates: Sequence[float],
-    options: TrainingOptions,
-    out: Path,
-    sizes: tuple[int | None, int],
-    max_length: int = 512,
-    start: Adapters | None = None,
-    about: dict[str, Any] | None = None,
-    show_progress: bool = True,
-) -> dict[str, Any]:
-    """Train `method` at each of `rates`; keep in `out` what does best on validation examples.
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What to train, on which examples, and how.
 
-    `sizes`: how many training examples (None: all) and validation examples. Best is the highest
-    accuracy, then the lowest loss. An interrupted run goes on: finished rates are in the record,
-    the unfinished one in its checkpoints. Returns the record, which is also ``out/training.json``.
+    rates: learning rates, of which validation examples choose one. n_train: at most so many
+    training examples (None: all). n_validation: how many examples choose. max_length: tokens of an
+    example; `skip_longer` leaves longer training examples out instead of refusing all. start:
+    adapters to go on from. about: what the record also says.
     """
-    n_train, n_validation = sizes
-    validation = task.examples("validation", n_validation)
-    rows = [supervised(e, tokenizer, max_length) for e in task.examples("train", n_train)]
-    judged = [supervised(e, tokenizer, max_length) for e in validation]
-    pad_id = tokenizer.pad_token_id or 0
+
+    task: Task
+    method: Method
+    rates: Sequence[float]
+    options: TrainingOptions
+    n_train: int | None = None
+    n_validation: int = 200
+    max_length: int = 512
+    skip_longer: bool = False
+    start: Adapters | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def train_method(
+    base: Any, tokenizer: Any, asked: TrainingRequest, out: Path, show_progress: bool = True
+) -> dict[str, Any]:
+    """Train at each of the rates that are asked for; keep in `out` what does best.
+
+    Best on validation examples is the highest accuracy, then the lowest loss. An interrupted run
+    goes on: finished rates are in the record, the unfinished one in its checkpoints. Returns the
+    record, which is also ``out/training.json``; `longer` in it counts the examples left out.
+    """
+    task, method, options, start = asked.task, asked.method, asked.options, asked.start
+    validation = task.examples("validation", asked.n_validation)
+    examples = task.examples("train", asked.n_train)
+    limits = asked.max_length, asked.skip_longer
+    rows, n_longer = supervise_all(examples, tokenizer, *limits)
+    judged, _ = supervise_all(validation, tokenizer, *limits)
+    pad_id = pad_token(tokenizer)
     request = {
         "task": task.name,
         "method": asdict(method),
         "options": asdict(options),
         "examples": len(rows),
         "start": start.info if start else None,
-        **(about or {}),
+        **({"longer": n_longer} if n_longer else {}),
+        **asked.about,
     }
     record = _opened(out, request)
     sites = resolve(base)
-    for rate in rates:
+    for rate in asked.rates:
         if any(done["learning_rate"] == rate for done in record["rates"]):
             continue
         with adapted(base, method, sites, options.seed, start) as found:
@@ -102,7 +118,7 @@ def _opened(out: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
-    (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(record, out / RECORD)
 
 
 def _save(found: Adapted, tokenizer: Any, out: Path, info: dict[str, Any]) -> None:

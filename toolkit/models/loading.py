@@ -58,6 +58,16 @@ PACKAGED = {
 }
 
 
+DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+
+
+def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype | str:
+    """Return torch's dtype of that name; ``auto`` stays. Raises InputError for any other word."""
+    if name not in DTYPES:
+        raise InputError(f"{option} is {name!r}: expected one of {', '.join(DTYPES)}")
+    return name if name == "auto" else getattr(torch, name)
+
+
 def cache_directory() -> Path:
     """Where converted models are kept."""
     default = Path.home() / ".cache" / "oracle-toolkit"

@@ -18,6 +18,7 @@ from toolkit.models.loading import (
     load_model,
     load_tokenizer,
     model_folder,
+    parse_dtype,
     plain_folder,
     quiet_transformers,
 )
@@ -62,8 +63,8 @@ class ModelPair:
         `offload` a block's weights are read from disk when the block is reached. Raises InputError
         where the two cannot be compared, and says what differs first.
         """
-        if isinstance(dtype, str) and dtype != "auto":
-            dtype = getattr(torch, dtype)
+        if isinstance(dtype, str):
+            dtype = parse_dtype(dtype, "dtype")
         with quiet_transformers():
             read = _offloaded if offload else _in_memory
             if is_adapter(tuned):

@@ -17,6 +17,7 @@ from toolkit.diagnosis.grid import SINGLE, grid_for
 from toolkit.diagnosis.options import Options
 from toolkit.documents.corpus import Corpus
 from toolkit.evaluation.reference import PROMPTS_A_BATCH
+from toolkit.models.loading import parse_dtype
 from toolkit.models.outline import Outline
 from toolkit.planning import operations
 from toolkit.planning.free_memory import Place, gib, places
@@ -130,7 +131,8 @@ def plan(
     options = options or Options()
     if isinstance(dtype, str):
         named = getattr(known.config, "dtype", None) or torch.float32
-        dtype = named if dtype == "auto" else getattr(torch, dtype)
+        parsed = parse_dtype(dtype, "dtype")
+        dtype = named if isinstance(parsed, str) else parsed
     shape = ModelShape.of_config(known.config)
     if not isinstance(documents, Corpus):
         documents = Corpus.of(documents, known.tokenizer, **options.reading)

@@ -17,6 +17,7 @@ from toolkit.models.pair import ModelPair
 from toolkit.theory.replication import Stream, replicate
 
 
+# many parameters: an experiment, of which each is varied
 def replication_cost(
     pair: ModelPair,
     documents: Iterable[Any] | Corpus,

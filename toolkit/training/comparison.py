@@ -23,7 +23,7 @@ from toolkit.evaluation.accuracy import bootstrap, correct, merit, prompts_of
 from toolkit.evaluation.reference import Reference
 from toolkit.fitting.closed_form import fit_adapters
 from toolkit.models.pair import ModelPair
-from toolkit.training.examples import supervised
+from toolkit.training.examples import supervise_all
 from toolkit.training.methods import Adapted, Method, adapted
 from toolkit.training.trainer import Training, TrainingOptions, response_loss, train
 
@@ -110,7 +110,7 @@ class Bench:
         return correct(model, self.tokenizer, self.task, examples, self.setting.batch_size)
 
     def _supervised(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
-        return [supervised(e, self.tokenizer, self.setting.max_length) for e in examples]
+        return supervise_all(examples, self.tokenizer, self.setting.max_length)[0]
 
     def _start(self, method: Method, seed: int) -> tuple[Adapters | None, float]:
         """The method's adapters as they are fitted, and the seconds it took; each seed its own

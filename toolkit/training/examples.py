@@ -1,5 +1,6 @@
 """Examples as training sees them: tokens, and which of them are supervised."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,40 @@ from toolkit.errors import InputError
 NOT_SUPERVISED = -100
 
 
+class TooLongError(InputError):
+    """An example has more tokens than `max_length`: cut off, it would teach no answer."""
+
+    def __init__(self, example: Example, length: int, max_length: int) -> None:
+        self.length = length
+        super().__init__(
+            f"an example is longer than {max_length} tokens ({example.prompt[:60]!r}..., "
+            f"{length}): give a larger --max-length or leave it out"
+        )
+
+
+def supervise_all(
+    examples: Sequence[Example], tokenizer: Any, max_length: int, skip_longer: bool = False
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Tokenise `examples` for training; the rows, and how many longer ones were left out.
+
+    Without `skip_longer` a set that has longer ones is refused, with their number and longest
+    length.
+    """
+    rows, longer = [], []
+    for example in examples:
+        try:
+            rows.append(supervised(example, tokenizer, max_length))
+        except TooLongError as error:
+            longer.append(error.length)
+    if longer and not (skip_longer and rows):
+        raise InputError(
+            f"{len(longer)} of {len(examples)} examples are longer than {max_length} tokens, the "
+            f"longest has {max(longer)}: give a larger --max-length, or --longer skip to leave "
+            "them out"
+        )
+    return rows, len(longer)
+
+
 def supervised(example: Example, tokenizer: Any, max_length: int) -> dict[str, list[int]]:
     """``input_ids`` and ``labels``: the response's tokens and one end of sequence.
 
@@ -21,15 +56,12 @@ def supervised(example: Example, tokenizer: Any, max_length: int) -> dict[str, l
     is refused: cut off, it would teach no answer.
     """
     document = Document(prompt=example.prompt, response=example.response)
-    encoded = encode(document, tokenizer, max_length + 1)
+    encoded = encode(document, tokenizer, sys.maxsize)
     ids, start = list(encoded.ids), encoded.response_start
     if not tokenizer.chat_template and ids[-1:] != [tokenizer.eos_token_id]:  # some add their own
         ids.append(tokenizer.eos_token_id)
     if len(ids) > max_length:
-        raise InputError(
-            f"an example is longer than {max_length} tokens ({example.prompt[:60]!r}...): "
-            "give a larger --max-length or leave it out"
-        )
+        raise TooLongError(example, len(ids), max_length)
     if start is None or start >= len(ids) or tokenizer.eos_token_id not in ids[start:]:
         raise InputError(
             f"the chat template gives the response of {example.prompt[:60]!r}... no end of "
