@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check matrix clean
 
 demo: $(VENV)/.demo
 	$(BIN)/oracle demo
@@ -16,6 +16,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The fast tests with the lowest and the newest versions, with every warning an error, and with
+# other Pythons that are here. Half an hour; not a part of CI.
+matrix: $(VENV)/.dev
+	$(BIN)/python -m tests.support.matrix
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -10,8 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
 from tests.support import tiny
+from tests.support.commands import oracle
 from toolkit import InputError
-from toolkit.diagnosis.weight_rows import streamed_weight_rows, weight_rows
+from toolkit.diagnosis.weight_rows import StreamedWeights, weight_rows
 from toolkit.models.locations import resolve
 from toolkit.models.runner import BlockRunner
 
@@ -44,7 +45,7 @@ def test_streamed_rows_are_those_in_memory(saved):
     """Each side in several files; modules in the order of their layers."""
     base, tuned, folder = saved
     assert len(list((folder / "base").glob("*.safetensors"))) > 2
-    ours = pd.DataFrame(streamed_weight_rows(folder / "base", folder / "tuned"))
+    ours = pd.DataFrame(StreamedWeights(folder / "base", folder / "tuned"))
     assert_same_rows(ours, in_memory(base, tuned))
     assert ours.layer.is_monotonic_increasing
     linear = [
@@ -76,7 +77,7 @@ def test_streamed_rows_of_gpt2_are_those_in_memory(tmp_path):
     tuned = tiny.tune(base)
     base.save_pretrained(tmp_path / "base")
     tuned.save_pretrained(tmp_path / "tuned")
-    ours = pd.DataFrame(streamed_weight_rows(tmp_path / "base", tmp_path / "tuned"))
+    ours = pd.DataFrame(StreamedWeights(tmp_path / "base", tmp_path / "tuned"))
     assert_same_rows(ours, in_memory(base, tuned))
 
 
@@ -86,7 +87,7 @@ def test_an_adapters_rows_are_those_in_memory(family, options, tmp_path):
     """Only modules that it touches have rows, with its scaling; GPT-2's weights are transposed."""
     base, wrapped = make_lora(family, tmp_path, **options)
     assert isinstance(wrapped, PeftModel)
-    ours = pd.DataFrame(streamed_weight_rows(tmp_path / "base", tmp_path / "lora"))
+    ours = pd.DataFrame(StreamedWeights(tmp_path / "base", tmp_path / "lora"))
     merged = wrapped.merge_and_unload()
     theirs = in_memory(base, merged)
     touched = theirs[theirs.norm_fro > 0].drop(columns="rank")
@@ -103,7 +104,7 @@ def test_an_adapter_in_memory_keeps_its_factors(tmp_path):
     assert (rows["rank"] == 3 * touched).all()
     numbers = ["norm_2", "norm_fro", "relative", "stable_rank", "k90", "outside"]
     assert not rows[~touched][numbers].to_numpy().any()
-    streamed = pd.DataFrame(streamed_weight_rows(tmp_path / "base", tmp_path / "lora"))
+    streamed = pd.DataFrame(StreamedWeights(tmp_path / "base", tmp_path / "lora"))
     assert_same_rows(streamed, rows[touched])
 
 
@@ -111,15 +112,42 @@ def test_an_adapter_in_memory_keeps_its_factors(tmp_path):
     "options",
     [
         {"use_dora": True},
-        {"rank_pattern": {"q_proj": 2}},
+        {"use_dora": True, "use_rslora": True},
+        {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 1}},
+        {"rank_pattern": {"q_proj": 2}, "use_rslora": True},
         {"alpha_pattern": {"q_proj": 9}},
+        {"modules_to_save": ["o_proj", "lm_head"]},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "-".join(options),
 )
-def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path, options):
-    make_lora("llama", tmp_path, **options)
-    with pytest.raises(InputError, match=f"plain LoRA.*{next(iter(options))}.*merge"):
-        list(streamed_weight_rows(tmp_path / "base", tmp_path / "lora"))
+def test_every_form_of_lora_has_the_rows_of_the_merged_model(tmp_path, options):
+    """Ranks and scales of some modules, DoRA, and whole modules, as PEFT merges them."""
+    base, wrapped = make_lora("llama", tmp_path, **options)
+    for name, parameter in wrapped.named_parameters():
+        if "modules_to_save" in name or "magnitude" in name:
+            parameter.data *= 1.1
+    wrapped.save_pretrained(tmp_path / "lora")
+    found = StreamedWeights(tmp_path / "base", tmp_path / "lora")
+    ours = pd.DataFrame(found)
+    theirs = in_memory(base, wrapped.merge_and_unload())
+    touched = theirs[theirs.norm_fro > 0].drop(columns="rank")
+    assert 0 < len(touched) == len(ours)
+    assert_same_rows(ours.drop(columns="rank"), touched, rtol=1e-3)
+    assert found.unserved == (["lm_head.weight"] if "modules_to_save" in options else [])
+
+
+def test_biases_and_tokens_of_an_adapter_are_named(tmp_path):
+    """What is no matrix of a numbered block has no row, and is not passed over in silence."""
+    make_lora("llama", tmp_path, lora_bias=True, trainable_token_indices=[3])
+    found = StreamedWeights(tmp_path / "base", tmp_path / "lora")
+    assert any("lora_B.bias" in name for name in found.unserved)
+    assert any("trainable_tokens" in name or "token_adapter" in name for name in found.unserved)
+    done = oracle(
+        "weights", tmp_path / "base", tmp_path / "lora", "--out", tmp_path / "weights.csv"
+    )
+    assert done.exit_code == 0, done.output
+    assert "no rows for what is no matrix" in done.stderr
+    assert "lora_B.bias" in done.stderr
 
 
 def test_other_adapters_are_refused(tmp_path):
@@ -129,7 +157,7 @@ def test_other_adapters_are_refused(tmp_path):
         json.dumps(config | {"peft_type": "IA3"})
     )
     with pytest.raises(InputError, match="IA3"):
-        list(streamed_weight_rows(tmp_path / "base", tmp_path / "lora"))
+        list(StreamedWeights(tmp_path / "base", tmp_path / "lora"))
 
 
 def test_models_of_different_shape_are_refused_by_the_matrix(saved):
@@ -139,7 +167,7 @@ def test_models_of_different_shape_are_refused_by_the_matrix(saved):
     save_file({name: torch.zeros(3, 5)}, folder / "wrong" / "model.safetensors")
     (folder / "wrong" / "config.json").write_text((folder / "base" / "config.json").read_text())
     with pytest.raises(InputError, match=r"o_proj.* is .* in the base and \(3, 5\) in the tuned"):
-        list(streamed_weight_rows(folder / "base", folder / "wrong"))
+        list(StreamedWeights(folder / "base", folder / "wrong"))
 
 
 @pytest.mark.parametrize("side", ["base", "tuned", "lora"])
@@ -149,16 +177,16 @@ def test_a_folder_without_safetensors_is_refused(tmp_path, side):
     for file in (tmp_path / (side if side != "tuned" else "base")).glob("*.safetensors"):
         file.unlink()
     with pytest.raises(InputError, match=r"safetensors|weights"):
-        list(streamed_weight_rows(tmp_path / "base", tmp_path / tuned))
+        list(StreamedWeights(tmp_path / "base", tmp_path / tuned))
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError):
-        list(streamed_weight_rows(tmp_path / "nowhere", tmp_path / "neither"))
+        list(StreamedWeights(tmp_path / "nowhere", tmp_path / "neither"))
 
 
 def test_identical_models_change_nothing(saved):
     base, _, folder = saved
-    ours = pd.DataFrame(streamed_weight_rows(folder / "base", folder / "base"))
+    ours = pd.DataFrame(StreamedWeights(folder / "base", folder / "base"))
     assert_same_rows(ours, in_memory(base, tiny.copy_of(base)))
     assert not ours.drop(columns=["layer", "module", "rows", "columns"]).to_numpy().any()

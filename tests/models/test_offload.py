@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import tiny
 from toolkit import InputError, ModelPair, Options, diagnose
-from toolkit.models.offload import Reader
+from toolkit.models.weight_files import WeightFiles
 
 OPTIONS = Options(new_tokens=3, sample=1, shared_sample=8, max_prompts=2)
 DOCUMENTS = tiny.make_documents(14)
@@ -80,7 +80,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path, monkeypatch):
     """In whole passes each block's own weights; in the march both models' block, read once."""
     pair = ModelPair.load(*save_pair(tmp_path, "llama"), offload=True)
     reads, most = [], 0
-    original = Reader.__getitem__
+    original = WeightFiles.__getitem__
 
     def read(self, name):
         nonlocal most
@@ -90,7 +90,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path, monkeypatch):
                            ((found, len(found)) for found in resident)))  # fmt: skip
         return original(self, name)
 
-    monkeypatch.setattr(Reader, "__getitem__", read)
+    monkeypatch.setattr(WeightFiles, "__getitem__", read)
     diagnose(pair, DOCUMENTS, OPTIONS, show_progress=False)
     assert most == 1
     reads.clear()

@@ -178,10 +178,14 @@ def weights(
 ) -> None:
     """Spectra and ranks of every matrix's change, from the files, one matrix at a time."""
     with bad_input():
-        from toolkit.diagnosis.weight_rows import streamed_weight_rows
+        from toolkit.diagnosis.weight_rows import StreamedWeights
         from toolkit.tables.table import Table
 
-        table = Table.of("weights", list(streamed_weight_rows(base, tuned)))
+        found = StreamedWeights(base, tuned)
+        table = Table.of("weights", list(found))
+        if found.unserved:
+            names = ", ".join(found.unserved)
+            errors.print(f"no rows for what is no matrix of a numbered block: {names}")
         if table.frame.empty:
             raise InputError(f"{base} and {tuned} share no matrix of a numbered block")
         table.frame.to_csv(out, index=False, lineterminator="\n")

@@ -3,27 +3,27 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from toolkit.analysis.weight_change import weight_row
+from toolkit.blocks.adapter_files import AdapterFiles
 from toolkit.blocks.mlp import Change
 from toolkit.blocks.read import affine, module_change
 from toolkit.errors import InputError
 from toolkit.models.loading import plain_folder
+from toolkit.models.peft_adapter import is_adapter
 from toolkit.models.runner import BlockRunner
+from toolkit.models.weight_files import WeightFiles
 from toolkit.runtime.processes import ALONE, Processes
 
 _LAYER = re.compile(r"^(?:.*?\.)?(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")
 _CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
-_LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 
 
 def weight_rows(
@@ -42,24 +42,37 @@ def weight_rows(
     return processes.spread(tasks)
 
 
-def streamed_weight_rows(base: str | Path, tuned: str | Path) -> Iterator[dict[str, Any]]:
-    """The same from files: one matrix of each model is in memory at a time.
+class StreamedWeights:
+    """The rows of every matrix's change, from files: one matrix of each model is in memory.
 
     `base` and `tuned` are what `ModelPair.load` takes, except that hub ids must be downloaded.
+    `unserved` names what an adapter changes beside matrices of numbered blocks.
     """
-    with ExitStack() as stack:
-        ours, folder = _Matrices(Path(plain_folder(base)), stack), Path(tuned)
-        if (folder / "adapter_config.json").is_file():
-            changes = _adapter(folder, stack)
+
+    def __init__(self, base: str | Path, tuned: str | Path) -> None:
+        self._ours, folder = _Matrices(Path(plain_folder(base))), Path(tuned)
+        self.unserved: list[str] = []
+        if is_adapter(folder):
+            files = AdapterFiles(folder)
+            self._theirs: AdapterFiles | _Matrices = files
+            outside = [name for name in files.saved if not _LAYER.match(name)]
+            self.unserved = sorted({*files.unserved, *outside})
         else:
-            theirs = _Matrices(Path(plain_folder(tuned)), stack)
-            changes = {name: partial(_difference, ours, theirs, name) for name in theirs.files}
-        for name in sorted(ours.files, key=_place):
+            self._theirs = _Matrices(Path(plain_folder(tuned)))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for name in sorted(self._ours.files.names, key=_place):
             found = _LAYER.match(name)
-            if found and name in changes:
-                weight = ours[name]
+            if found and name in self._theirs:
+                weight = self._ours[name]
                 if weight.ndim == 2:
-                    yield _row(int(found[1]), found[2], weight, changes[name]())
+                    yield _row(int(found[1]), found[2], weight, self._change(name))
+
+    def _change(self, name: str) -> Change:
+        if isinstance(self._theirs, AdapterFiles):
+            ours = self._ours
+            return self._theirs.change(name, ours.__getitem__, ours.is_transposed(name))
+        return _difference(self._ours, self._theirs, name)
 
 
 def _module_row(base: BlockRunner, tuned: BlockRunner, layer: int, name: str) -> dict[str, Any]:
@@ -80,24 +93,22 @@ def _place(name: str) -> tuple[int, str]:
 class _Matrices:
     """A model folder's tensors by name, each read when it is asked for, matrices as `[out, in]`."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.files = _open(folder, stack)
+    def __init__(self, folder: Path) -> None:
+        self.files = WeightFiles(folder)
         config = folder / "config.json"
         family = json.loads(config.read_text()).get("model_type") if config.is_file() else None
         self.transposed = family == "gpt2"  # its files hold [in, out]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.files[name].get_tensor(name)
-        return tensor.T if self.transposed and _CONV1D.search(name) else tensor
+        tensor = self.files[name]
+        return tensor.T if self.is_transposed(name) else tensor
 
-
-def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Each tensor's name with the open file that holds it."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder} holds no safetensors: give a model folder or an adapter folder")
-    opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
-    return {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+    def is_transposed(self, name: str) -> bool:
+        """Whether the files hold the matrix `name` as `[in, out]`."""
+        return self.transposed and bool(_CONV1D.search(name))
 
 
 def _difference(ours: _Matrices, theirs: _Matrices, name: str) -> Change:
@@ -109,25 +120,3 @@ def _difference(ours: _Matrices, theirs: _Matrices, name: str) -> Change:
         )
     delta = tuned.to(torch.promote_types(tuned.dtype, torch.float32)) - weight
     return Change((delta,), delta.new_zeros(len(delta)))
-
-
-def _adapter(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Each base matrix's name with what gives its LoRA's two factors."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    unplain = [k for k in ("use_dora", "rank_pattern", "alpha_pattern") if config.get(k)]
-    if config.get("peft_type") != "LORA" or unplain:
-        kind = ", ".join([str(config.get("peft_type")), *unplain])
-        raise InputError(f"{folder} is not a plain LoRA ({kind}): merge it into a model folder")
-    r = config["r"]
-    scaling = config["lora_alpha"] / (r**0.5 if config.get("use_rslora") else r)
-    files = _open(folder, stack)
-    modules = {found[1] for name in files if (found := _LORA.match(name))}
-
-    def factors(module: str) -> Change:
-        b, a = (
-            files[key].get_tensor(key).float()
-            for key in (f"base_model.model.{module}.lora_{side}.weight" for side in "BA")
-        )
-        return Change((b * scaling, a), b.new_zeros(len(b)))
-
-    return {f"{module}.weight": partial(factors, module) for module in modules}

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -22,36 +20,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from toolkit.errors import InputError
 from toolkit.models.hooks import within
 from toolkit.models.locations import causal_lm, resolve
-
-
-class Reader:
-    """The tensors of a model folder by name, in one precision on one device, each read when asked.
-
-    A tensor that is still in use somewhere is not read again: two models that share a file share
-    it. Raises InputError where the folder holds no safetensors.
-    """
-
-    def __init__(self, folder: Path, dtype: torch.dtype, device: str | torch.device) -> None:
-        self.dtype, self.device = dtype, device
-        paths = sorted(folder.glob("*.safetensors"))
-        if not paths:
-            raise InputError(f"{folder} holds no safetensors: --offload reads nothing else")
-        files = [safe_open(path, "pt") for path in paths]
-        self._file = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        self._live: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the stored tensors."""
-        return list(self._file)
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._live.get(name)
-        if tensor is None:
-            tensor = self._file[name].get_tensor(name)
-            dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-            tensor = self._live[name] = tensor.to(self.device, dtype)
-        return tensor
+from toolkit.models.weight_files import WeightFiles
 
 
 class Offload:
@@ -61,7 +30,7 @@ class Offload:
     in blocks that it does not know (an adapter's) stay as they are.
     """
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str], reader: Reader) -> None:
+    def __init__(self, model: nn.Module, names: Mapping[str, str], reader: WeightFiles) -> None:
         self.names, self.reader = dict(names), reader
         self._blocks = resolve(model).blocks
         self._held = [0] * len(self._blocks)
@@ -131,7 +100,7 @@ def offloaded(
     Raises InputError where a parameter is not in the files under the model's own name.
     """
     model = empty_model(folder, dtype)
-    reader = Reader(folder, next(model.parameters()).dtype, device)
+    reader = WeightFiles(folder, next(model.parameters()).dtype, device)
     names = _stored_names(model, reader)
     missing = [name for name, _ in model.named_parameters() if name not in names]
     if missing:
@@ -177,7 +146,7 @@ def _names_in(model: nn.Module, block: nn.Module, names: Mapping[str, str]) -> d
     return {name: names[where] for name, where in full.items() if where in names}
 
 
-def _stored_names(model: Any, reader: Reader) -> dict[str, str]:
+def _stored_names(model: Any, reader: WeightFiles) -> dict[str, str]:
     """By the model's names of its tensors, those in the files.
 
     transformers renames what older files hold; tensors that it would merge or split are left out.

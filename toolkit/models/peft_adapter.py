@@ -12,6 +12,7 @@ from torch import nn
 from toolkit.errors import InputError
 from toolkit.models.loading import one_line, plain_folder
 from toolkit.models.offload import Offload, beside, with_stand_ins
+from toolkit.models.weight_files import WeightFiles
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -26,7 +27,6 @@ def with_adapter(
     """`base` with the PEFT adapter in `folder`, as a second model that shares base's tensors."""
     from peft import PeftConfig, PeftModel
     from peft.utils import get_peft_model_state_dict
-    from safetensors import safe_open
 
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
@@ -38,8 +38,7 @@ def with_adapter(
     config = PeftConfig.from_pretrained(str(folder))
     if config.is_prompt_learning:
         raise InputError(f"{folder} is a prompt-learning adapter: it changes no weight of a block")
-    with safe_open(weights, "pt") as saved:
-        names = set(saved.keys())
+    names = set(WeightFiles(folder).names)
     shared: dict[int, Any] = {}
     if offload:
         if not _leaves_base_alone(config, names):
@@ -102,13 +101,12 @@ def _check_adapter_base(config: dict, base: str | Path, folder: Path) -> None:
 
 def factor_entries(folder: Path) -> int | None:
     from peft import PeftConfig
-    from safetensors import safe_open
 
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         return 0  # `ModelPair.load` says what is wrong with it
-    with safe_open(weights, "pt") as saved:
-        shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
+    files = WeightFiles(folder)
+    shapes = {name: files.shape(name) for name in files.names}
     if not _leaves_base_alone(PeftConfig.from_pretrained(str(folder)), set(shapes)):
         return None
     return sum(math.prod(shape) for shape in shapes.values())
