@@ -28,7 +28,7 @@ class Adapter(nn.Module, ABC):
     @property
     @abstractmethod
     def rank(self) -> Rank:
-        """Of what can be added: 0 for a constant."""
+        """The rank of what can be added: 0 for a constant."""
 
     @property
     @abstractmethod
@@ -44,7 +44,7 @@ class Adapter(nn.Module, ABC):
     def forward(self, states: Tensor) -> Tensor: ...
 
     def penalty(self) -> Tensor | float:
-        """What training adds to the loss on this adapter's account."""
+        """Return what training adds to the loss on this adapter's account."""
         return 0.0
 
 
@@ -54,7 +54,7 @@ def fixed(tensor: Tensor) -> nn.Parameter:
 
 
 def columns(rank: Rank, width: int) -> int:
-    """How many dimensions an adapter of `rank` works in."""
+    """Count how many dimensions an adapter of `rank` works in."""
     return width if rank == "full" else rank
 
 

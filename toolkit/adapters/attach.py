@@ -69,7 +69,7 @@ class _Tokens:
             seen = int(cache.get_seq_length()) if cache is not None else 0
             attended = mask
             mask = torch.ones(n_rows, seen + n_new, dtype=torch.bool, device=inputs.device)
-            if seen == 0:  # padding stands on the left: behind a cache there is none
+            if seen == 0:  # padding stands on the left: after a cache there is none
                 mask &= _are_tokens(attended)
         mask, n_seen = mask.bool(), mask.shape[1] - n_new
         prompt = torch.zeros_like(mask)

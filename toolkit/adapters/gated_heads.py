@@ -48,7 +48,7 @@ class GatedHeads(Adapter):
         return (scales * self.scale * z + vectors * self.vector).reshape(states.shape)
 
     def open_gates(self) -> Tensor:
-        """How far each gate is open, from 0 to 1, `[2, n_heads]`."""
+        """Return how far each gate is open, from 0 to 1, `[2, n_heads]`."""
         logits: Tensor = self.gates
         if self.training:
             noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)

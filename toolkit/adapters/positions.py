@@ -58,7 +58,7 @@ class Positions:
 
 
 def prompt_tokens(mask: Tensor, labels: Tensor | None, n_seen: int) -> Tensor:
-    """Which of the tokens that enter a model are the prompt's, bool `[batch, length]`.
+    """Return which of the tokens that enter a model are the prompt's, bool `[batch, length]`.
 
     In training, what stands before the first supervised label; else all that a model reads before
     it has a cache: what it generates comes one by one.

@@ -48,7 +48,7 @@ class Divergences:
 
     @staticmethod
     def join(parts: list["Divergences"]) -> "Divergences":
-        """The divergences of several batches of prompts."""
+        """Return the divergences of several batches of prompts."""
         return Divergences(
             torch.cat([p.nats for p in parts]), torch.cat([p.counted for p in parts])
         )

@@ -82,7 +82,7 @@ class Terms:
 
 
 def first_order_terms(base: MLP, change: MLPChange, h: Tensor) -> Terms:
-    """Of MLP inputs `h` `[n, d]`.
+    """Compute the first-order terms at MLP inputs `h` `[n, d]`.
 
     The exact change is ``W_d (m' − m) + ΔW_d m' + Δb_d``: from the weights' changes, so that a
     small update is not lost in the rounding of y.

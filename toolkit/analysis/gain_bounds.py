@@ -1,6 +1,6 @@
 """How much a block can enlarge an error, from the 2-norms of its weights and its norm layers.
 
-A block is ``x = h + Attn(N₁(h))``, ``x + MLP(N₂(x))``, each branch with a norm of its own behind it
+A block is ``x = h + Attn(N₁(h))``, ``x + MLP(N₂(x))``, each branch with a norm of its own after it
 where the family has one. The bounds are on the 2-norm of the block's Jacobian: the largest
 ``‖δout‖ / ‖δh‖`` of an error at all tokens of one document, in the Frobenius norm, under
 
@@ -26,7 +26,7 @@ class AttentionSizes:
 
     n_tokens: of the document; `groups`: query heads for each key head; `scale`: of the scores.
     query, key, value, out: 2-norms of the projections. query_norm, key_norm: the most that norms
-    behind the projections pass (1 where there are none). largest_query, largest_key,
+    after the projections pass (1 where there are none). largest_query, largest_key,
     largest_value: the largest norm that one head's vector has.
     """
 
@@ -45,7 +45,7 @@ class AttentionSizes:
 
 
 def norm_gain(weight: Tensor, rms: Tensor) -> float:
-    """The most that ``x ↦ w ⊙ x / rms(x)`` passes: ``max|w| / rms`` at the smallest state.
+    """Return the most that ``x ↦ w ⊙ x / rms(x)`` passes: ``max|w| / rms`` at the smallest state.
 
     `weight` `[d]`; `rms` of every token's state, `[n]`.
     """
@@ -53,7 +53,7 @@ def norm_gain(weight: Tensor, rms: Tensor) -> float:
 
 
 def attention_gain(sizes: AttentionSizes) -> float:
-    """Of the branch from its normed input: what values pass, and what turned attention adds."""
+    """Bound the gain of the branch from its normed input: values passed on, attention turned."""
     spread = sqrt(sizes.n_tokens * sizes.groups)
     moved = spread * sizes.value
     by_query = sizes.largest_key * sizes.query_norm * sizes.query

@@ -120,5 +120,5 @@ def explained(
 
 
 def ranks_below(d: int, ranks: Sequence[Rank] = RANKS) -> list[Rank]:
-    """The ranks that a map of `d` dimensions can have, "full" among them."""
+    """Return the ranks that a map of `d` dimensions can have, "full" among them."""
     return [rank for rank in ranks if rank == "full" or rank < d]

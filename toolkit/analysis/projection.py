@@ -1,4 +1,4 @@
-"""When a steer behind the block can do what a linear steer behind the MLP does.
+"""When a steer after the block can do what a linear steer after the MLP does.
 
 A block's output is ``h = s + y``: the skip term s, in a subspace S, and the MLP's output y, in Y.
 Where S and Y meet in nothing but 0 there is the projection P onto Y along S, ``P(s + y) = y``. Then
@@ -57,7 +57,7 @@ class AffineMap:
 
 
 def energy_subspace(second_moment: Tensor, share: float) -> Tensor:
-    """The fewest leading eigenvectors of ``E[xxᵀ]`` with `share` of the energy, `[d, k]`.
+    """Return the fewest leading eigenvectors of ``E[xxᵀ]`` with `share` of the energy, `[d, k]`.
 
     A share of 1 is all that x spans. Directions that hold no more than rounding are never counted;
     a zero x spans nothing.

@@ -1,7 +1,7 @@
 """Which rank each block needs: so that no block's error passes a limit, or the sum at the end.
 
 `left[l][r]` is the energy that block l's map leaves at rank r, as a share of the stream's energy
-behind the block: the relative error, squared.
+after the block: the relative error, squared.
 """
 
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ class Reach:
 
 
 def reach(map_of: Callable[[int], Tensor], targets: Tensor, radii: Tensor) -> Reach:
-    """How closely ``M Δ`` reaches each target, token by token.
+    """Measure how closely ``M Δ`` reaches each target, token by token.
 
     `map_of(i)` is the M of token i, `[d_out, d_in]` with d_out ≥ d_in, asked for when it is its
     turn; `targets` `[n, m, d_out]`, none of them zero; `radii` `[n, b]`. Residuals are accurate to
@@ -195,7 +195,7 @@ class _Diagonal:
         return self.diagonal * x
 
     def largest(self) -> float:
-        """The largest eigenvalue."""
+        """Return the largest eigenvalue."""
         return float(self.diagonal.max())
 
 
@@ -224,14 +224,14 @@ class _Curve:
         return damping * float(np.linalg.norm(self.dual(damping)))
 
     def damping_for_norm(self, radius: float) -> float:
-        """The least damping whose ‖Δ‖ is at most `radius`."""
+        """Return the least damping whose ‖Δ‖ is at most `radius`."""
         if self.norm(self.least) <= radius:
             return self.least
         highest = self.steepness / radius  # since ‖Δ‖ ≤ ‖Mᵀ v‖ / λ
         return self._solve(lambda damping: np.log(self.norm(damping) / radius), highest)
 
     def norm_for_residual(self, residual: float) -> float:
-        """The least ‖Δ‖ whose residual is `residual`; inf if none reaches it."""
+        """Return the least ‖Δ‖ whose residual is `residual`; inf if none reaches it."""
         if self.residual(self.least) > residual:
             return float("inf")
         # The residual is at least ‖v‖ λ / (λ + σ_1²), which is above what is asked for from here.
@@ -242,7 +242,7 @@ class _Curve:
         return self.norm(self._solve(lambda d: np.log(residual / self.residual(d)), highest))
 
     def _solve(self, falling: Callable[[float], float], highest: float) -> float:
-        """The damping up to `highest` at which the falling function is 0."""
+        """Return the damping up to `highest` at which the falling function is 0."""
         low, high = np.log(self.least), np.log(highest) + 1e-6
         if high <= low:
             return self.least
@@ -250,7 +250,7 @@ class _Curve:
 
 
 def residual_quartiles(residual: Sequence[float] | Tensor) -> dict[str, float]:
-    """The columns ``residual_q25, residual_median, residual_q75`` of a table."""
+    """Return the columns ``residual_q25, residual_median, residual_q75`` of a table."""
     values = torch.as_tensor(residual, dtype=torch.float64)
     points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     names = ("residual_q25", "residual_median", "residual_q75")
@@ -258,7 +258,7 @@ def residual_quartiles(residual: Sequence[float] | Tensor) -> dict[str, float]:
 
 
 def median(values: Tensor) -> float:
-    """The median, halfway between the two middle values; infinities sort last."""
+    """Return the median, halfway between the two middle values; infinities sort last."""
     ordered = values.double().sort().values
     n = len(ordered)
     low, high = float(ordered[(n - 1) // 2]), float(ordered[n // 2])

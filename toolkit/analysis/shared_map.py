@@ -56,7 +56,7 @@ def fit_shared(
     iterations: int = 4,
     seed: int = 0,
 ) -> dict[Rank, SharedMap]:
-    """The shared map of every rank, fitted on `fit`, each stopped by `validation`."""
+    """Return the shared map of every rank, fitted on `fit`, each stopped by `validation`."""
     scale = _Coordinates.of(fit, seed)
     inputs = [scale.whiten(problem.x) for problem in (fit, validation)]
     problems = (fit, validation)
@@ -134,7 +134,7 @@ class _Coordinates:
 
 
 def _root(second_moment: Tensor, relative_ridge: float) -> Tensor:
-    """The Cholesky factor with a ridge relative to the mean eigenvalue."""
+    """Return the Cholesky factor with a ridge relative to the mean eigenvalue."""
     d = len(second_moment)
     level = float(second_moment.trace()) / d or 1.0
     return torch.linalg.cholesky(second_moment + relative_ridge * level * torch.eye(d).double())

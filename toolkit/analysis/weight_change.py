@@ -32,7 +32,7 @@ class WeightRow:
 
 
 def weight_row(weight: Tensor, change: Change) -> WeightRow:
-    """Of one matrix `weight` `[out, in]`. A change that is factored is never multiplied out."""
+    """Describe the change of a matrix `[out, in]`; factors are never multiplied out."""
     values = singular_values(change)
     energy = values.square()
     total = float(energy.sum())
@@ -58,7 +58,7 @@ def weight_row(weight: Tensor, change: Change) -> WeightRow:
 
 
 def singular_values(change: Change) -> Tensor:
-    """Of ΔW, largest first, float64. Of factors ``B A`` from two thin QRs and a small SVD."""
+    """Compute the singular values of ΔW, largest first; of ``B A`` from two thin QRs."""
     if len(change.factors) == 2:
         b, a = (factor.double() for factor in change.factors)
         core = torch.linalg.qr(b)[1] @ torch.linalg.qr(a.T)[1].T

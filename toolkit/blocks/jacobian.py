@@ -32,12 +32,12 @@ class Jacobian(Protocol):
         ...
 
     def token(self, i: int) -> "Jacobian":
-        """The same at token i alone."""
+        """Return the same at token i alone."""
         ...
 
 
 def matrix_of(jacobian: Jacobian) -> Callable[[int], Tensor]:
-    """Each token's J, `[d_out, d_in]`, made when it is asked for."""
+    """Return each token's J, `[d_out, d_in]`, made when it is asked for."""
     return lambda i: jacobian.token(i).dense()[0]
 
 
@@ -110,7 +110,7 @@ class FunctionJacobian:
         return FunctionJacobian(self.function, self.x[i : i + 1])
 
     def _points(self, vectors: Tensor) -> Tensor:
-        """Every direction's point: `x`, repeated where a token has several directions."""
+        """Return every direction's point: `x`, repeated where a token has several directions."""
         if vectors.ndim == 2:
             return self.x
         return self.x[:, None].repeat(1, vectors.shape[1], 1)

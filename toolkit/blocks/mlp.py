@@ -43,7 +43,7 @@ class MLP:
         return torch.func.jvp(self.activation, (a_g,), (torch.ones_like(a_g),))  # type: ignore[return-value]
 
     def to(self, dtype: torch.dtype, device: Any = "cpu") -> "MLP":
-        """The same in another precision, on `device`."""
+        """Return the same in another precision, on `device`."""
         tensors = {k: v.to(device, dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)  # type: ignore[arg-type]
 
@@ -65,7 +65,7 @@ class Change:
         return x + self.bias
 
     def halves(self) -> tuple["Change", "Change"]:
-        """Of a fused projection: the gate's rows, and the up's."""
+        """Split the change of a fused projection into the gate's rows and the up's."""
         first, second = self.factors[0].chunk(2)
         biases = self.bias.chunk(2)
         rest = self.factors[1:]
@@ -76,7 +76,7 @@ class Change:
         return Change((self.factors[0] * by, *self.factors[1:]), self.bias * by)
 
     def to(self, dtype: torch.dtype, device: Any = "cpu") -> "Change":
-        """The same in another precision, on `device`."""
+        """Return the same in another precision, on `device`."""
         return Change(tuple(f.to(device, dtype) for f in self.factors), self.bias.to(device, dtype))
 
 
@@ -93,6 +93,6 @@ class MLPChange:
         return MLPChange(**{name: part and part.scaled(by) for name, part in vars(self).items()})
 
     def to(self, dtype: torch.dtype, device: Any = "cpu") -> "MLPChange":
-        """The same in another precision, on `device`."""
+        """Return the same in another precision, on `device`."""
         parts = {name: part and part.to(dtype, device) for name, part in vars(self).items()}
         return MLPChange(**parts)

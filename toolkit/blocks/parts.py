@@ -17,7 +17,7 @@ from toolkit.models.pair import ModelPair
 class Sample:
     """States of sampled tokens, each `[n, d]`.
 
-    h: the base model's own MLP input. Of the base block run on the tuned stream: `stream` behind
+    h: the base model's own MLP input. Of the base block run on the tuned stream: `stream` after
     the first skip (``resid_mid``), `attended` the attention branch's contribution (``pre_mlp``),
     `heads` the heads' outputs, and `forced_delta` that delta of the block's output. All but h are
     None where the family has no path from the attention branch through the MLP.

@@ -15,7 +15,7 @@ from toolkit.models.runner import BlockRunner
 
 
 def mlps(base: nn.Module, tuned: nn.Module) -> list[tuple[MLP, MLPChange]]:
-    """The base model's dense MLP in every block, and what fine-tuning changed of it.
+    """Return the base model's dense MLP in every block, and what fine-tuning changed of it.
 
     Raises ValueError, with the reason, where a block has no MLP that can be read.
     """
@@ -63,12 +63,12 @@ def _mlp_change(base: dict[str, nn.Module], tuned: dict[str, nn.Module]) -> MLPC
 
 
 def _is_fused(projections: dict[str, nn.Module]) -> bool:
-    """Whether one projection computes both branches: the gate's rows, then the up's."""
+    """Return whether one projection computes both branches: the gate's rows, then the up's."""
     return projections["linear"] is projections["pre"]
 
 
 def module_change(base: nn.Module, tuned: nn.Module) -> Change:
-    """What fine-tuning changed of one linear module; a LoRA's factors stay factors."""
+    """Return what fine-tuning changed of one linear module; a LoRA's factors stay factors."""
     if factors := _lora_factors(base, tuned):
         return Change(factors, factors[0].new_zeros(len(factors[0])))
     (weight, bias), (tuned_weight, tuned_bias) = affine(base), affine(tuned)
@@ -119,7 +119,7 @@ def _activation(config: Any) -> Activation:
 def read_sublayers(
     runner: BlockRunner, mlps: Sequence[MLP], batch: Batch
 ) -> list[tuple[MLPSublayer, HeadOutputs]]:
-    """Every block's tail and head outputs.
+    """Return every block's tail and head outputs.
 
     Raises ValueError, with the reason, where a family has none, or where what was read does not
     reproduce the model's own block outputs on `batch`.
@@ -170,7 +170,7 @@ def _heads(sites: Sites, layer: int, n_heads: int) -> HeadOutputs:
 def _mismatches(
     runner: BlockRunner, mlps: Iterable[MLP], batch: Batch
 ) -> Iterator[tuple[MLPSublayer, float]]:
-    """Each tail with the largest relative difference of its outputs from the model's own."""
+    """Yield each tail with the largest relative difference of its outputs from the model's own."""
     places = {
         f"{name} {layer}": runner.sites.at[name, layer]
         for name in ("resid_mid", "post_block")

@@ -1,4 +1,4 @@
-"""The rest of a block behind its attention branch, as a function of the residual stream.
+"""The rest of a block after its attention branch, as a function of the residual stream.
 
 ``x ↦ x + post(mlp(norm(x)))``, with `x` the stream after the first skip (``resid_mid``): steering
 the attention's contribution adds to `x`, so this is what a steering vector at ``pre_mlp`` passes
@@ -28,15 +28,15 @@ class MLPSublayer:
     post: nn.Module | None = None
 
     def inputs(self, x: Tensor) -> Tensor:
-        """The MLP's input ``h = norm(x)``."""
+        """Return the MLP's input ``h = norm(x)``."""
         return self.norm(x) if self.norm else x
 
     def contributed(self, y: Tensor) -> Tensor:
-        """What the MLP's output `y` adds to the stream, ``post(y)``."""
+        """Return what the MLP's output `y` adds to the stream, ``post(y)``."""
         return self.post(y) if self.post else y
 
     def branch(self, x: Tensor) -> Tensor:
-        """The MLP branch's contribution."""
+        """Return the MLP branch's contribution."""
         return self.contributed(self.mlp(self.inputs(x)))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class MLPSublayer:
         return Skip(self.to_branch(x))
 
     def to(self, dtype: torch.dtype) -> "MLPSublayer":
-        """The same in another precision, on the CPU."""
+        """Return the same in another precision, on the CPU."""
         norms = {name: _in(getattr(self, name), dtype) for name in ("norm", "post")}
         return replace(self, mlp=self.mlp.to(dtype), **norms)
 

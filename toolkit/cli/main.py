@@ -25,7 +25,7 @@ BaseArgument = Annotated[
     str | None, typer.Argument(help="Hub id, folder, .gguf file or packaged model.", metavar="BASE")
 ]
 TunedArgument = Annotated[
-    str | None, typer.Argument(help="The same, or a PEFT adapter's folder.", metavar="TUNED")
+    str | None, typer.Argument(help="As BASE, or a PEFT adapter's folder.", metavar="TUNED")
 ]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help='JSON lines ("text" or "prompt", "response") or text.')
@@ -37,7 +37,7 @@ FromOption = Annotated[
 Positions = Annotated[str, typer.Option(help="Which tokens count: all, response or last.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens at which a document is cut.")]
 NewTokens = Annotated[int, typer.Option(help="Tokens generated for each held-out prompt.")]
-MaxPrompts = Annotated[int | None, typer.Option(help="At most so many held-out prompts.")]
+MaxPrompts = Annotated[int | None, typer.Option(help="Number of held-out prompts at most.")]
 Sample = Annotated[int, typer.Option(help="Tokens a block for reachability; 0 leaves it out.")]
 SharedSample = Annotated[
     int, typer.Option(help="Tokens a block that fit one steering map for all; 0 leaves it out.")
@@ -46,18 +46,18 @@ MaxKL = Annotated[
     float | None,
     typer.Option("--max-kl", help="Find the smallest ranks within so many nats a token."),
 ]
-BatchTokens = Annotated[int, typer.Option(help="Tokens a batch.")]
+BatchTokens = Annotated[int, typer.Option(help="Tokens in a batch at most.")]
 Sketch = Annotated[
     int | None, typer.Option(help="Width of a random projection for spectra and fits.")
 ]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
 Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda, ...")]
-Seed = Annotated[int, typer.Option(help="Of the token sample.")]
+Seed = Annotated[int, typer.Option(help="Seed of the token sample.")]
 Keep = Annotated[bool, typer.Option("--keep-statistics", help="Keep about 20·d² numbers a block.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what it costs in work, memory and time; run nothing.")
+    bool, typer.Option("--dry-run", help="Print the cost in work, memory and time; run nothing.")
 ]
 MemoryCheck = Annotated[
     bool, typer.Option(help="Refuse a run that needs more memory than is free.")
@@ -71,7 +71,7 @@ DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end
 
 @app.callback()
 def _oracle() -> None:
-    """Where in a language model could activation steering have done what fine-tuning did?"""
+    """Return where in a language model could activation steering have done what fine-tuning did?"""
 
 
 @app.command()
@@ -171,7 +171,7 @@ def demo(
 @app.command()
 def weights(
     base: Annotated[str, typer.Argument(help="Folder, .gguf file or packaged model.")],
-    tuned: Annotated[str, typer.Argument(help="The same, or a LoRA adapter's folder.")],
+    tuned: Annotated[str, typer.Argument(help="As BASE, or a LoRA's folder.")],
     out: Annotated[Path, typer.Option("--out", help="CSV file for the table.")] = Path(
         "weights.csv"
     ),
@@ -210,7 +210,7 @@ def _redo(source: Path, out: Path) -> None:
 
 
 def show_answer(run: Any, out: Path) -> None:
-    """The answer, the best few candidates, the checks that failed, and where the report is."""
+    """Show the answer, the best few candidates, failed checks, and where the report is."""
     from toolkit.report import page as report
 
     grid = Grid(box=None, pad_edge=False, header_style="bold")
@@ -237,6 +237,6 @@ def show_answer(run: Any, out: Path) -> None:
 
 
 def main() -> None:
-    """The entry point of the command."""
+    """Run the command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app()

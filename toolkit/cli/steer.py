@@ -24,7 +24,10 @@ TaskName = Annotated[
 TrainFile = Annotated[
     Path | None, typer.Option("--train", help="JSON lines: prompt, response, answer.")
 ]
-TestFile = Annotated[Path | None, typer.Option("--test", help="The same, to be judged on.")]
+TestFile = Annotated[
+    Path | None,
+    typer.Option("--test", help="JSON lines to be judged on: prompt, response, answer."),
+]
 Rates = Annotated[
     list[float] | None,
     typer.Option("--rate", help="Learning rate; several are judged on validation examples."),
@@ -37,14 +40,14 @@ Kind = Annotated[
 ]
 Positions = Annotated[str, typer.Option(help="all, every, last_prompt or first_last(k).")]
 Epochs = Annotated[float, typer.Option(help="Passes over the training examples.")]
-MaxSteps = Annotated[int, typer.Option(help="Ends training earlier; -1: does not.")]
+MaxSteps = Annotated[int, typer.Option(help="Steps after which training ends; -1: no such limit.")]
 BatchSize = Annotated[int, typer.Option(help="Examples a step.")]
 MicroBatch = Annotated[int | None, typer.Option(help="Examples at a time, if memory is short.")]
-Examples = Annotated[int | None, typer.Option(help="At most so many training examples.")]
+Examples = Annotated[int | None, typer.Option(help="Number of training examples at most.")]
 Validation = Annotated[int, typer.Option(help="Validation examples that choose the rate.")]
 MaxLength = Annotated[int, typer.Option(help="Tokens of an example at most; none is ever cut.")]
 Longer = Annotated[str, typer.Option(help="Longer examples: refuse the set, or skip them.")]
-Seed = Annotated[int, typer.Option(help="Of starting points and the order of examples.")]
+Seed = Annotated[int, typer.Option(help="Seed of starting points and of the order of examples.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -56,7 +59,7 @@ def finetune(
     task: TaskName,
     out: Out,
     method: Annotated[str, typer.Option(help="sft (all weights) or lora.")] = "lora",
-    rank: Annotated[int, typer.Option(help="Of the LoRA.")] = 8,
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA.")] = 8,
     train: TrainFile = None,
     test: TestFile = None,
     rate: Rates = None,
@@ -154,14 +157,17 @@ def train_adapters(
 # many parameters: a command's options are its parameters
 def fit(
     base: Base,
-    tuned: Annotated[str, typer.Argument(help="The same, or a PEFT adapter's folder.")],
+    tuned: Annotated[
+        str,
+        typer.Argument(help="As BASE, or the folder of a PEFT adapter."),
+    ],
     data: Annotated[Path, typer.Option("--data", help="Documents, as for oracle diagnose.")],
     out: Out,
     location: Location = "post_block",
     kind: Annotated[str, typer.Option(help="vector, linear, loreft or nonlinear.")] = "linear",
     rank: Rank = "8",
     fit: Annotated[str, typer.Option(help="forced, sequential, blended or best.")] = "best",
-    blend: Annotated[float, typer.Option(help="Of blended: 0 is forced, 1 sequential.")] = 0.5,
+    blend: Annotated[float, typer.Option(help="Blended: 0 is forced, 1 sequential.")] = 0.5,
     allocate: Annotated[
         bool, typer.Option("--allocate", help="Spread the ranks over blocks where they are missed.")
     ] = False,
@@ -216,7 +222,7 @@ def evaluate(
     ] = None,
     train: TrainFile = None,
     test: TestFile = None,
-    n: Annotated[int | None, typer.Option("--n", help="At most so many test examples.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Number of test examples at most.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for the figures.")] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -255,7 +261,7 @@ def table(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Every method on one task, at its best learning rate, over seeds, with intervals."""
+    """Compare every method on one task, at its best learning rate, over seeds."""
     with bad_input():
         from toolkit.jobs.comparison import TableRequest, forget_runs, make_table
 
@@ -303,7 +309,7 @@ def as_rank(text: str) -> Any:
 
 
 def _skips(longer: str) -> bool:
-    """Whether longer examples are left out."""
+    """Return whether longer examples are left out."""
     if longer not in ("refuse", "skip"):
         raise InputError(f"--longer is {longer!r}: expected refuse or skip")
     return longer == "skip"

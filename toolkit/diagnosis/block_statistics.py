@@ -22,17 +22,17 @@ Sums = MomentSums | SketchedSums
 
 
 def source(location: str) -> str:
-    """The moments' name of the base state at `location`."""
+    """Return the moments' name of the base state at `location`."""
     return f"{location}.state"
 
 
 def target(location: str) -> str:
-    """The moments' name of the delta at `location`."""
+    """Return the moments' name of the delta at `location`."""
     return f"{location}.delta"
 
 
 def moment_pairs(mode: Mode, branches: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The products that the tables of one mode need."""
+    """Return the products that the tables of one mode need."""
     pairs = []
     for location in branches:
         pairs += [
@@ -140,7 +140,7 @@ class BlockStatistics:
 
     @classmethod
     def from_state(cls, branches: tuple[str, ...], state: Mapping[str, Tensor]) -> Self:
-        """The sums that gave `state`, without sequential ones and sample."""
+        """Return the sums that gave `state`, without sequential ones and sample."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -177,7 +177,7 @@ class BlockStatistics:
     def _vectors(
         self, step: Step, values: Mapping[Mode, Mapping[str, Tensor]]
     ) -> dict[tuple[str, str], Tensor]:
-        """The vectors whose norms are asked for, by (of, location)."""
+        """Return the vectors whose norms are asked for, by (of, location)."""
         found = {}
         for location in self.branches:
             found["base", location] = step.base[location]

@@ -49,7 +49,7 @@ def _changed(base: nn.Module, tuned: nn.Module) -> bool:
 
 
 def check_tokens(n_fit: int, d_model: int) -> Check:
-    """Enough fit tokens for a full-rank map."""
+    """Check that there are enough fit tokens for a full-rank map."""
     return check(
         "tokens against dimension",
         n_fit >= TOKENS_PER_DIMENSION * d_model,
@@ -59,7 +59,7 @@ def check_tokens(n_fit: int, d_model: int) -> Check:
 
 
 def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -> Check:
-    """Every delta that is not zero, free and forced, stands above the noise of the precision.
+    """Check that every delta that is not zero stands above the noise of the precision.
 
     `spectrum` and `noise` are those tables; `reason` says why the second is empty.
     """
@@ -82,7 +82,7 @@ def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -
 
 
 def check_sketch(width: int, shares: Sequence[Mapping[str, Any]]) -> Check:
-    """The random projection saw nearly all variance of states and deltas in every block."""
+    """Check that the random projection saw nearly all variance of states and deltas."""
     worst = min(shares, key=lambda row: min(row["state"], row["delta"]))
     least = min(worst["state"], worst["delta"])
     return check(
@@ -95,7 +95,7 @@ def check_sketch(width: int, shares: Sequence[Mapping[str, Any]]) -> Check:
 
 
 def check_oracle(oracle: Divergences) -> Check:
-    """The oracle leaves no divergence unless the final norm or the head was tuned."""
+    """Check that the oracle leaves no divergence unless the final norm or the head was tuned."""
     return check(
         "oracle floor",
         oracle.mean < FLOOR_NATS,
@@ -105,7 +105,7 @@ def check_oracle(oracle: Divergences) -> Check:
 
 
 def check_upstream(spectrum: pd.DataFrame, changed: int | None) -> Check:
-    """Deltas before the first changed weight are exactly zero."""
+    """Check that deltas before the first changed weight are exactly zero."""
     title = "zero delta upstream of the first changed weight"
     if changed is None:
         nonzero = spectrum.query("rms > 0")

@@ -19,7 +19,7 @@ def describe_run(
     stages: Stages,
     noise: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of ``run.json``: what ran, on what, with what, and what it cost."""
+    """Return the content of ``run.json``: what ran, on what, with what, and what it cost."""
 
     def side(held_out: bool) -> dict[str, int]:
         counted = sum(int(b.counted.sum()) for b in corpus.batches if b.held_out == held_out)

@@ -196,7 +196,7 @@ class _Diagnosis:
     def _checks(
         self, tables: dict[str, Table], evaluation: Evaluation, noise: Noise
     ) -> list[Check]:
-        """What the run proved about itself."""
+        """Return what the run proved about itself."""
         pair, batches = self.pair, self.corpus.batches
         n_fit = sum(int(batch.counted.sum()) for batch in self.corpus.fit_batches)
         d_model = pair.base_runner.embed(batches[0]).shape[-1]
@@ -216,7 +216,7 @@ class _Diagnosis:
 
 
 def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:
-    """The MLPs as matrices, or None, with the reason kept, where there are none to read.
+    """Return the MLPs as matrices, or None, with the reason kept, where there are none to read.
 
     With them, where a family has one, the path from the attention branch through each.
     """
@@ -233,7 +233,7 @@ def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:
 
 
 def _candidates(blocks: list[BlockResult], specs: list[FitSpec]) -> list[Candidate]:
-    """Every spec in all blocks, and one of them in each block alone."""
+    """Return every spec in all blocks, and one of them in each block alone."""
     everywhere = {
         spec: Adapters(spec.location, {b.layer: b.adapters[spec] for b in blocks}, spec.fit)
         for spec in specs

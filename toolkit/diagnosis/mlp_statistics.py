@@ -65,7 +65,7 @@ class MLPStatistics:
         self.moments = {side: MomentSums(PAIRS, frames) for side in SIDES}
 
     def rows(self) -> dict[str, list[Row]]:
-        """Of the tables ``first_order`` and ``mlp_fit``."""
+        """Return the rows of the tables ``first_order`` and ``mlp_fit``."""
         fit, held_out = (self.moments[side].result() for side in SIDES)
         energies = [float(e) / m.n for e, m in zip(self.down_energy, (fit, held_out), strict=True)]
         rows = [] if not any(energies) else mlp_fit_rows(OUT, "down", fit, held_out, energies)

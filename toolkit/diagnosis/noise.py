@@ -60,14 +60,14 @@ class Noise:
 
 
 def some_of(documents: Sequence[Encoded], positions: Positions) -> list[Encoded]:
-    """The shortest fit documents of which tokens count, whatever the batches are."""
+    """Return the shortest fit documents of which tokens count, whatever the batches are."""
     asked = [d for d in documents if not d.held_out and any(d.counted(positions))]
     return sorted(asked, key=lambda document: len(document.ids))[:DOCUMENTS]
 
 
 @torch.no_grad()
 def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...]) -> Noise:
-    """The noise at `locations` of every block, on the counted tokens of `batch`.
+    """Return the noise at `locations` of every block, on the counted tokens of `batch`.
 
     One block at a time runs three times, and is held once more in the higher precision. Raises
     InputError where the states overflow the run's precision.
@@ -121,7 +121,7 @@ class _Twin:
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    """Every floating tensor in `tree` as `dtype`."""
+    """Return every floating tensor in `tree` as `dtype`."""
 
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

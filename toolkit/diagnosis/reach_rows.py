@@ -28,7 +28,7 @@ _VALIDATION = 5  # one fit token in so many stops the shared fits
 def parts_tasks(
     parts: BlockParts, tokens: Sample, fit: Sample, held_out: Sample
 ) -> dict[str, Callable[[], list[Row]]]:
-    """What gives the rows of one block, by table.
+    """Return what gives the rows of one block, by table.
 
     `tokens` are analysed one by one; shared maps are fitted on `fit` and judged on `held_out`.
     """
@@ -74,7 +74,7 @@ def reachability_rows(parts: BlockParts, h: Tensor) -> Iterator[Row]:
 
 
 def mlp_targets(parts: BlockParts, h: Tensor) -> dict[str, Tensor]:
-    """What fine-tuning did to the MLP at `h`, `[n, d]` float64: ``down`` and ``exact``."""
+    """Return what fine-tuning did to the MLP at `h`, `[n, d]` float64: ``down`` and ``exact``."""
     h = h.double().cpu()
     terms = first_order_terms(parts.mlp.to(h.dtype), parts.change.to(h.dtype), h)
     found = {name: getattr(terms, name) for name in TARGETS}
@@ -120,7 +120,7 @@ def forced_reach_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
 
 
 def _branch_targets(parts: BlockParts, x: Tensor) -> dict[str, Tensor]:
-    """`mlp_targets` as the stream sees them, behind the norm on the MLP's output."""
+    """`mlp_targets` as the stream sees them, after the norm on the MLP's output."""
     assert parts.sublayer is not None
     sublayer = parts.sublayer.to(torch.float64)
     h = sublayer.inputs(x.double())
@@ -137,7 +137,7 @@ def _branch_targets(parts: BlockParts, x: Tensor) -> dict[str, Tensor]:
 def _head_rows(
     parts: BlockParts, tokens: Sample, to_block: Tensor, sublayer: Callable[[Tensor], Tensor]
 ) -> Iterator[Row]:
-    """Each head alone: it moves the stream within what its slice of the projection spans."""
+    """Yield each head alone: it moves the stream within what its slice of the projection spans."""
     x, forced_delta = tokens.stream, tokens.forced_delta
     if parts.heads is None or tokens.heads is None or x is None or forced_delta is None:
         return
@@ -171,7 +171,7 @@ def normalisation_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
 
     A gain of 1: a change of 1% of the stream becomes one of 1% of the MLP's input, on average over
     directions. `radial_gain` is that of the stream's own direction, `post_gain` that of the norm
-    behind the MLP, `attention_share` the attention branch's contribution over the stream.
+    after the MLP, `attention_share` the attention branch's contribution over the stream.
     """
     x = tokens.stream
     if parts.sublayer is None or x is None or tokens.attended is None:
@@ -262,7 +262,7 @@ def _explained_linear(problem: Problem, shared: SharedMap) -> float:
 
 
 def _split(sample: Sample) -> tuple[Sample, Sample]:
-    """The tokens to fit on, and every fifth, which says when to stop."""
+    """Return the tokens to fit on, and every fifth, which says when to stop."""
     stops = torch.arange(len(sample)) % _VALIDATION == 0
 
     def part(where: Tensor) -> Sample:
@@ -282,7 +282,7 @@ def scale_rows(parts: BlockParts, h: Tensor, scales: Sequence[float] = SCALES) -
 
 
 def _radii(states: Tensor) -> Tensor:
-    """The budgets as norms, `[n, b]`."""
+    """Return the budgets as norms, `[n, b]`."""
     return states.double().norm(dim=1)[:, None] * torch.tensor(BUDGETS, dtype=torch.float64)
 
 

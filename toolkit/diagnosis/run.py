@@ -11,7 +11,7 @@ from toolkit.tables.table import Table
 
 @dataclass(frozen=True)
 class Run:
-    """All that a diagnosis found: its tables, the recommendation and what stands behind it.
+    """All that a diagnosis found: its tables, the recommendation and what stands after it.
 
     `tables` are all tables by name; ``run.spectrum`` is ``run.tables["spectrum"]``. `adapters`
     are the recommended ones (None where steering recovers nothing). `samples` are held-out prompts

@@ -37,7 +37,7 @@ def make_tables(
 
 
 def curves(candidates: list[Candidate], evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The rows of the table ``sequential_kl``: no steering, the oracle and `candidates`."""
+    """Return the rows of the table ``sequential_kl``: no steering, the oracle and `candidates`."""
     return [
         {**_labels(candidate), "forcing": forcing, "token_index": index, "kl_mean": mean,
          "kl_sem": sem, "n_prompts": n}
@@ -96,7 +96,7 @@ def samples(
     choice: Recommendation | None,
     evaluation: Evaluation,
 ) -> list[dict[str, str]]:
-    """The first held-out prompts, with what base, steered and tuned model say to them."""
+    """Return the first held-out prompts, with what base, steered and tuned model say to them."""
     said: dict[str, list[list[int]]] = {"base": evaluation.tokens[NONE]}
     if choice and choice.chosen in evaluation.tokens:
         said["steered"] = evaluation.tokens[choice.chosen]

@@ -140,7 +140,7 @@ def analyse(layer: int, sums: BlockStatistics) -> BlockResult:
 def block_tasks(
     sums: BlockStatistics, specs: Sequence[FitSpec] = (), dtype: torch.dtype = torch.float32
 ) -> list[Task]:
-    """What gives one block's norms, spectra, linear fits, and free and forced adapters."""
+    """Return what gives one block's norms, spectra, linear fits, and free and forced adapters."""
     tasks: list[Task] = [partial(_norms, sums)]
     tasks += [partial(_spectrum, sums, place, mode) for place in sums.branches for mode in MODES]
     tasks += [partial(_linear_fit, sums, specs, dtype, *fit) for fit in _fits(sums.branches)]

@@ -107,7 +107,7 @@ class _Matrices:
         return tensor.T if self.is_transposed(name) else tensor
 
     def is_transposed(self, name: str) -> bool:
-        """Whether the files hold the matrix `name` as `[in, out]`."""
+        """Return whether the files hold the matrix `name` as `[in, out]`."""
         return self.transposed and bool(_CONV1D.search(name))
 
 

@@ -72,7 +72,7 @@ class Workspace:
             write_tensors(sums.state(), folder / f"block-{layer:04}.safetensors", branches)
 
     def close(self) -> None:
-        """The run is complete: give the folder its name, in place of an earlier run's.
+        """Give the folder of a complete run its name, in place of an earlier run's.
 
         Killed on the way, the same request finds all it needs in one folder or the other.
         """

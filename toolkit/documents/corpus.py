@@ -109,7 +109,7 @@ class Corpus:
         return [document.prompt_ids for document in self.asked(n)]
 
     def on(self, device: str | torch.device) -> "Corpus":
-        """The same documents, with batches on `device`."""
+        """Return the same documents, with batches on `device`."""
         return self if self.device == device else replace(self, device=device)
 
     def require_counted(self) -> None:

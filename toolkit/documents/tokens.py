@@ -70,7 +70,7 @@ def _chat(tokenizer: Any, messages: list[dict], add_generation_prompt: bool) -> 
 
 
 def _shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens agree: a tokenizer may merge across the prompt's end."""
+    """Count how many leading tokens agree: a tokenizer may merge across the prompt's end."""
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )

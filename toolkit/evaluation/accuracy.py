@@ -29,7 +29,7 @@ def answers(
     batch_size: int = 64,
     advance: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """What `model` says greedily to each prompt, up to the end of sequence."""
+    """Return what `model` says greedily to each prompt, up to the end of sequence."""
     prompts = prompts_of(tokenizer, examples)
     pad_id = pad_token(tokenizer)
     settings = GenerationConfig(
@@ -54,7 +54,7 @@ def answers(
 
 
 def prompts_of(tokenizer: Any, examples: Sequence[Example]) -> list[tuple[int, ...]]:
-    """The tokens that a model is given to answer each example."""
+    """Return the tokens that a model is given to answer each example."""
     asked = [Document(prompt=example.prompt, response=".") for example in examples]
     return [encode(document, tokenizer, sys.maxsize).prompt_ids for document in asked]
 
@@ -67,7 +67,7 @@ def correct(
     batch_size: int = 64,
     advance: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Whether `model` answers each example of `task` rightly, bool `[n]`."""
+    """Return whether `model` answers each example of `task` rightly, bool `[n]`."""
     said = answers(model, tokenizer, examples, task.new_tokens, batch_size, advance)
     return np.array([task.correct(text, e) for text, e in zip(said, examples, strict=True)])
 

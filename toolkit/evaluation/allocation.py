@@ -130,7 +130,7 @@ class _ForcedStatistics:
         assert processes.size == 1
 
     def result(self, layer: int) -> ForcedFit:
-        """The forced fit of block `layer`."""
+        """Return the forced fit of block `layer`."""
         moments = {side: sums.result() for side, sums in self.moments.items()}
         energy = {side: sums.result().energy(STATE) for side, sums in self.streams.items()}
         fit = fit_linear(moments[False], STATE, TARGET, max_rank=len(moments[False].mean[TARGET]))

@@ -162,7 +162,7 @@ class _Comparison:
         self.batch.restore(Generated(ids, counted))
 
     def _has_all(self, known: Tensors) -> bool:
-        """Whether `known` has every forcing that is asked for; the oracle has but one."""
+        """Return whether `known` has every forcing that is asked for; the oracle has but one."""
         return "agrees" in known or all(f"{forcing}.nats" in known for forcing in self.forcings)
 
     # Steering one block starts from the base model's states and needs no cache: like is compared

@@ -18,7 +18,7 @@ SIZE = 0.01  # of a random error, relative to each token's state of the stream
 
 @dataclass(frozen=True)
 class Growth:
-    """What became of an error: relative errors behind its block and each later one, and its cost.
+    """What became of an error: relative errors after its block and each later one, and its cost.
 
     errors: ``sqrt(E‖δ‖² / E‖h‖²)`` over counted tokens, from the block of the error on.
     kl: ``KL(model ‖ model with the error)``, nats per counted token.
@@ -29,12 +29,12 @@ class Growth:
 
     @property
     def to_next(self) -> float:
-        """The relative error behind the next block, over the same; NaN behind the last block."""
+        """The relative error after the next block, over the same; NaN after the last block."""
         return self.errors[1] / self.errors[0] if len(self.errors) > 1 else float("nan")
 
     @property
     def to_end(self) -> float:
-        """The relative error behind the last block, over that behind the error's own block."""
+        """The relative error after the last block, over that after the error's own block."""
         return self.errors[-1] / self.errors[0]
 
 
@@ -77,7 +77,7 @@ class Propagation:
         return Growth(tuple(errors), kl)
 
     def random_error(self, layer: int, generator: torch.Generator, size: float = SIZE) -> Tensor:
-        """Of a random direction at every token, `size` of its state behind the block."""
+        """Draw an error of random direction at every token, `size` of its state after the block."""
         state = self.leaving[layer]
         error = torch.randn(state.shape, generator=generator).to(state)
         lengths = state.norm(dim=-1, keepdim=True) / error.norm(dim=-1, keepdim=True)

@@ -139,7 +139,7 @@ class _Judge:
     def __call__(
         self, sets: Mapping[int, tuple[int, ...]]
     ) -> tuple[dict[int, Candidate], Evaluation]:
-        """The candidates of `sets`, by their places on the ladder, and what came out."""
+        """Return the candidates of `sets`, by their places on the ladder, and what came out."""
         specs = {p: FitSpec("post_block", "linear", r, "sequential") for p, r in sets.items()}
         kept = self.kept("-".join(map(str, sets))) if self.kept else None
         fitted = fit_adapters(
@@ -173,12 +173,12 @@ class _Trials:
         self.adapters: dict[int, Adapters] = {}
 
     def guess(self, max_kl: float) -> int:
-        """The smallest set that is predicted to hold `max_kl`."""
+        """Return the smallest set that is predicted to hold `max_kl`."""
         holding = (place for place, kl in enumerate(self.predicted) if kl <= max_kl)
         return next(holding, len(self.sets) - 1)
 
     def hold(self, places: Sequence[int], max_kl: float) -> list[bool]:
-        """Whether the sets at `places` of the ladder do."""
+        """Return whether the sets at `places` of the ladder do."""
         candidates, evaluation = self.judge({place: self.sets[place] for place in places})
         found = evaluation.divergences
         base = found[NONE, "tuned"]

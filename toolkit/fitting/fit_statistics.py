@@ -71,7 +71,7 @@ class FitStatistics:
             self.tokens = {index: part for some in parts for index, part in some.items()}
 
     def result(self) -> Moments:
-        """The moments of state and target."""
+        """Return the moments of state and target."""
         assert self.moments is not None
         return self.moments.result()
 

@@ -11,7 +11,7 @@ from toolkit.statistics import Moments
 
 
 def adapter_from(fit: LinearFit, rank: Rank, dtype: torch.dtype = torch.float32) -> Adapter:
-    """The adapter that a fit gives at `rank`: 0 is the fixed vector."""
+    """Return the adapter that a fit gives at `rank`: 0 is the fixed vector."""
     bias = fit.bias(rank).to(dtype)
     if rank == 0:
         return FixedVector(bias)

@@ -29,7 +29,7 @@ class Tokens:
 
 
 def match(start: Linear, tokens: Tokens, seed: int = 0, steps: int = STEPS) -> NonLinear:
-    """The non-linear adapter of the linear fit `start`'s rank that regresses `tokens` best.
+    """Return the non-linear adapter of the linear fit `start`'s rank that regresses `tokens` best.
 
     ``up σ(down h + a) + b`` with a SiLU is linear where its input is large, so a shift `a` into
     that range gives the linear fit: nearly, from where Adam goes on, or as exactly as precision
@@ -64,7 +64,7 @@ def match(start: Linear, tokens: Tokens, seed: int = 0, steps: int = STEPS) -> N
 
 
 def _shifted(start: Linear, states: Tensor, shift: float) -> NonLinear:
-    """The linear map through SiLUs that work where they are nearly straight.
+    """Return the linear map through SiLUs that work where they are nearly straight.
 
     Inner values are scaled to a spread of 1 and shifted, say by 4: silu(4 + x) is nearly
     3.93 + 1.05 x.

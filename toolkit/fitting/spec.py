@@ -78,7 +78,7 @@ class FitSpec:
         return self.fit in STEERED
 
     def rank_at(self, layer: int) -> Rank:
-        """The rank in block `layer`; 0 for a vector."""
+        """Return the rank in block `layer`; 0 for a vector."""
         if self.kind == "vector":
             return 0
         return self.rank[layer] if isinstance(self.rank, tuple) else self.rank

@@ -36,7 +36,7 @@ class ShippedPair:
     style: dict[str, Any]
 
     def table(self, data: Path, name: str) -> pd.DataFrame:
-        """The run's table `name`."""
+        """Return the run's table `name`."""
         return read_table(data / self.run / "tables", name).frame
 
 
@@ -80,7 +80,7 @@ def each_pair(plot: Callable[[ShippedPair], Figure]) -> dict[str, Figure]:
 
 
 def find_scripts(names: Sequence[str] = (), root: Path = ROOT) -> list[Script]:
-    """The scripts of `names`, all of them by default."""
+    """Return the scripts of `names`, all of them by default."""
     paths = {path.stem: path for path in sorted((root / "figures").glob("*.py"))}
     if not paths:
         raise InputError(
@@ -104,7 +104,7 @@ def load_script(path: Path, root: Path = ROOT) -> Script:
 
 
 def draw_figures(script: Script) -> dict[str, Figure]:
-    """The script's figures by their files' names, drawn from the data that is there."""
+    """Return the script's figures by their files' names, drawn from the data that is there."""
     commands = " and ".join(f"`{command}`" for command in script.made_by)
     remedy = (
         f"get it back with git, or make the data of {script.name} anew: {commands or 'no command'}"

@@ -104,7 +104,7 @@ def _score(result: dict[str, Any]) -> tuple[float, float]:
 
 
 def _opened(out: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The record of an interrupted run of the same request, or a new one."""
+    """Return the record of an interrupted run of the same request, or a new one."""
     path = out / RECORD
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))

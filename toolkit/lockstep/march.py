@@ -45,15 +45,15 @@ class Step:
     index: int = 0
 
     def source(self, mode: Mode, location: str) -> Tensor:
-        """The base model's state in `mode`."""
+        """Return the base model's state in `mode`."""
         return (self.base if mode == "free" else self.forced)[location]
 
     def delta(self, mode: Mode, location: str) -> Tensor:
-        """The delta of `mode`."""
+        """Return the delta of `mode`."""
         return delta(self.tuned[location], self.source(mode, location))
 
     def sequential_delta(self, name: str, location: str) -> Tensor:
-        """The sequential delta of stream `name`, tuned − steered."""
+        """Return the sequential delta of stream `name`, tuned − steered."""
         return delta(self.tuned[location], self.steered[name][location])
 
 
@@ -109,7 +109,7 @@ class March:
         self._fit = fit
 
     def layers(self) -> Iterator[int]:
-        """The blocks that are still to be passed."""
+        """Yield the blocks that are still to be passed."""
         while self._next < self.base.sites.n_layers:
             yield self._next
 

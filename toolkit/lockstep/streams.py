@@ -60,23 +60,23 @@ class Stream:
         return self._enters[index].to(self._device)
 
     def begin(self, index: int, states: Tensor) -> None:
-        """What enters the first block."""
+        """Set the states that enter the first block."""
         self._enters[index].copy_(states)
 
     def put(self, index: int, states: Tensor) -> None:
         self._leaves[index].copy_(states)
 
     def left(self, index: int) -> Tensor:
-        """What was put for the block that is being passed."""
+        """Return the states that leave the block that is being passed."""
         return self._leaves[index].to(self._device)
 
     def turn(self) -> None:
-        """The block is passed."""
+        """Make what left the block the next block's input."""
         self._enters, self._leaves = self._leaves, self._enters
 
     @property
     def nbytes(self) -> int:
-        """Of one file, or of the array in memory."""
+        """The bytes of one file, or of the array in memory."""
         return sum(states.nbytes for states in self._enters.values())
 
 

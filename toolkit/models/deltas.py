@@ -10,5 +10,5 @@ def wide(states: Tensor) -> Tensor:
 
 
 def delta(tuned: Tensor, base: Tensor) -> Tensor:
-    """The oracle delta, ``tuned − base``, of any shape."""
+    """Return the oracle delta, ``tuned − base``, of any shape."""
     return wide(tuned) - wide(base)

@@ -9,7 +9,7 @@ from toolkit.models.locations import INSIDE
 
 
 def target_of(location: str) -> str:
-    """Where the delta is taken that an adapter at `location` must supply.
+    """Return where the delta is taken that an adapter at `location` must supply.
 
     After the MLP, what is missing of the whole block; before it, of that location alone.
     """
@@ -17,7 +17,7 @@ def target_of(location: str) -> str:
 
 
 def steerable(mask: Tensor) -> Tensor:
-    """Which tokens a fitted map may steer: all but padding and each document's first token.
+    """Return which tokens a fitted map may steer: all but padding and each document's first token.
 
     `mask` bool `[batch, length]`, true for tokens, padded on either side.
     """
@@ -25,7 +25,7 @@ def steerable(mask: Tensor) -> Tensor:
 
 
 def shift(adapter: Callable[[Tensor], Tensor], states: Tensor, where: Tensor) -> Tensor:
-    """What `adapter` adds to `states`: nothing at the tokens that are false in `where`."""
+    """Return what `adapter` adds to `states`: nothing at the tokens that are false in `where`."""
     return (adapter(states) * where.reshape(*states.shape[:-1], 1)).to(states.dtype)
 
 

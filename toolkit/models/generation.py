@@ -43,7 +43,7 @@ def make_prompts(
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A model that has read its prompts: the logits behind the last token, and its cache."""
+    """A model that has read its prompts: the logits after the last token, and its cache."""
 
     logits: Tensor
     cache: Any
@@ -69,7 +69,7 @@ def greedy(
     """The model's `n_new` most likely tokens, one by one, and the logits they were chosen by.
 
     The logits are `[n_prompts, n_new, vocabulary]`. A row ends at a token of `ends`; what it says
-    behind it does not count.
+    after it does not count.
     """
     cache, logits, mask = copy.deepcopy(start.cache), [start.logits], prompts.mask
     ids = start.logits.argmax(-1, keepdim=True)
@@ -111,7 +111,7 @@ def continuation_logits(
 
 @torch.no_grad()
 def whole_logits(model: nn.Module, prompts: Prompts, generated: Generated) -> Tensor:
-    """What `continuation_logits` gives, from one pass over prompts and continuations."""
+    """Return what `continuation_logits` gives, from one pass over prompts and continuations."""
     ids = torch.cat([prompts.ids, generated.ids[:, :-1]], 1)
     n_new = generated.ids.shape[1]
     mask = torch.cat([prompts.mask, prompts.mask.new_ones(len(prompts.mask), n_new - 1)], 1)
@@ -125,7 +125,7 @@ def whole_logits(model: nn.Module, prompts: Prompts, generated: Generated) -> Te
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Each token's place in its own row, padding left out."""
+    """Return each token's place in its own row, padding left out."""
     return (mask.long().cumsum(1) - 1).clamp_min(0)
 
 
@@ -136,7 +136,7 @@ def counted_tokens(ids: Tensor, ends: Sequence[int]) -> Tensor:
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a response: the model's own and the tokenizer's."""
+    """Return the tokens that end a response: the model's own and the tokenizer's."""
     own = getattr(model, "generation_config", None)
     ends = getattr(own, "eos_token_id", None)
     listed = ends if isinstance(ends, list) else [ends]

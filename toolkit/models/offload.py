@@ -2,7 +2,7 @@
 
 A model is built without weights (on torch's meta device). What lies outside its blocks is read at
 once; a block's weights when the block is entered, or is held by `Offload.resident`, and they are
-dropped behind it. On a CPU files are mapped into memory: a block in their precision is not copied.
+dropped after it. On a CPU files are mapped into memory: a block in their precision is not copied.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ class Offload:
                 self._drop(layer)
 
     def release(self) -> None:
-        """Every block is without weights again, whatever was put in their place."""
+        """Drop the weights of every block, whatever was put in their place."""
         for layer in range(len(self._blocks)):
             self._drop(layer)
 
@@ -95,7 +95,7 @@ def empty_model(folder: str | Path, dtype: torch.dtype | str) -> Any:
 def offloaded(
     folder: Path, dtype: torch.dtype | str, device: str | torch.device
 ) -> tuple[Any, Offload]:
-    """The model in `folder` and what brings its blocks' weights.
+    """Return the model in `folder` and what brings its blocks' weights.
 
     Raises InputError where a parameter is not in the files under the model's own name.
     """
@@ -130,7 +130,7 @@ def with_stand_ins(model: nn.Module) -> None:
 
 
 def beside(base: Offload, tuned: nn.Module) -> Offload:
-    """Of a PEFT model around a copy of the base model: it reads the same tensors, once for both."""
+    """Offload a PEFT model around a copy of the base: both read the same tensors once."""
     names = {}
     inner = causal_lm(tuned)
     for name, _ in inner.named_parameters():

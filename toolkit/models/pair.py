@@ -150,7 +150,7 @@ class ModelPair:
 
     @property
     def n_parameters(self) -> int:
-        """Of the base model."""
+        """How many parameters the base model has."""
         return sum(parameter.numel() for parameter in self.base.parameters())
 
 

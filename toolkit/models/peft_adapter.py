@@ -75,7 +75,7 @@ def with_adapter(
 
 
 def _leaves_base_alone(config: Any, names: set[str]) -> bool:
-    """Whether PEFT writes to no tensor of the base model when it loads this adapter.
+    """Return whether PEFT writes to no tensor of the base model when it loads this adapter.
 
     It does where biases or whole modules were trained, and where the adapter's start was cut out
     of the weights (PiSSA and its like): the base model's tensors are then not shared.

@@ -51,7 +51,7 @@ class BlockRunner:
         return self.offload.resident(layer) if self.offload else nullcontext()
 
     def embed(self, batch: Batch) -> Tensor:
-        """The hidden state that enters block 0, `[batch, length, d_model]`."""
+        """Return the hidden state that enters block 0, `[batch, length, d_model]`."""
         return hidden_state(self.call(0, batch))
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class BlockRunner:
         return [states[str(layer)] for layer in range(self.sites.n_layers)]
 
     def call(self, layer: int, batch: Batch) -> Call:
-        """The arguments with which the model calls block `layer` on `batch`.
+        """Return the arguments with which the model calls block `layer` on `batch`.
 
         The hidden state among them is that of the embeddings: earlier blocks are bypassed.
         """
@@ -114,7 +114,7 @@ class BlockRunner:
             yield
 
     def logits(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """The model's logits when the last block's output is `hidden`."""
+        """Return the model's logits when the last block's output is `hidden`."""
         last = self.sites.blocks[-1]
         with (
             bypass(self.sites.blocks, self._tuple_sizes),

@@ -14,7 +14,7 @@ from toolkit.runtime.check import Check, check
 
 @torch.no_grad()
 def prove(base: BlockRunner, tuned: BlockRunner) -> tuple[list[Check], dict[str, str]]:
-    """The three identities and the march's own, for the base and the tuned model.
+    """Prove the three identities and the march's own, for the base and the tuned model.
 
     Returns the checks, and the locations that the model refuses in fact, with the reason.
     """

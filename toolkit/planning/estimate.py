@@ -1,4 +1,4 @@
-"""What a run will cost, before any weights are read: the plan behind ``oracle diagnose --dry-run``.
+"""What a run will cost, before any weights are read: the plan after ``oracle diagnose --dry-run``.
 
 Configurations, tokenizer and documents are read, so tokens and batches are those of the run;
 operations and bytes come from the formulas of `operations` and `memory`, seconds from a short
@@ -47,7 +47,7 @@ class RunPlan:
     counts_all: bool = True
 
     def seconds(self, stage: Stage) -> float:
-        """What `stage` will take, at the rate that was timed for its kind."""
+        """Return what `stage` will take, at the rate that was timed for its kind."""
         if self.timing is None:
             raise ValueError("nothing was timed: plan(..., timed=True)")
         return stage.operations / self.timing.rates[stage.kind]

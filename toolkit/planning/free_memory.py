@@ -55,7 +55,7 @@ def available_memory(device: str = "cpu") -> float:
 
 
 def _cgroup(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[float]:
-    """What the limits of this process's control groups leave, where there are any.
+    """Return what the limits of this process's control groups leave, where there are any.
 
     Pages of files count as free: the system drops them before it refuses memory.
     """

@@ -92,7 +92,7 @@ def weights(shape: ModelShape, work: Workload, size: int, offload: bool = False)
 
 def streams(shape: ModelShape, work: Workload, size: int) -> float:
     """``b d`` a token and stream: base and tuned over all documents, a steered one over the fit
-    documents (and a second state, where its adapter sits behind the MLP).
+    documents (and a second state, where its adapter sits after the MLP).
     """
     everything = sum(batch.n for batch in work.batches)
     fit = sum(batch.n for batch in work.batches if not batch.held_out)

@@ -61,7 +61,7 @@ def block_pass(shape: ModelShape, block: BlockShape, batch: BatchShape) -> float
 
 
 def head(shape: ModelShape, n: float) -> float:
-    """The language-model head on n tokens: ``2 d V`` a token."""
+    """Count the language-model head on n tokens: ``2 d V`` a token."""
     return 2.0 * shape.d * shape.vocabulary * n
 
 
@@ -74,7 +74,7 @@ def march_passes(work: Workload) -> dict[str, float]:
 
 
 def march(shape: ModelShape, work: Workload) -> list[Stage]:
-    """The march's passes through all blocks."""
+    """Return the march's passes through all blocks."""
     passes = march_passes(work)
     lockstep = steered = 0.0
     inside = sum(location in INSIDE for location in work.steered)
@@ -106,7 +106,7 @@ def sketched_operations(pairs: Sequence[Pair], d: int, width: int) -> float:
 
 
 def sequential_pairs(work: Workload) -> list[Pair]:
-    """The products of every steered stream: of its state, and of what is missing with it."""
+    """Return the products of every steered stream: of its state, and of what is missing with it."""
     return [pair for _ in work.steered for pair in (("x", "x"), ("t", "x"))]
 
 
@@ -154,7 +154,7 @@ def first_order(block: BlockShape, shape: ModelShape, work: Workload) -> float:
 
 
 def n_fits(shape: ModelShape, work: Workload) -> tuple[int, int, int]:
-    """Of one block: spectra, fits that are judged on both sides, and sequential fits."""
+    """Count one block's spectra, fits that are judged on both sides, and sequential fits."""
     n = len(shape.branches)
     inside = sum(location != "post_block" for location in shape.branches)
     readable = 2 * (shape.largest_block.d_ff > 0)

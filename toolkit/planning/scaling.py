@@ -32,7 +32,7 @@ class Machine:
 
 
 def read_shapes(path: str | Path) -> dict[str, ModelShape]:
-    """The shapes of the models of Llama's family in a table of configurations, by name."""
+    """Return the shapes of the models of Llama's family in a table of configurations, by name."""
     frame = pd.read_csv(path).set_index("name")
     return {
         str(name): ModelShape.of_config(LlamaConfig(**fields))

@@ -63,7 +63,7 @@ class ModelShape:
 
     @classmethod
     def of_config(cls, config: Any) -> "ModelShape":
-        """The shape of the causal language model that `config` describes."""
+        """Return the shape of the causal language model that `config` describes."""
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
         model.tie_weights()  # which emptying has undone
@@ -71,7 +71,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelShape":
-        """The shape of `model`, which may be on the meta device."""
+        """Return the shape of `model`, which may be on the meta device."""
         sites, live = resolve(model), causal_lm(model)
         config = live.config.get_text_config()
         heads = config.num_attention_heads

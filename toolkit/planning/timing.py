@@ -59,7 +59,7 @@ class Timing:
 def measure(
     config: Any, shape: ModelShape, work: Workload, dtype: torch.dtype, device: str = "cpu"
 ) -> Timing:
-    """The rates of every kind of work in a run of `work`."""
+    """Return the rates of every kind of work in a run of `work`."""
     started = time.perf_counter()
     with quiet_openblas():
         fastest = product_rate(dtype, device)
@@ -95,7 +95,7 @@ def random_block(config: Any, dtype: torch.dtype, device: str) -> BlockRunner:
 
 
 def block_rate(runner: BlockRunner, shape: ModelShape, batch: BatchShape) -> float:
-    """Of one block that is listened to, as in the march."""
+    """Time one block that is listened to, as in the march."""
     device = next(runner.model.parameters()).device
     ids = torch.zeros(batch.rows, batch.length, dtype=torch.long, device=device)
     mask = torch.ones_like(ids, dtype=torch.bool)
@@ -112,7 +112,7 @@ def block_rate(runner: BlockRunner, shape: ModelShape, batch: BatchShape) -> flo
 def statistics_rates(
     shape: ModelShape, work: Workload, n: int, dtype: torch.dtype, device: str
 ) -> Rates:
-    """Of moments, first-order terms, fits and reachability, at a width of `WIDEST` at most."""
+    """Time moments, first-order terms, fits and reachability, at a width of `WIDEST` at most."""
     d = min(shape.d, WIDEST)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     pairs = moment_pairs("forced", shape.branches)

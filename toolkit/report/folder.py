@@ -71,7 +71,7 @@ def save_rank_set(found: RankSearch, folder: Path) -> None:
 
 
 def load_rank_set(folder: Path) -> RankSearch:
-    """What `save_rank_set` wrote."""
+    """Return what `save_rank_set` wrote."""
     kept = json.loads((folder / "ranks.json").read_text("utf-8"))
     adapters = (
         Adapters.from_pretrained(folder / "adapters") if (folder / "adapters").is_dir() else None
@@ -82,14 +82,14 @@ def load_rank_set(folder: Path) -> RankSearch:
 
 
 def _redone(folder: Path) -> dict[str, Table]:
-    """The tables that statistics alone give: norms, spectrum and linear fit."""
+    """Return the tables that statistics alone give: norms, spectrum and linear fit."""
     blocks = [analyse(layer, sums) for layer, sums in read_statistics(folder).items()]
     names = blocks[0].rows if blocks else ()
     return {name: Table.of(name, [row for b in blocks for row in b.rows[name]]) for name in names}
 
 
 def _kept(run: Run) -> dict:
-    """What a run holds beside its tables, adapters and ``run.json``."""
+    """Return what a run holds beside its tables, adapters and ``run.json``."""
     return {
         "recommendation": run.recommendation,
         "samples": run.samples,

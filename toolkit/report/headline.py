@@ -15,7 +15,7 @@ FITS = {"free": "freely", "forced": "block by block (forced)", "sequential": "se
 
 
 def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> str:
-    """The answer of the whole run."""
+    """Return the answer of the whole run."""
     if nothing_changed:
         return "The two models agree everywhere: nothing changed."
     if recommendation is None:
@@ -34,7 +34,7 @@ def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> st
 
 
 def ties(recommendation: dict[str, Any] | None) -> str:
-    """Whether the choice was clear, and what recovers most."""
+    """Return whether the choice was clear, and what recovers most."""
     if recommendation is None:
         return ""
     best, tied = recommendation["best"], recommendation["tied"]
@@ -51,7 +51,7 @@ def ties(recommendation: dict[str, Any] | None) -> str:
 
 
 def smallest_set(found: RankSearch) -> str:
-    """What was found of the smallest ranks within a KL."""
+    """Return what was found of the smallest ranks within a KL."""
     bound, row = f"{found.max_kl:g} nats a token", found.chosen
     if found.ranks == ():
         return f"No steering is needed: the base model is within {bound} of the tuned one."

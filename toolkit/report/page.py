@@ -45,7 +45,7 @@ def _error(sem: float | None, form: str) -> str:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What the report says, for programs."""
+    """Return what the report says, for programs."""
     tables = run.tables
     return {
         "headline": _headline(run),
@@ -96,7 +96,7 @@ def inline_svg(text: str, name: str) -> str:
 
 
 def _candidates(run: Run) -> list[dict[str, Any]]:
-    """The rows of the steerability table that steer every block, best first."""
+    """Return the rows of the steerability table that steer every block, best first."""
     frame = run.steerability.frame
     rows = frame[frame.kind.isin(["vector", "linear"]) & (frame.layers == "all")]
     return rows.sort_values("recovered", ascending=False).to_dict("records")

@@ -8,7 +8,7 @@ Status = Literal["passed", "failed", "not applicable"]
 
 @dataclass(frozen=True)
 class Check:
-    """One statement that was tested: its name, what came out, and the figures behind it."""
+    """One statement that was tested: its name, what came out, and the figures after it."""
 
     name: str
     status: Status

@@ -59,7 +59,7 @@ class Processes:
                     dist.all_reduce(total)
 
     def gathered(self, found: T) -> list[T]:
-        """What every process found, in the order of ranks."""
+        """Return what every process found, in the order of ranks."""
         if self.size == 1:
             return [found]
         everyone: list[Any] = [None] * self.size
@@ -68,7 +68,7 @@ class Processes:
         return everyone
 
     def from_first(self, made: Callable[[], T]) -> T:
-        """What ``made()`` returns in the first process; its InputError is raised in all."""
+        """Return what ``made()`` returns in the first process; its InputError is raised in all."""
         if self.size == 1:
             return made()
         box: list[Any] = [None]
@@ -84,7 +84,7 @@ class Processes:
         return box[0]
 
     def spread(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """The results of all `tasks`, each computed by one process."""
+        """Return the results of all `tasks`, each computed by one process."""
         own = [tasks[i]() for i in range(self.rank, len(tasks), self.size)]
         parts = [iter(part) for part in self.gathered(own)]
         return [next(parts[i % self.size]) for i in range(len(tasks))]
@@ -99,7 +99,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined(device: str | torch.device = "cpu") -> Iterator[Processes]:
-    """The run that ``torchrun`` started this process for; `ALONE` without it.
+    """Yield the run that ``torchrun`` started this process for; `ALONE` without it.
 
     A process of several that is told to end, because another one did, raises `LostProcessError`.
     """

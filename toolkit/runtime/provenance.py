@@ -30,7 +30,7 @@ class Stages:
 
 
 def machine() -> str:
-    """The processor's kind, and how many threads torch uses."""
+    """Return the processor's kind, and how many threads torch uses."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
@@ -45,7 +45,7 @@ def stamp(started: float) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages that numbers depend on."""
     names = ("oracle-toolkit", "torch", "transformers", "peft", "interp-engine", "numpy", "pandas")
     found = {"python": platform.python_version()}
     for name in names:
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that the package runs from, where it runs from a checkout of its own."""
+    """Return the commit that the package runs from, where it runs from a checkout of its own."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None

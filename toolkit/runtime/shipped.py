@@ -11,7 +11,7 @@ PROMPTS = "gsm8k-demo.jsonl"
 
 
 def shipped(name: str) -> Path:
-    """Where a file or folder of ``data/`` is: in the checkout, or where pip installed it."""
+    """Return where a file or folder of ``data/`` is: in the checkout, or where pip installed it."""
     roots = (Path(__file__).parents[2] / "data", Path(sys.prefix) / "share/oracle-toolkit")
     for root in roots:
         if (root / name).exists():

@@ -18,4 +18,4 @@ class Accumulator(Protocol):
         """Add what `other` has seen."""
 
     def result(self) -> Any:
-        """What was asked for, over all tokens so far."""
+        """Return what was asked for, over all tokens so far."""

@@ -35,7 +35,7 @@ class Frame:
 
     @classmethod
     def of(cls, values: Tensor) -> Self:
-        """The frame in which `values` `[n, d]`, n > 0, are about 0 and of size 1."""
+        """Return the frame in which `values` `[n, d]`, n > 0, are about 0 and of size 1."""
         values = values[:_ENOUGH]
         centre = values.mean(0).double()
         spread = (values - centre.to(values.dtype)).square().mean(0).sqrt().double()
@@ -43,7 +43,7 @@ class Frame:
         return cls(centre, _power_of_two(torch.maximum(spread, _LEAST * size)))
 
     def to(self, device: torch.device | None) -> Self:
-        """The same on `device` (None: where it is)."""
+        """Return the same on `device` (None: where it is)."""
         return type(self)(self.centre.to(device), self.unit.to(device))
 
     def applied(self, values: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def frames_of(values: Mapping[str, Tensor]) -> dict[str, Frame]:
 def shared_frames(
     values: Mapping[str, Mapping[str, Tensor]], processes: Processes
 ) -> dict[str, dict[str, Frame]]:
-    """The frames of the first process's `values`, in all `processes`."""
+    """Return the frames of the first process's `values`, in all `processes`."""
     device = next((v.device for group in values.values() for v in group.values()), None)
     frames = processes.from_first(
         lambda: {group: frames_of(found) for group, found in values.items()}
@@ -78,6 +78,6 @@ def add(total: Tensor, part: Tensor, precision: torch.dtype) -> None:
 
 
 def _power_of_two(sizes: Tensor) -> Tensor:
-    """The least powers of two that are not below `sizes`; 1 for zeros."""
+    """Return the least powers of two that are not below `sizes`; 1 for zeros."""
     _, exponent = torch.frexp(sizes)
     return torch.where(sizes > 0, torch.ldexp(torch.ones_like(sizes), exponent), 1.0)

@@ -33,7 +33,7 @@ class SizeHistogram:
     counts: np.ndarray
 
     def quantile(self, share: float) -> float:
-        """The size that a `share` in (0, 1] of all stays below.
+        """Return the size that a `share` in (0, 1] of all stays below.
 
         Within a bin sizes are taken as even in their logarithm: it errs by a bin's width, a factor
         of ``10 ** (1 / PER_DECADE)``, at most. 0 below the range, inf above it.

@@ -27,12 +27,12 @@ class Moments:
     covariance: dict[Pair, Tensor]
 
     def second_moment(self, a: str, b: str | None = None) -> Tensor:
-        """The uncentred ``E[abᵀ]``, `[d_a, d_b]`; of `a` with itself by default."""
+        """Return the uncentred ``E[abᵀ]``, `[d_a, d_b]`; of `a` with itself by default."""
         b = b or a
         return self.covariance[a, b] + torch.outer(self.mean[a], self.mean[b])
 
     def pooled(self, other: Self, pairs: Sequence[Pair]) -> Self:
-        """The moments over the tokens of both, for `pairs` alone."""
+        """Return the moments over the tokens of both, for `pairs` alone."""
         n = self.n + other.n
         mean, gap = {}, {}
         for name in dict.fromkeys(name for pair in pairs for name in pair):
@@ -91,7 +91,7 @@ class FramedSums:
         self.n = int(n)
 
     def result(self, pairs: Sequence[Pair] | None = None) -> Moments:
-        """The moments, on the CPU; of `pairs` alone, where not all are wanted."""
+        """Return the moments, on the CPU; of `pairs` alone, where not all are wanted."""
         if self.n == 0:
             raise ValueError("no tokens were counted")
         mean, covariance = {}, {}
@@ -117,7 +117,7 @@ class FramedSums:
         return (*self._sum.values(), *self._product.values())
 
     def _columns(self, name: str) -> int:
-        """How many numbers a product's second vector has."""
+        """Count how many numbers a product's second vector has."""
         raise NotImplementedError
 
     def _add(self, framed: Mapping[str, Tensor]) -> None:
@@ -156,7 +156,7 @@ class MomentSums(FramedSums):
         self.n += other.n
 
     def state(self) -> dict[str, Tensor]:
-        """The sums as tensors by name, for `from_state`."""
+        """Return the sums as tensors by name, for `from_state`."""
         tensors = {"n": torch.tensor(self.n)}
         for name, frame in self._frames.items():
             tensors |= {f"centre:{name}": frame.centre.clone(), f"unit:{name}": frame.unit.clone()}
@@ -166,7 +166,7 @@ class MomentSums(FramedSums):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The accumulator that gave `state`."""
+        """Return the accumulator that gave `state`."""
         split = {name: tuple(name.split(":")) for name in state}
         sums = cls([(key[1], key[2]) for key in split.values() if key[0] == "product"])
         sums.n = int(state["n"])

@@ -50,7 +50,7 @@ class NormSums:
                 self._add(key, torch.tensor(total, dtype=torch.float64))
 
     def state(self) -> dict[str, Tensor]:
-        """The sums as tensors by name, for `from_state`."""
+        """Return the sums as tensors by name, for `from_state`."""
         tensors = {"n": torch.tensor(self.n)}
         for (of, location), total in self._sum.items():
             tensors[f"{of}:{location}"] = total.clone()
@@ -58,7 +58,7 @@ class NormSums:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The accumulator that gave `state`."""
+        """Return the accumulator that gave `state`."""
         sums = cls()
         for name, value in state.items():
             if name == "n":

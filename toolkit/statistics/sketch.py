@@ -37,7 +37,7 @@ class SketchedSums(FramedSums):
         super().__init__(pairs, frames)
 
     def share(self, name: str) -> float:
-        """The share of a vector's variance that its projection sees; 1 where it has none."""
+        """Return the share of a vector's variance that its projection sees; 1 where it has none."""
         squares = self._frames[name].unit.square()
         whole = float((self._variance(name) * squares).sum())
         seen = float((self._left(name, name).square().sum(1) * squares).sum())

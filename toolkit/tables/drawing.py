@@ -134,7 +134,7 @@ def data_lines(axes: Axes) -> list[Line2D]:
 
 
 def drawn_heights(axes: Axes) -> np.ndarray:
-    """The finite y of all data."""
+    """Return the finite y of all data."""
     drawn = [np.asarray(line.get_ydata(), float) for line in data_lines(axes)]
     values = np.concatenate([*drawn, np.empty(0)])
     return values[np.isfinite(values)]

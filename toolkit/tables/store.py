@@ -20,7 +20,7 @@ def write_tables(tables: Iterable[Table], folder: Path) -> None:
 
 
 def read_tables(folder: str | Path, written: Iterable[str] = ()) -> dict[str, Table]:
-    """The tables of a run's ``tables`` folder.
+    """Return the tables of a run's ``tables`` folder.
 
     Those that came into being after the run are empty and not `measured`. `written` names tables
     that the run is known to have had: they must be there.

@@ -43,7 +43,7 @@ class WeightBound:
 
 @torch.no_grad()
 def weight_bounds(pair: ModelPair, document: Batch) -> list[WeightBound]:
-    """The bound of every block of the tuned model on `document`, one unpadded row.
+    """Return the bound of every block of the tuned model on `document`, one unpadded row.
 
     Raises ValueError, with the reason, where a block is not of the form that the bound is for.
     """
@@ -80,7 +80,7 @@ class _Inside:
         self.hidden, self.children = hidden, children
 
     def attention(self, post: nn.Module | None) -> float:
-        """The attention branch, its norms included."""
+        """Return the attention branch, its norms included."""
         width = self.module.head_dim
         n_query, n_key = (
             affine(getattr(self.module, name))[0].shape[0] // width for name in ("q_proj", "k_proj")
@@ -102,7 +102,7 @@ class _Inside:
         return before * attention_gain(sizes) * behind
 
     def mlp(self, sublayer: MLPSublayer) -> float:
-        """The MLP branch, its norms included."""
+        """Return the MLP branch, its norms included."""
         x = self.states["mid"][self.where].to("cpu", sublayer.mlp.down.dtype)
         h = sublayer.inputs(x)
         jacobian = MLPJacobian.at(sublayer.mlp, h)
@@ -112,7 +112,7 @@ class _Inside:
         return _rms_gain(sublayer.norm, x) * gain * _rms_gain(sublayer.post, sublayer.mlp(h))
 
     def _first_norm(self) -> nn.Module | None:
-        """The norm in front of attention: the child that gives what the queries are made from."""
+        """The norm before attention: the child that gives what the queries are made from."""
         wanted = self.states["attention input"]
         if torch.equal(wanted, self.hidden):
             return None
@@ -152,7 +152,7 @@ def _spectral(weight: Tensor) -> float:
 
 
 def _rms_gain(norm: nn.Module | None, states: Tensor) -> float:
-    """The most that `norm` passes at `states` `[n, d]`; 1 where there is no norm.
+    """Return the most that `norm` passes at `states` `[n, d]`; 1 where there is no norm.
 
     Raises ValueError if it is no root-mean-square norm.
     """

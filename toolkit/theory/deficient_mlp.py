@@ -1,4 +1,4 @@
-"""A model of one block whose MLP cannot write everything: what steering behind it can still learn.
+"""A model of one block whose MLP cannot write everything: what steering after it can still learn.
 
 ``y(x) = x + Attn(x) + GLU(x + Attn(x))`` with ``GLU(h) = W_d m(h)`` and W_d of rank k. A post-MLP
 steer is a function of ``W_d m``, the post-block steer one of the whole sum. So
@@ -10,7 +10,7 @@ steer is a function of ``W_d m``, the post-block steer one of the whole sum. So
   post-MLP, says that outside col(W_d) such a steer adds a fixed vector alone. What is limited is
   what it can depend on, not where it points.)
 
-The task is one that needs the difference: behind each token, say a fixed permutation of it.
+The task is one that needs the difference: after each token, say a fixed permutation of it.
 """
 
 import copy
@@ -86,14 +86,14 @@ def limit_rank(model: nn.Module, rank: int) -> None:
 
 
 def permutation_rows(n: int, seed: int) -> list[Row]:
-    """`n` random sequences; behind each token its image under a permutation fixed for all seeds.
+    """`n` random sequences; after each token its image under a permutation fixed for all seeds.
 
-    Nothing is asked behind the first token, which adapters leave alone.
+    Nothing is asked after the first token, which adapters leave alone.
     """
     image = torch.randperm(N_TOKENS, generator=torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(1 + seed)
     ids = torch.randint(N_TOKENS, (n, LENGTH), generator=draw)
-    skipped = [NOT_SUPERVISED] * 2  # a label stands one place behind the token that says it
+    skipped = [NOT_SUPERVISED] * 2  # a label stands one place after the token that says it
     return [
         {"input_ids": row.tolist(), "labels": [*skipped, *image[row[1:-1]].tolist()]} for row in ids
     ]
@@ -102,7 +102,7 @@ def permutation_rows(n: int, seed: int) -> list[Row]:
 def train_adapter(
     model: nn.Module, method: Method, rows: Sequence[Row], options: TrainingOptions
 ) -> Adapters:
-    """The method's adapters, trained on `rows` at `options`; `model` stays as it is."""
+    """Return the method's adapters, trained on `rows` at `options`; `model` stays as it is."""
     with adapted(model, method, seed=options.seed) as found:
         assert found.trainee is not None
         assert found.adapters is not None
@@ -112,7 +112,7 @@ def train_adapter(
 
 @torch.no_grad()
 def judge(model: nn.Module, adapters: Adapters, rows: Sequence[Row]) -> Outcome:
-    """How the steered model does on `rows`, which training must not have seen."""
+    """Return how the steered model does on `rows`, which training must not have seen."""
     batch = collate(rows, pad_id=0)
     with steer(model, adapters):
         loss = response_loss(model, rows, pad_id=0, batch_size=len(rows))
@@ -134,7 +134,7 @@ class Spread:
 
 @torch.no_grad()
 def spread_of(model: nn.Module, changes: Tensor, tolerance: float = 1e-4) -> Spread:
-    """The spread of `changes`, `[n, d]`, behind the one block of `model`.
+    """Return the spread of `changes`, `[n, d]`, after the one block of `model`.
 
     Singular values below `tolerance` of the largest entry are rounding.
     """
@@ -153,7 +153,7 @@ def spread_of(model: nn.Module, changes: Tensor, tolerance: float = 1e-4) -> Spr
 
 @torch.no_grad()
 def steers(model: nn.Module, adapters: Adapters, rows: Sequence[Row]) -> Tensor:
-    """What `adapters` add to the one block's steered tokens, `[n, d]`."""
+    """Return what `adapters` add to the one block's steered tokens, `[n, d]`."""
     with capture({"state": resolve(model).at[adapters.location, 0]}) as seen:
         model(input_ids=collate(rows, pad_id=0)["input_ids"])
     return adapters.by_layer[0](seen["state"][:, 1:]).flatten(0, 1)

@@ -17,7 +17,7 @@ from toolkit.models.runner import BlockRunner
 
 @dataclass(frozen=True)
 class Drift:
-    """The steered model's state behind block `layer`, in units of ``sqrt(E‖tuned − base‖²)`` there.
+    """The steered model's state after block `layer`, in units of ``sqrt(E‖tuned − base‖²)`` there.
 
     moved: ``sqrt(E‖steered − base‖²)``: 1 is as far as tuning moved it, above 1 overshoots.
     missed: ``sqrt(E‖steered − tuned‖²)``: 0 arrives, 1 is no nearer than the base model, above 1
@@ -32,7 +32,7 @@ class Drift:
 
 @torch.no_grad()
 def drift(pair: ModelPair, adapters: Adapters, batches: Sequence[Batch]) -> list[Drift]:
-    """The drift behind every block over the counted tokens of `batches`, each model on its own."""
+    """The drift after every block over the counted tokens of `batches`, each model on its own."""
     energies = torch.zeros(pair.n_layers, 3, dtype=torch.float64)
     for batch in batches:
         base = _outputs(pair.base_runner, batch)
@@ -59,7 +59,7 @@ def _ratio(energy: float, whole: float) -> float:
 
 
 def _outputs(runner: BlockRunner, batch: Batch) -> list[Tensor]:
-    """The counted tokens' states behind every block, `[n, d_model]` each."""
+    """Return the counted tokens' states after every block, `[n, d_model]` each."""
     with capture(runner.sites.outputs) as states:
         mask = batch.mask.long()
         # The whole language model: adapters look there for which tokens are new.

@@ -29,8 +29,8 @@ def measure_growth(
 ) -> pd.DataFrame:
     """Gains of random errors by block and location, the worst case of each block, and its bound.
 
-    One row a block and location: `error` behind the block itself; `step_gain`, of its relative
-    error in the next block; `end_gain`, to behind the last block; `kl`; and, for `post_block`
+    One row a block and location: `error` after the block itself; `step_gain`, of its relative
+    error in the next block; `end_gain`, to after the last block; `kl`; and, for `post_block`
     alone, of the block as a function of what enters it: `worst`, the largest gain of any error
     (power iteration on the first document: a lower bound of it), and `bound`, from weights and
     norms (NaN where a family's block cannot be read, with the reason in ``frame.attrs``).
@@ -74,7 +74,7 @@ def _bounds(pair: ModelPair, document: Batch) -> tuple[Sequence[WeightBound] | N
 
 
 def first_document(batch: Batch) -> Batch:
-    """The batch's first document alone, without its padding."""
+    """Return the batch's first document alone, without its padding."""
     kept = batch.mask[0]
     ids, mask, counted = (part[:1, kept] for part in (batch.ids, batch.mask, batch.counted))
     return Batch(ids, mask, counted, batch.keys[: int(counted.sum())], batch.held_out)
@@ -100,7 +100,7 @@ def worst_gain(
 def operator_norm(
     function: Callable[[Tensor], Tensor], x: Tensor, where: Tensor, steps: int, seed: int = 0
 ) -> float:
-    """The 2-norm of the Jacobian of `function` at `x`, of changes `where` that is true."""
+    """Return the 2-norm of the Jacobian of `function` at `x`, of changes `where` that is true."""
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(x.shape, generator=generator).to(x) * where
     norm = torch.ones(())

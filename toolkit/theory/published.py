@@ -49,7 +49,7 @@ def half_width(task: str, percent: float) -> float | None:
 
 
 def is_chance(task: str, percent: float) -> bool:
-    """Whether such an accuracy cannot be told from chance (a binomial test at 5 %)."""
+    """Return whether such an accuracy cannot be told from chance (a binomial test at 5 %)."""
     if task not in CHANCE:
         return False
     n = QUESTIONS[task]

@@ -75,7 +75,7 @@ class _BlockSums:
         assert processes.size == 1
 
     def result(self, layer: int) -> BlockMoments:
-        """The moments of both sides."""
+        """Return the moments of both sides."""
         return BlockMoments(layer, self.sums[False].result(), self.sums[True].result())
 
 
@@ -166,7 +166,7 @@ def replicate(
     max_length: int = 512,
     relative_ridge: float = RELATIVE_RIDGE,
 ) -> Adapters:
-    """The post-block adapters ``A P*`` that stand in for linear post-MLP adapters A.
+    """Return the post-block adapters ``A P*`` that stand in for linear post-MLP adapters A.
 
     P* is fitted on the states of `stream`: the ``base`` model's, those of the model as A steers it
     (``steered``: what ``A P*`` meets where it succeeds), or those of the model as ``A P*`` itself

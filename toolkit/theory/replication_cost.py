@@ -1,4 +1,4 @@
-"""What it costs to steer behind the block in place of behind the MLP, in KL on held-out prompts."""
+"""What it costs to steer after the block in place of after the MLP, in KL on held-out prompts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -29,10 +29,10 @@ def replication_cost(
     max_length: int = 512,
     relative_ridge: float = RELATIVE_RIDGE,
 ) -> pd.DataFrame:
-    """What it costs in KL to steer behind the block with ``A P*`` in place of A behind the MLP.
+    """What it costs in KL to steer after the block with ``A P*`` in place of A after the MLP.
 
     Adapters of `rank` in every block, fitted and judged as everywhere: tuned forcing, held-out
-    prompts. Beside them stand adapters fitted behind the block themselves. ``lost`` is what A
+    prompts. Beside them stand adapters fitted after the block themselves. ``lost`` is what A
     recovers less what the row recovers, with its standard error over the same prompts.
     """
     corpus = pair.corpus(documents, max_length=max_length)

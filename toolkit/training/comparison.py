@@ -183,7 +183,7 @@ def run_method(
     record: Record,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """The method with every seed at the rate that validation examples choose."""
+    """Return the method with every seed at the rate that validation examples choose."""
 
     def once(rate: float | None, seed: int) -> Outcome:
         outcome = record.find(method, rate, seed)

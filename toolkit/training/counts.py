@@ -11,12 +11,12 @@ from toolkit.training.methods import Method, options_of, width_of, with_lora
 
 
 def model_parameters(config: Any) -> int:
-    """Of the whole causal language model; tied embeddings count once."""
+    """Count the parameters of the whole causal language model; tied embeddings count once."""
     return _count(_empty(config))
 
 
 def adapter_parameters(config: Any, method: Method) -> int:
-    """Of the method's adapters, one in every block; those of ``joint`` without its LoRA."""
+    """Count the parameters of the method's adapters; those of ``joint`` without its LoRA."""
     config = config.get_text_config()
     kind = KINDS["linear" if method.kind == "joint" else method.kind]
     with torch.device("meta"):
@@ -25,14 +25,14 @@ def adapter_parameters(config: Any, method: Method) -> int:
 
 
 def lora_parameters(config: Any, rank: int) -> int:
-    """Of LoRA on all linear modules but the head."""
+    """Count the parameters of LoRA on all linear modules but the head."""
     with torch.device("meta"):
         model = with_lora(_empty(config), rank)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _empty(config: Any) -> nn.Module:
-    """The model without storage: shapes alone."""
+    """Return the model without storage: shapes alone."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

@@ -120,7 +120,7 @@ def grpo(
 
 
 def method_of(adapters: Adapters) -> Method:
-    """The method that has such adapters."""
+    """Return the method that has such adapters."""
     return Method("grpo", adapters.kind, adapters.location, adapters.rank, str(adapters.positions))
 
 

@@ -149,7 +149,7 @@ def _count(parameters: list[nn.Parameter]) -> int:
 
 
 def new_adapters(model: Any, method: Method, sites: Sites) -> Adapters:
-    """The method's adapters in every block of `model`, which change nothing yet."""
+    """Return the method's adapters in every block of `model`, which change nothing yet."""
     if method.kind not in (*KINDS, "joint"):
         known = ", ".join((*KINDS, "sft", "lora", "joint"))
         raise InputError(f"no method is of kind {method.kind!r}: expected one of {known}")
@@ -165,7 +165,7 @@ def new_adapters(model: Any, method: Method, sites: Sites) -> Adapters:
 
 
 def width_of(config: Any, location: str) -> int:
-    """How many numbers a token's state has at `location`, from a model's configuration."""
+    """Count how many numbers a token's state has at `location`, from a model's configuration."""
     if location != "heads":
         return config.hidden_size
     head_dim = getattr(config, "head_dim", None)
@@ -175,7 +175,7 @@ def width_of(config: Any, location: str) -> int:
 
 
 def options_of(config: Any, method: Method) -> dict[str, Any]:
-    """The arguments of the adapters' `identity`, but for their width."""
+    """Return the arguments of the adapters' `identity`, but for their width."""
     options = dict(method.options)
     if method.kind in ("head_vector", "head_affine", "gated_heads"):
         options["n_heads"] = config.num_attention_heads

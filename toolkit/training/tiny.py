@@ -36,7 +36,7 @@ METHODS = (
 
 
 def tiny_pair() -> ModelPair:
-    """The two models, from where they ship."""
+    """Return the two models, from where they ship."""
     folder = shipped(NAME)
     return ModelPair.load(folder / "base", folder / "tuned")
 

@@ -206,7 +206,7 @@ class _StopAtNoNumber(TrainerCallback):
 
 
 def _supervised(labels: Tensor) -> Tensor:
-    """How many tokens of a batch are learned from, as the trainer counts them."""
+    """Count how many tokens of a batch are learned from, as the trainer counts them."""
     return (labels[:, 1:] != NOT_SUPERVISED).sum()
 
 
@@ -229,7 +229,7 @@ def _step(path: Path) -> int:
 def response_loss(
     model: nn.Module, rows: Sequence[dict[str, list[int]]], pad_id: int, batch_size: int = 16
 ) -> float:
-    """The mean negative log-likelihood of supervised tokens, in nats."""
+    """Return the mean negative log-likelihood of supervised tokens, in nats."""
     total, n = 0.0, 0
     for start in range(0, len(rows), batch_size):
         batch = collate(rows[start : start + batch_size], pad_id)

@@ -23,7 +23,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(name: str, train: Path | None = None, test: Path | None = None) -> Task:
-    """The task called `name`, from the hub, a generator, or the files that are given."""
+    """Return the task called `name`, from the hub, a generator, or the files that are given."""
     if name not in TASKS:
         raise InputError(f"no task is called {name!r}: expected one of {', '.join(TASKS)}")
     return TASKS[name](train, test)

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from toolkit.documents.tasks.task import Example, StoredTask
 
-# Commas belong to a number where they stand before three digits; a dash behind one is no sign.
+# Commas belong to a number where they stand before three digits; a dash after one is no sign.
 NUMBER = r"(?:(?<!\d)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 
 

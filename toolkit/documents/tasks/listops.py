@@ -103,7 +103,7 @@ class ListOps(Task):
         return list(unique.values())
 
     def extract(self, text: str) -> str | None:
-        """The last digit behind the last bracket: what stands inside one is no answer."""
+        """Return the last digit after the last bracket: what stands inside one is no answer."""
         behind = text.rpartition("]")[2]
         found = re.findall(r"(?<![\w.-])\d(?!\w|\.\d)", behind)
         return found[-1] if found and "[" not in behind else None

@@ -36,11 +36,11 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, split: Split, n: int | None = None, seed: int = 0) -> list[Example]:
-        """The examples of `split`, at most `n`; no prompt is in two splits."""
+        """Return the examples of `split`, at most `n`; no prompt is in two splits."""
 
     @abstractmethod
     def extract(self, text: str) -> str | None:
-        """The answer that `text` gives, or None."""
+        """Return the answer that `text` gives, or None."""
 
     def correct(self, text: str, example: Example) -> bool:
         return self.extract(text) == example.answer
