@@ -39,4 +39,17 @@ def read_table(folder: str | Path, name: str) -> Table:
 
 
 def _parsed(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    """Read numbers as Python does, to the last bit; not every version of pandas does so."""
+    words = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return pd.DataFrame({name: _typed(words[name]) for name in words})
+
+
+def _typed(words: pd.Series) -> pd.Series:
+    """Return whole numbers, numbers (NaN where empty), or words (NaN where empty)."""
+    for kind in (int, float):
+        try:
+            numbers = [kind(word) if word or kind is int else float("nan") for word in words]
+        except ValueError:
+            continue
+        return pd.Series(numbers, words.index, dtype="int64" if kind is int else "float64")
+    return words.where(words != "", float("nan")).astype(object)
