@@ -12,7 +12,6 @@ one core.
 """
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -23,6 +22,7 @@ import pandas as pd
 
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import stamp
+from toolkit.runtime.records import write_json
 from toolkit.theory.deficient_mlp import (
     D_FF,
     D_MODEL,
@@ -89,7 +89,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(args.out.with_suffix(".csv"), index=False, float_format="%.6g")
-    args.out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(record, args.out.with_suffix(".json"))
     cells_of = table.groupby(["down_rank", "location", "kind"])
     print(cells_of[["loss", "accuracy", "dimensions", "outside"]].mean().round(3).to_string())
 

@@ -15,7 +15,6 @@ minute for the tiny pair.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from toolkit.evaluation.allocation import BlockErrors, block_errors, probe_batch
 from toolkit.evaluation.compare import reference_of
 from toolkit.evaluation.rank_search import Known, smallest_ranks
 from toolkit.runtime.provenance import stamp
+from toolkit.runtime.records import write_json
 from toolkit.runtime.shipped import PROMPTS, shipped
 from toolkit.theory.error_growth import measure_growth
 from toolkit.training.tiny import tiny_documents
@@ -96,7 +96,7 @@ def main() -> None:
         "bound_missing": growth.attrs["no_bound"],
         **stamp(started),
     }
-    args.out.with_name(f"{args.out.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(record, args.out.with_name(f"{args.out.name}.json"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ provenance.json. A minute and a half on one core.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from toolkit.models.hooks import capture
 from toolkit.models.loading import load_model, load_tokenizer, quiet_transformers
 from toolkit.models.locations import resolve
 from toolkit.runtime.provenance import stamp
+from toolkit.runtime.records import write_json
 from toolkit.runtime.shipped import BASE, PROMPTS, shipped
 from toolkit.statistics import SizeCounts
 from toolkit.statistics.gate_gains import QUANTITIES, gate_gains
@@ -116,7 +116,7 @@ def main() -> None:
     for name, rows in (("histogram", histogram), ("quantiles", quantiles)):
         path = args.out / f"{name}.csv"
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    (args.out / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(record, (args.out / "provenance.json"))
 
 
 if __name__ == "__main__":

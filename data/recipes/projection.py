@@ -11,7 +11,6 @@ quarter of one, and 9.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from toolkit import ModelPair, read_documents
 from toolkit.runtime.provenance import stamp
+from toolkit.runtime.records import write_json
 from toolkit.runtime.shipped import ADAPTER, BASE, PROMPTS, shipped
 from toolkit.theory.replication import measure
 from toolkit.theory.replication_cost import replication_cost
@@ -74,7 +74,7 @@ def main() -> None:
         path = args.out.with_name(f"{args.out.name}{suffix}.csv")
         table.to_csv(path, index=False, float_format="%.6g")
     record_path = args.out.with_name(f"{args.out.name}.json")
-    record_path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(record, record_path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ pair on two cores. data/smollm2-gsm8k-reft was trained with
 """
 
 import argparse
-import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from toolkit.evaluation.compare import FORCINGS, evaluate
 from toolkit.fitting.closed_form import fit_adapters
 from toolkit.fitting.spec import FitSpec
 from toolkit.runtime.provenance import stamp
+from toolkit.runtime.records import write_json
 from toolkit.runtime.shipped import PROMPTS, shipped
 from toolkit.theory.drift import drift
 
@@ -83,7 +83,7 @@ def main() -> None:
     for suffix, frame in frames.items():
         path = args.out.with_name(f"{args.out.name}{suffix}.csv")
         frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    args.out.with_name(f"{args.out.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(record, args.out.with_name(f"{args.out.name}.json"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from toolkit.documents.tasks.listops import ListOps
 from toolkit.evaluation.accuracy import bootstrap, correct
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.provenance import versions
+from toolkit.runtime.records import write_json
 from toolkit.training.examples import supervised
 from toolkit.training.grpo import RewardOptions, grpo
 from toolkit.training.methods import Method, adapted
@@ -93,7 +94,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started),
         "rewards": found.rewards,
     }
-    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, args.out)
     for who in ("base", "before", "after", "tuned"):
         print(who, json.dumps(record[who]))
     rewards = np.array([reward for _, reward in found.rewards])

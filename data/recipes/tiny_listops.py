@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from toolkit.documents.tasks.listops import OPERATORS
 from toolkit.evaluation.accuracy import bootstrap, correct
+from toolkit.runtime.records import write_json
 from toolkit.training.examples import supervised
 from toolkit.training.tiny import TASK as TINY_TASK
 from toolkit.training.trainer import Trainee, TrainingOptions, train
@@ -97,7 +98,7 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(record, (args.out / "training.json"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from tests.support.properties import restores
 from tests.support.recipes import load_recipe
 from toolkit import ModelPair
 from toolkit.errors import InputError
+from toolkit.theory import oracle_sweep
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33], [7, 7, 40]]
 LAST = tiny.N_LAYERS - 1
@@ -24,7 +25,7 @@ def swept(request, tokenizer):
     """The family's name, a pair and its whole sweep; the models are left as they were."""
     pair = tiny.make_pair(request.param, torch.float64, tokenizer)
     with restores(pair.base), restores(pair.tuned):
-        return request.param, pair, recipe.run_sweep(pair, PROMPTS)
+        return request.param, pair, oracle_sweep.run_sweep(pair, PROMPTS)
 
 
 def test_every_distinct_site_is_swept_once(swept):
@@ -37,12 +38,12 @@ def test_every_distinct_site_is_swept_once(swept):
         "post_attention_layernorm": "mlp_in",
     }
     assert sweep.same == (llama if family == "llama" else {"post_attention_layernorm": "pre_mlp"})
-    names = set(recipe.SITES) - set(sweep.same)
+    names = set(oracle_sweep.SITES) - set(sweep.same)
     assert set(sweep.changes.site) == names
     keys = ["layer", "site", "alpha", "token_index"]
     assert not sweep.changes.duplicated(keys).any()
     n_tokens = sweep.reading.generated.counted.any(0).sum()
-    assert len(sweep.changes) == tiny.N_LAYERS * len(names) * len(recipe.ALPHAS) * n_tokens
+    assert len(sweep.changes) == tiny.N_LAYERS * len(names) * len(oracle_sweep.ALPHAS) * n_tokens
     assert len(sweep.sites) == tiny.N_LAYERS * len(names)
 
 
@@ -55,8 +56,8 @@ def test_alpha_zero_is_the_base_model_exactly(swept):
 def test_the_whole_delta_behind_the_last_block_is_the_tuned_model(swept):
     """KL(steered ‖ tuned) is then 0: what changes is all that there was."""
     pair = swept[1]
-    sweep = recipe.run_sweep(pair, PROMPTS, ["post_block"], [1.0], [LAST])
-    of_base = recipe.Divergence(sweep.reading).of_base()
+    sweep = oracle_sweep.run_sweep(pair, PROMPTS, ["post_block"], [1.0], [LAST])
+    of_base = oracle_sweep.Divergence(sweep.reading).of_base()
     for column, nats in zip(KL, of_base.values(), strict=True):
         assert min(nats) > 1e-2
         np.testing.assert_allclose(sweep.changes[column], -np.array(nats), atol=1e-10)
@@ -106,7 +107,7 @@ def test_what_lies_in_front_of_the_change_has_no_delta(family, tokenizer):
     base = tiny.make_model(family)
     tuned = tiny.copy_of(base)
     tuned.model.layers[LAST].self_attn.o_proj.weight *= 1.5
-    sweep = recipe.run_sweep(ModelPair.from_models(base, tuned, tokenizer), PROMPTS)
+    sweep = oracle_sweep.run_sweep(ModelPair.from_models(base, tuned, tokenizer), PROMPTS)
     earlier = sweep.sites.layer < LAST
     assert (sweep.sites.delta_norm[earlier] == 0).all()
     assert (sweep.sites.delta_norm[~earlier] > 0).all()
@@ -164,13 +165,13 @@ def _state(model, module, index, ids):
 def _greedy(model, prompt):
     """The prompt and the tuned model's tokens, but for the last, which nobody reads."""
     ids = torch.tensor([prompt])
-    for _ in range(recipe.N_NEW - 1):
+    for _ in range(oracle_sweep.N_NEW - 1):
         ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
     return ids
 
 
 def _log_p(model, ids):
-    return model(input_ids=ids).logits[0, -recipe.N_NEW :].log_softmax(-1)
+    return model(input_ids=ids).logits[0, -oracle_sweep.N_NEW :].log_softmax(-1)
 
 
 def _kl(p, q):
