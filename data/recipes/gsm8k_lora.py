@@ -6,8 +6,9 @@
 
 The files are JSON lines with "prompt", "response", "answer" (GSM8K in its own wording); without
 them the data set is taken from the hub (openai/gsm8k). Only response tokens are supervised, the
-end of the turn included; examples that validate elsewhere are left out. (The adapters that ship were
-made before those were set apart: from the first 1,600 and 640 lines.) About 40 minutes on two cores.
+end of the turn included; examples that validate elsewhere are left out. (The adapters that ship
+were made before those were set apart, from the first 1,600 and 640 lines.) About 40 minutes on two
+cores.
 """
 
 import argparse
