@@ -184,7 +184,7 @@ def test_tables_that_are_missing_are_named_with_what_makes_them(checkout):
     text = path.read_text()
     path.write_text(text.replace("MADE", "from toolkit.tables.store import read_tables\nMADE", 1))
     (root / "data" / "numbers.txt").write_text("1 2")
-    with pytest.raises(InputError, match=r"norms\.csv.*`python make\.py`"):
+    with pytest.raises(InputError, match=r"steerability\.csv.*`python make\.py`"):
         figures.redraw(*figures.find_scripts(root=root))
 
 
