@@ -30,7 +30,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from toolkit import ModelPair
 from toolkit.analysis.divergence import Divergences, kl_divergence
 from toolkit.models.deltas import delta
 from toolkit.models.edits import steerable, steered_by
@@ -45,6 +44,7 @@ from toolkit.models.generation import (
 )
 from toolkit.models.hooks import Site, capture, replace
 from toolkit.models.locations import Sites
+from toolkit.models.pair import ModelPair
 from toolkit.runtime.progress import progress
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0)
