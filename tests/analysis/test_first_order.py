@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.support.properties import assert_mergeable
+from tests.support.properties import assert_reducible
 from toolkit.analysis.first_order import FirstOrderSums, first_order_terms
 from toolkit.blocks.mlp import MLP, Change, MLPChange
 
@@ -52,11 +52,11 @@ def shares(base, tuned, h=None):
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_is_mergeable(gated):
+def test_keeps_the_contract_of_accumulators(gated):
     base = make_mlp(gated=gated)
     tuned = changed(base)
     updates = [(tokens(n, seed=n),) for n in (5, 1, 30, 2, 8)]
-    assert_mergeable(lambda: FirstOrderSums(base, minus(tuned, base)), updates)
+    assert_reducible(lambda: FirstOrderSums(base, minus(tuned, base)), updates)
 
 
 @pytest.mark.parametrize("name", ["down", "down_bias", "up", "up_bias"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support.members import reduced
 from toolkit.statistics import Frame, MomentSums, frames_of
 from toolkit.statistics.frame import QUANTUM, add
 
@@ -40,10 +41,9 @@ def test_order_and_sharding_change_no_bit(dtype, n):
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         assert_same_bits(summed([parts[i] for i in order], frames).state(), whole)
     for n_shards in (2, 3, 6):
-        merged = MomentSums(PAIRS, frames)
-        for shard in range(n_shards):
-            merged.merge(summed(parts[shard::n_shards], frames))
-        assert_same_bits(merged.state(), whole)
+        members = [summed(parts[shard::n_shards], frames) for shard in range(n_shards)]
+        for member in reduced(members):
+            assert_same_bits(member.state(), whole)
 
 
 def test_plain_float64_sums_depend_on_their_order():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.properties import assert_mergeable
+from tests.support.properties import assert_reducible
 from toolkit.blocks.mlp import MLP
 from toolkit.statistics import SizeCounts
 from toolkit.statistics.gate_gains import HIGHEST, LOWEST, PER_DECADE, gate_gains
@@ -24,8 +24,8 @@ def counted(*updates):
     return counts.result()
 
 
-def test_is_mergeable():
-    assert_mergeable(SizeCounts, [(sizes(n, seed=n),) for n in (4, 1, 0, 9, 30, 2)])
+def test_keeps_the_contract_of_accumulators():
+    assert_reducible(SizeCounts, [(sizes(n, seed=n),) for n in (4, 1, 0, 9, 30, 2)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

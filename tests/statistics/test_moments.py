@@ -1,11 +1,12 @@
-"""First and second moments, to float64 accuracy whatever comes in, and mergeable."""
+"""First and second moments, to float64 accuracy whatever comes in, in any number of processes."""
 
 import numpy as np
 import pytest
 import torch
 
-from tests.support.properties import assert_close, assert_mergeable
-from toolkit.statistics import MomentSums
+from tests.support.members import reduced
+from tests.support.properties import assert_close, assert_reducible
+from toolkit.statistics import MomentSums, frames_of
 
 PAIRS = [("x", "x"), ("t", "x"), ("t", "t")]
 
@@ -17,9 +18,10 @@ def tokens(n, seed=0, d_x=7, d_t=3, mean=1.0, dtype=torch.float64):
     return {"x": x.to(dtype), "t": t.to(dtype)}
 
 
-def test_is_mergeable():
+def test_keeps_the_contract_of_accumulators():
     updates = [(tokens(n, seed=n),) for n in (40, 1, 13, 0, 25, 7)]
-    assert_mergeable(lambda: MomentSums(PAIRS), updates, state=True)
+    frames = frames_of(updates[0][0])
+    assert_reducible(lambda: MomentSums(PAIRS, frames), updates, state=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -49,11 +51,11 @@ def test_a_mean_far_above_the_spread_costs_no_digits():
     Uncentred float32 products would be wrong by 10⁸ · 10⁻⁷, ten times the covariance.
     """
     shards = [tokens(200, seed=s, mean=1e4, d_t=1, dtype=torch.float32) for s in range(4)]
-    halves = [MomentSums([("x", "x")]) for _ in range(2)]
+    frames = frames_of(shards[0])
+    halves = [MomentSums([("x", "x")], frames) for _ in range(2)]
     for index, shard in enumerate(shards):
         halves[index % 2].update(shard)
-    halves[0].merge(halves[1])
-    moments = halves[0].result()
+    moments = reduced(halves)[0].result()
     x = np.concatenate([s["x"].double().numpy() for s in shards])
     centred = x - x.mean(0)
     assert_close(moments.covariance["x", "x"], centred.T @ centred / len(x), 1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.properties import assert_mergeable
+from tests.support.properties import assert_reducible
 from toolkit.statistics import NormSums
 
 
@@ -14,9 +14,9 @@ def vectors(n, seed, dtype=torch.float64):
     return {("base", "pre_mlp"): draw(), ("delta_free", "post_block"): draw()}
 
 
-def test_is_mergeable():
+def test_keeps_the_contract_of_accumulators():
     updates = [(vectors(n, seed=n),) for n in (4, 1, 0, 9, 30, 2)]
-    assert_mergeable(NormSums, updates, state=True)
+    assert_reducible(NormSums, updates, state=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

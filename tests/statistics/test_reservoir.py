@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.properties import assert_mergeable
+from tests.support.properties import assert_reducible
 from toolkit.statistics import Reservoir
 
 
@@ -20,10 +20,10 @@ def split(values, keys, parts):
     return zip(names, keys.tensor_split(parts), strict=True)
 
 
-def test_is_mergeable():
+def test_keeps_the_contract_of_accumulators():
     updates = [numbered(i, j) for i, j in ((0, 30), (30, 31), (31, 31), (31, 60), (60, 80))]
     # A token seen twice would be sampled twice: the updates repeat some, which is what is compared.
-    assert_mergeable(lambda: Reservoir(6), updates)
+    assert_reducible(lambda: Reservoir(6), updates)
 
 
 def test_keeps_the_smallest_keys():

@@ -3,21 +3,21 @@
 import pytest
 import torch
 
-from tests.support.properties import assert_close
+from tests.support.properties import assert_close, assert_reducible
 from toolkit.runtime.processes import ALONE
-from toolkit.statistics import MomentSums, SketchedSums, frames_of
+from toolkit.statistics import MomentSums, SketchedSums, frames_of, frames_of
 
 PAIRS = [("x", "x"), ("t", "x"), ("t", "t")]
 D = 24
 
 
-def tokens(rank, n=400, seed=0, sublayer=0.0, dtype=torch.float64):
+def tokens(rank, n=400, seed=0, tail=0.0, dtype=torch.float64):
     """x of `rank` directions, one of them large, and a little of all others; t is linear in x."""
     generator = torch.Generator().manual_seed(seed)
     basis = torch.randn(rank, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     basis[0] *= 30
     draw = torch.randn(n, rank, generator=generator, dtype=torch.float64)
-    x = 3 + draw @ basis + sublayer * torch.randn(n, D, generator=generator, dtype=torch.float64)
+    x = 3 + draw @ basis + tail * torch.randn(n, D, generator=generator, dtype=torch.float64)
     return {"x": x.to(dtype), "t": (0.1 * x[:, :7]).to(dtype)}
 
 
@@ -39,7 +39,7 @@ def test_few_directions_are_seen_whole(dtype, rtol):
 
 
 def test_means_variances_and_energies_are_exact_whatever_is_left_out():
-    exact, found, sums = both([tokens(20, seed=s, sublayer=0.3) for s in range(2)], width=3)
+    exact, found, sums = both([tokens(20, seed=s, tail=0.3) for s in range(2)], width=3)
     for name in ("x", "t"):
         assert_close(found.mean[name], exact.mean[name])
         variances = (m.covariance[name, name].diagonal() for m in (found, exact))
@@ -50,7 +50,7 @@ def test_means_variances_and_energies_are_exact_whatever_is_left_out():
 
 
 def test_the_error_falls_with_the_width():
-    parts = [tokens(6, seed=s, sublayer=0.3) for s in range(3)]
+    parts = [tokens(6, seed=s, tail=0.3) for s in range(3)]
     errors, shares = [], []
     for width in (2, 6, 12, D):
         exact, found, sums = both(parts, width)
@@ -63,7 +63,7 @@ def test_the_error_falls_with_the_width():
 
 
 def test_order_changes_no_bit():
-    parts = [tokens(5, n=100 + s, seed=s, sublayer=0.1, dtype=torch.float32) for s in range(5)]
+    parts = [tokens(5, n=100 + s, seed=s, tail=0.1, dtype=torch.float32) for s in range(5)]
     results = []
     for order in (parts, parts[::-1]):
         sums = SketchedSums(PAIRS, 8, frames_of(parts[0]))
@@ -78,3 +78,9 @@ def test_order_changes_no_bit():
 def test_nothing_counted_is_an_error():
     with pytest.raises(ValueError, match="no tokens"):
         SketchedSums(PAIRS, 2).result()
+
+
+def test_keeps_the_contract_of_accumulators():
+    updates = [(tokens(6, n=n, seed=n, tail=0.1),) for n in (40, 3, 17, 8)]
+    frames = frames_of(updates[0][0])
+    assert_reducible(lambda: SketchedSums(PAIRS, 12, frames), updates, rtol=1e-9)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.support.members import reduced
+
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -59,7 +61,7 @@ def assert_close(ours: Any, theirs: Any, rtol: float = 1e-12) -> None:
         np.testing.assert_allclose(ours[key], value, rtol=0, atol=rtol * scale, err_msg=str(key))
 
 
-def assert_mergeable(
+def assert_reducible(
     make: Callable[[], Any], updates: Sequence[tuple], state: bool = False, rtol: float = 1e-12
 ) -> None:
     """The accumulator's whole contract, for one that `make` makes and `updates` feed.
@@ -74,43 +76,33 @@ def assert_mergeable(
         return accumulator
 
     whole = fed(updates).result()
-    for n_shards in (1, 2, 5):
-        merged = make()
-        for shard in range(n_shards):
-            merged.merge(fed(updates[shard::n_shards]))
-        assert_close(merged.result(), whole, rtol)
+    for n_members in (1, 2, 5):
+        members = [fed(updates[member::n_members]) for member in range(n_members)]
+        for member in reduced(members):
+            assert_close(member.result(), whole, rtol)
 
-    receiver = fed(updates)
-    receiver.merge(make())
-    assert_close(receiver.result(), whole, 0)
+    for order in ([fed(updates), make()], [make(), fed(updates)]):  # one had no document
+        for member in reduced(order):
+            assert_close(member.result(), whole, 0)
 
-    donor, receiver = fed(updates[:2]), fed(updates[2:])
-    given = numbers(donor.result())
-    receiver.merge(donor)
-    receiver.update(*updates[0])
-    assert_close(donor.result(), fed(updates[:2]).result(), 0)
-    into_empty = make()
-    into_empty.merge(donor)
-    into_empty.update(*updates[-1])
-    assert {k: v.tolist() for k, v in numbers(donor.result()).items()} == {
-        k: v.tolist() for k, v in given.items()
-    }
-    received = copy.deepcopy(numbers(receiver.result()))
-    donor.update(*updates[-1])
-    assert_close(receiver.result(), fed([*updates, updates[0]]).result(), rtol)
-    assert all(np.array_equal(v, received[k]) for k, v in numbers(receiver.result()).items())
+    ours, theirs = reduced([fed(updates[:2]), fed(updates[2:])])
+    received = copy.deepcopy(numbers(theirs.result()))
+    ours.update(*updates[0])
+    assert_close(ours.result(), fed([*updates, updates[0]]).result(), rtol)
+    assert all(np.array_equal(v, received[k]) for k, v in numbers(theirs.result()).items())
 
     accumulator = fed(updates)
     result = accumulator.result()
     kept = copy.deepcopy(numbers(result))
     accumulator.update(*updates[0])
-    accumulator.merge(fed(updates))
+    assert all(np.array_equal(value, kept[key]) for key, value in numbers(result).items())
+    reduced([accumulator, fed(updates)])
     assert all(np.array_equal(value, kept[key]) for key, value in numbers(result).items())
 
     if state:
         rebuilt = make().from_state(fed(updates).state())
         assert_close(rebuilt.result(), whole, 0)
-        rebuilt.merge(fed(updates[:1]))
+        rebuilt.update(*updates[0])
         assert_close(rebuilt.result(), fed([*updates, updates[0]]).result(), rtol)
 
 

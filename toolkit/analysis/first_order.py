@@ -7,7 +7,6 @@ changes of biases belong to their matrix's term. An MLP without a gate has no ga
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -53,9 +52,6 @@ class FirstOrderSums:
         shares = [getattr(terms, name) * exact for name in ("down", "gate", "up")]
         squares = [vector.square() for vector in (rest, exact, terms.y)]
         self.sums += torch.stack([p.sum(dtype=torch.float64) for p in (*shares, *squares)])
-
-    def merge(self, other: Self) -> None:
-        self.sums += other.sums
 
     def reduce(self, processes: Processes) -> None:
         """Add up the sums of all `processes`."""

@@ -1,4 +1,8 @@
-"""Sums over tokens: update, merge, and a frozen result that shares no memory with them."""
+"""Sums over tokens: update, reduce over processes, and a frozen result that shares no memory.
+
+Every file is one statistic that keeps the contract of `accumulator`; `frame` makes sums whose order
+changes no bit.
+"""
 
 from toolkit.statistics.accumulator import Accumulator
 from toolkit.statistics.frame import Frame, frames_of

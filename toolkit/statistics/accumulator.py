@@ -1,21 +1,23 @@
 """The contract that every statistic keeps."""
 
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
+
+from toolkit.runtime.processes import Processes
 
 
 class Accumulator(Protocol):
     """Running sums over tokens.
 
-    Sums are float64 and counts integers, whatever the states' precision. Accumulators of shards of
-    the tokens, merged, hold what one accumulator over all of them would; the donor of a merge is
-    unchanged, and a result does not change with later updates.
+    Sums are float64 and counts integers, whatever the states' precision. Each process of a run
+    feeds an accumulator from its own documents; after `reduce` each holds what one accumulator over
+    all documents would. A result does not change with later updates.
     """
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Add tokens."""
 
-    def merge(self, other: Self) -> None:
-        """Add what `other` has seen."""
+    def reduce(self, processes: Processes) -> None:
+        """Add up the sums of all `processes`: then each holds them all."""
 
     def result(self) -> Any:
         """Return what was asked for, over all tokens so far."""

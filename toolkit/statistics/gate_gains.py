@@ -6,11 +6,12 @@ A gated MLP ``y(h) = W_d (σ(a_g) ⊙ a_u)`` passes a small change of its input 
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from toolkit.runtime.processes import Processes
 
 QUANTITIES = ("gate", "up")
 LOWEST, HIGHEST, PER_DECADE = -7, 4, 10  # powers of ten, and bins in each
@@ -64,8 +65,9 @@ class SizeCounts:
         bins = torch.bucketize(values.abs().double().flatten(), bounds, right=True)
         self._counts += bins.bincount(minlength=len(self._counts)).cpu()
 
-    def merge(self, other: Self) -> None:
-        self._counts += other._counts
+    def reduce(self, processes: Processes) -> None:
+        """Add up the counts of all `processes`."""
+        processes.add(self._counts)
 
     def result(self) -> SizeHistogram:
         n = int(self._counts.sum())

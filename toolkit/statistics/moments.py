@@ -57,7 +57,7 @@ class FramedSums:
 
     Products are taken in the precision of the tokens (float32 or float64) in a fixed `Frame` of
     each vector, and summed in float64 on the frame's grid: so a mean much larger than the spread
-    (massive activations) costs no digits, and the order of updates and merges no bit. Without
+    (massive activations) costs no digits, and the order of updates and of processes no bit. Without
     `frames`, those of the first tokens seen are taken.
     """
 
@@ -131,29 +131,6 @@ class FramedSums:
 
 class MomentSums(FramedSums):
     """Accumulates the moments of named vectors exactly: whole products."""
-
-    def merge(self, other: Self) -> None:
-        """Add the tokens of `other`, whose frames may differ (the same ones are merged exactly)."""
-        if not other._frames:
-            return
-        if not self._frames:
-            self._start(other._frames)
-        step, ratio = {}, {}
-        for name in self.names:
-            ours, theirs = self._frames[name], other._frames[name]
-            step[name] = (theirs.centre - ours.centre) / ours.unit
-            ratio[name] = theirs.unit / ours.unit
-        sums = {name: total * ratio[name] for name, total in other._sum.items()}
-        moved = any(bool(part.any()) for part in step.values())
-        for a, b in self.pairs:
-            product = other._product[a, b] * torch.outer(ratio[a], ratio[b])
-            if moved:
-                product += torch.outer(sums[a] + other.n * step[a], step[b])
-                product += torch.outer(step[a], sums[b])
-            self._product[a, b] += product
-        for name in self.names:
-            self._sum[name] += sums[name] + other.n * step[name]
-        self.n += other.n
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums as tensors by name, for `from_state`."""

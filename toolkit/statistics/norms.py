@@ -34,11 +34,6 @@ class NormSums:
             norms = torch.linalg.vector_norm(value, dim=1)
             self._add(key, norms.sum(dtype=torch.float64))
 
-    def merge(self, other: Self) -> None:
-        self.n += other.n
-        for key, total in other._sum.items():
-            self._add(key, total)
-
     def reduce(self, processes: Processes) -> None:
         """Add up the sums of all `processes`."""
         parts = processes.gathered(

@@ -1,7 +1,6 @@
 """A uniform sample of tokens that does not depend on the order in which they come."""
 
 from collections.abc import Mapping
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,10 +30,6 @@ class Reservoir:
             order = keys.argsort()[: self.size]
             keys, values = keys[order], {name: value[order] for name, value in values.items()}
         self._keys, self._values = keys, values
-
-    def merge(self, other: Self) -> None:
-        if other._keys is not None:
-            self.update(other._values, other._keys)
 
     def reduce(self, processes: Processes) -> None:
         """Sample from the tokens of all `processes`."""
