@@ -5,7 +5,7 @@ import torch
 
 from tests.support.properties import assert_close, assert_reducible
 from toolkit.runtime.processes import ALONE
-from toolkit.statistics import MomentSums, SketchedSums, frames_of, frames_of
+from toolkit.statistics import MomentSums, SketchedSums, frames_of
 
 PAIRS = [("x", "x"), ("t", "x"), ("t", "t")]
 D = 24
