@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support import textbook
 from tests.support.pairs import moments_of
 from toolkit.analysis.linear_fit import RANKS, explained, fit_linear, ranks_below
+from toolkit.statistics import MomentSums
 
 
 def shares(fit, moments, ranks):
@@ -130,3 +131,15 @@ def test_a_zero_target_is_explained_zero():
 def test_ranks_are_below_the_dimension():
     assert ranks_below(16) == [0, 1, 2, 4, 8, "full"]
     assert ranks_below(1000) == list(RANKS)
+
+
+def test_what_varies_by_rounding_alone_is_a_constant():
+    """float32 states that are one and the same but for their last bit give a fixed vector."""
+    x = 50 + torch.randn(1, 12, generator=torch.Generator().manual_seed(0)).repeat(30, 1)
+    x = (x * (1 + 6e-8 * torch.randn(30, 12, generator=torch.Generator().manual_seed(1)))).double()
+    t = x[:, :4] * 2
+    sums = MomentSums([("x", "x"), ("t", "x"), ("t", "t")])
+    sums.update({"x": x, "t": t})
+    fit = fit_linear(sums.result(), "x", "t")
+    assert not fit.full.any()
+    assert torch.allclose(fit.bias(4), t.mean(0))

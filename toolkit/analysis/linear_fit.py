@@ -19,6 +19,7 @@ from toolkit.statistics import Moments
 Rank = int | Literal["full"]
 RANKS: tuple[Rank, ...] = (0, 1, 2, 4, 8, 16, 32, 64, "full")
 RELATIVE_RIDGE = 1e-4
+ROUNDING = 1e-13  # of the energy of x: the variance that rounding alone gives it
 MAX_RANK = max(rank for rank in RANKS if rank != "full")
 
 
@@ -69,7 +70,8 @@ def fit_linear(
     c_xx, c_tx = moments.covariance[x, x], moments.covariance[t, x]
     d = len(c_xx)
     ridge = relative_ridge * float(c_xx.trace()) / d
-    if ridge == 0:  # x never varies: nothing but a fixed vector can be fitted
+    # Where x varies by no more than float32 rounds it, nothing but a fixed vector can be fitted.
+    if ridge * d <= relative_ridge * ROUNDING * float(moments.mean[x].square().sum()):
         full = torch.zeros_like(c_tx)
         directions = torch.eye(len(c_tx), max_rank, dtype=full.dtype)
         return LinearFit(moments.mean[x], moments.mean[t], full, directions)
