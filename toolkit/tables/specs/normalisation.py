@@ -30,13 +30,13 @@ def plot(frame: pd.DataFrame) -> Figure:
         "radial_gain": {"color": VERMILLION, "marker": "v", "linestyle": ":",
                         "label": "the same, the stream's own direction"},
         "post_gain": {"color": GREEN, "marker": "^", "linestyle": "-.",
-                      "label": "norm behind the MLP"},
+                      "label": "norm after the MLP"},
         "attention_share": {"color": BLACK, "marker": "s", "linestyle": "--",
                             "label": "attention's contribution / stream"},
     }  # fmt: skip
     for name, style in drawn.items():
         draw_line(axes, frame, "layer", name, **style)
-    axes.set_title("A 1% change of the stream, seen behind the norm (%)")
+    axes.set_title("A 1% change of the stream, seen after the norm (%)")
     log_scale(axes)
     finish(axes, LAYER_LABEL, "relative gain (no unit)", 1, layers=True)
     return figure
@@ -60,7 +60,7 @@ SPEC = TableSpec(
     name="normalisation",
     title="What the norms let through",
     reading=(
-        "The size of a change behind a norm, relative to the state there, over its size before, "
+        "The size of a change after a norm, relative to the state there, over its size before, "
         "relative to the state before; root mean square over directions, median over tokens."
     ),
     columns={
