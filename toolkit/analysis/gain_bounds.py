@@ -22,7 +22,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionSizes:
-    """What the bound of one attention branch needs.
+    """Hold what the bound of one attention branch needs.
 
     n_tokens: of the document; `groups`: query heads for each key head; `scale`: of the scores.
     query, key, value, out: 2-norms of the projections. query_norm, key_norm: the most that norms

@@ -39,7 +39,7 @@ class Overlap:
 
     @property
     def meet(self) -> bool:
-        """Whether they share more than 0."""
+        """Tell whether they share more than 0."""
         return self.skip + self.mlp > self.d or self.smallest < np.degrees(MEETING)
 
 

@@ -96,7 +96,7 @@ def explained(left: Tensor, wanted: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Coordinates:
-    """Where the problem is well conditioned: ``z = W (x − x̄)``, ``Δ = root⁻ᵀ w``.
+    """Say where the problem is well conditioned: ``z = W (x − x̄)``, ``Δ = root⁻ᵀ w``.
 
     `whitener` is W, `root` the Cholesky factor of the tokens' mean ``JᵀJ``.
     """

@@ -50,7 +50,7 @@ class MLP:
 
 @dataclass(frozen=True)
 class Change:
-    """What fine-tuning changed of a linear module: ``x ↦ ΔW x + Δb``.
+    """Hold what fine-tuning changed of a linear module: ``x ↦ ΔW x + Δb``.
 
     `factors` is ``(ΔW,)``, or ``(B, A)`` with ``ΔW = B A`` where the change is a LoRA: it is never
     multiplied out.

@@ -44,7 +44,7 @@ class BlockParts:
 
 
 class BlockPartsReader(Sequence[BlockParts]):
-    """What is inside each block of `pair`. Whoever asks for one keeps its block's weights.
+    """Hold what is inside each block of `pair`. Whoever asks for one keeps its block's weights.
 
     Raises ValueError, with the reason, where a block has no MLP that can be read. `has_sublayers`:
     the path from the attention branch through the MLP can be read too, as tried on `batch`;

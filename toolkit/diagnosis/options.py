@@ -12,7 +12,7 @@ LEAST_SKETCH = 64
 
 @dataclass(frozen=True)
 class Options:
-    """What a run can be asked for.
+    """Hold what a run can be asked for.
 
     positions: which tokens count: all, response or last. max_length: tokens a document is cut at.
     new_tokens: tokens generated a prompt. max_prompts: at most so many held-out prompts (None:

@@ -50,7 +50,7 @@ Task = Callable[[], Found]
 
 @dataclass(frozen=True)
 class SurveyPlan:
-    """What a survey gathers and fits in every block.
+    """Hold what a survey gathers and fits in every block.
 
     specs: the adapters to fit; the sequential ones must be the march's steered streams, by name.
     samples: how many tokens a block are looked at by themselves, and how many fit shared maps (half

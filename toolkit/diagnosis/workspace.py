@@ -47,7 +47,7 @@ class Workspace:
 
     @property
     def outcomes(self) -> "TensorFolder":
-        """What the compared candidates gave."""
+        """Tell what the compared candidates gave."""
         return TensorFolder(self.folder / "replacement")
 
     def search_round(self, name: str) -> KeptRound:

@@ -31,7 +31,7 @@ class Batch:
 
     @cached_property
     def places(self) -> torch.Tensor:
-        """Where the counted tokens are among all, int64 `[n_counted]`."""
+        """Tell where the counted tokens are among all, int64 `[n_counted]`."""
         return self.counted.flatten().nonzero()[:, 0]
 
     def of_counted(self, states: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ class Document:
 
     @property
     def content(self) -> str:
-        """What identifies the document."""
+        """Tell what identifies the document."""
         return self.text if self.text is not None else f"{self.prompt}\n{self.response}"
 
     @property

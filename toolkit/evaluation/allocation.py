@@ -32,7 +32,7 @@ PROBE_TOKENS = 512
 
 @dataclass(frozen=True)
 class BlockErrors:
-    """What a post-block map leaves in each block, and what that costs at the end.
+    """Hold what a post-block map leaves in each block, and what that costs at the end.
 
     left: by block and rank, the energy of the forced delta that is left on held-out documents, as
         a share of the stream's energy: the relative error after the block, squared.
@@ -84,7 +84,7 @@ class ForcedFit:
 
     @property
     def gains(self) -> list[float]:
-        """What each direction explains of the target's energy on fit documents, falling.
+        """Tell what each direction explains of the target's energy on fit documents, falling.
 
         As a share of the stream's energy: the scale that the next norm reads on.
         """

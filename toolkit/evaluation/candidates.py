@@ -11,7 +11,7 @@ Layers = int | Literal["all"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What stands in for fine-tuning: nothing, the oracle, or adapters.
+    """Hold what stands in for fine-tuning: nothing, the oracle, or adapters.
 
     `key` tells it from others: the spec of the adapters, or the words ``none`` and ``oracle``;
     `layers` is "all" or the one block that is steered.
@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def location(self) -> str:
-        """Where it steers; the oracle after the block."""
+        """Tell where it steers; the oracle after the block."""
         if self.adapters:
             return self.adapters.location
         return "post_block" if self.key == "oracle" else ""

@@ -71,7 +71,7 @@ class KeptRound:
 
 @dataclass(frozen=True)
 class Known:
-    """What a diagnosis knows before the search: every block's errors, and the tuned model's
+    """Hold what a diagnosis knows before the search: every block's errors, and the tuned model's
     continuations of the prompts.
     """
 

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 @dataclass
 class BlockResult:
-    """What is kept of one block: rows by table, adapters by spec."""
+    """Hold what is kept of one block: rows by table, adapters by spec."""
 
     layer: int
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class KeptMarch:
 
     @property
     def started(self) -> bool:
-        """Whether a block was passed already."""
+        """Tell whether a block was passed already."""
         return self._progress.is_file()
 
     def open(self) -> None:

@@ -74,7 +74,7 @@ class FitSpec:
 
     @property
     def is_steered(self) -> bool:
-        """Whether the fit reads a stream of its own."""
+        """Tell whether the fit reads a stream of its own."""
         return self.fit in STEERED
 
     def rank_at(self, layer: int) -> Rank:

@@ -34,7 +34,7 @@ SMALL = 10_000_000  # parameters below which a model trains better on one thread
 
 @dataclass(frozen=True)
 class TableRequest:
-    """What a table is asked for; each process makes its own `Bench` from it.
+    """Hold what a table is asked for; each process makes its own `Bench` from it.
 
     `rate`: one learning rate for all, instead of those that suit each method.
     """

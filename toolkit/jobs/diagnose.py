@@ -24,7 +24,7 @@ from toolkit.runtime.processes import LostProcessError, Processes, joined
 
 @dataclass(frozen=True)
 class Job:
-    """What to compare, on what, how, and where the results go."""
+    """Hold what to compare, on what, how, and where the results go."""
 
     base: str
     tuned: str

@@ -26,7 +26,7 @@ RECORD = "training.json"
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What to train, on which examples, and how.
+    """Hold what to train, on which examples, and how.
 
     rates: learning rates, of which validation examples choose one. n_train: at most so many
     training examples (None: all). n_validation: how many examples choose. max_length: tokens of an

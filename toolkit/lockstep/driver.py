@@ -31,7 +31,7 @@ class Marching(Protocol):
 
 
 class Listener(Protocol):
-    """What gathers from the steps of one block."""
+    """Hold what gathers from the steps of one block."""
 
     def update(self, step: Any) -> None:
         """Add one batch."""

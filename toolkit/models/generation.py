@@ -19,7 +19,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model said: `ids` int64 and `counted` bool, `[n_prompts, n_new]`.
+    """Hold what a model said: `ids` int64 and `counted` bool, `[n_prompts, n_new]`.
 
     A token counts up to and with the first end of sequence.
     """

@@ -31,7 +31,7 @@ BRANCHES = ("pre_mlp", "post_mlp", "post_block")
 
 @dataclass(frozen=True)
 class Sites:
-    """Where every location of one model is.
+    """Say where every location of one model is.
 
     `blocks` are the model's blocks in order; `at` maps (location, layer) to a `Site`; `unavailable`
     says, for a location that some layer lacks, why.
@@ -47,12 +47,12 @@ class Sites:
 
     @property
     def inputs(self) -> dict[str, Site]:
-        """What enters each block, by its number as a word."""
+        """Tell what enters each block, by its number as a word."""
         return {str(layer): Site(block, "input") for layer, block in enumerate(self.blocks)}
 
     @property
     def outputs(self) -> dict[str, Site]:
-        """What leaves each block, by its number as a word."""
+        """Tell what leaves each block, by its number as a word."""
         return {str(layer): Site(block, "output") for layer, block in enumerate(self.blocks)}
 
     def of_layer(self, layer: int, locations: tuple[str, ...]) -> dict[str, Site]:

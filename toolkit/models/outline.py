@@ -11,7 +11,7 @@ from toolkit.models.peft_adapter import factor_entries, is_adapter
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a pair without its weights.
+    """Hold what is known of a pair without its weights.
 
     adapter: entries of the factors in a PEFT adapter that shares base's weights; None where the
     tuned half has weights of its own.

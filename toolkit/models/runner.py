@@ -56,7 +56,7 @@ class BlockRunner:
 
     @torch.no_grad()
     def entering(self, batch: Batch) -> list[Tensor]:
-        """What enters each block in the model's own pass, `[batch, length, d_model]` each."""
+        """Tell what enters each block in the model's own pass, `[batch, length, d_model]` each."""
         with capture(self.sites.inputs) as states:
             self._transformer(batch)
         return [states[str(layer)] for layer in range(self.sites.n_layers)]

@@ -30,7 +30,7 @@ from toolkit.planning.workload import BatchShape, Workload
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run of `work` on models of `shape` needs.
+    """Hold what a run of `work` on models of `shape` needs.
 
     documents: fit and held out. places: the memories that hold the parts of `memory`. timing: None
     where nothing was timed. counts_all: whether all that is asked for is in `stages`.

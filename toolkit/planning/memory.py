@@ -101,7 +101,7 @@ def streams(shape: ModelShape, work: Workload, size: int) -> float:
 
 
 def activations(shape: ModelShape, work: Workload, size: int) -> float:
-    """Of the largest batch: what every pass captures, and what the sums hold of its tokens."""
+    """Count what every pass captures of the largest batch, and what the sums hold of it."""
     batch = max(work.batches, key=lambda b: b.n)
     wide = max(size, 4)
     n_branches, readable = len(shape.branches), shape.largest_block.d_ff > 0

@@ -257,7 +257,7 @@ def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
 
 
 def forward_passes(shape: ModelShape, work: Workload) -> float:
-    """Of one model in generation and replacement: each runs through the blocks once, whatever the
+    """Count passes in generation and replacement: each runs through the blocks once, whatever the
     number of its tokens. One that starts at block l counts for the share that it runs through.
     """
     each = (work.everywhere + 1) * (work.new_tokens + 1) + (3 if work.single else 2)

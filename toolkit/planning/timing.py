@@ -135,7 +135,7 @@ def statistics_rates(
 
 
 def _fit_rate(sums: MomentSums, pair: tuple[str, str], d: int) -> float:
-    """Of a spectrum and a fit that is judged on both sides."""
+    """Time a spectrum and a fit that is judged on both sides."""
     target, source = pair
     moments = sums.result()
 
@@ -149,7 +149,7 @@ def _fit_rate(sums: MomentSums, pair: tuple[str, str], d: int) -> float:
 
 
 def _mlp_rates(shape: ModelShape, work: Workload, n: int, dtype: torch.dtype, device: str) -> Rates:
-    """Of first-order terms where the models are, and of one token's reachability on the CPU."""
+    """Time first-order terms where the models are, and of one token's reachability on the CPU."""
     (block,), d = shape.blocks, shape.d
     mlp, change = _random_mlp(d, block.d_ff, block.gated, work.adapter is None)
     there = mlp.to(dtype, device), change.to(dtype, device)
@@ -194,7 +194,7 @@ def _random_mlp(d: int, d_ff: int, gated: bool, dense: bool) -> tuple[MLP, MLPCh
 
 
 def _logit_rate(shape: ModelShape, dtype: torch.dtype, device: str) -> float:
-    """Of one model's divergence from another, a token's logits at a time."""
+    """Time one model's divergence from another, a token's logits at a time."""
     logits = torch.randn(8, 1, shape.vocabulary, device=device).to(dtype)
     own = Predictions(logits)
     taken = seconds_of(lambda: own.divergence(logits), device)

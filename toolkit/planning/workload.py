@@ -20,7 +20,7 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of a run, in numbers.
+    """Hold what is asked of a run, in numbers.
 
     batches: of documents. prompts: rounds of prompts, their lengths before anything is said.
     steered: the location of each adapter that is fitted sequentially. everywhere: candidates that

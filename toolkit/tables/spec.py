@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "specs"
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What a table holds, how it is read, what it draws and what it says.
+    """Hold what a table holds, how it is read, what it draws and what it says.
 
     `columns` gives each column's meaning with its unit, in the contract's order. `reading` says
     how to read the figure. `plot` takes the frame, `finding` turns it into a sentence. `place` is

@@ -64,7 +64,7 @@ Key = tuple[str, int]  # a site's name and the layer
 
 @dataclass(frozen=True)
 class Reading:
-    """What both models make of the prompts and of the tuned model's own first tokens.
+    """Hold what both models make of the prompts and of the tuned model's own first tokens.
 
     `where` bool `[n, length]`: the tokens that are steered. `entering`: the base model's state in
     front of each block; `base`, `tuned`, `stream`: the states at the swept sites, and the base
@@ -99,13 +99,13 @@ class Sweep:
 
 
 def places(key: Key) -> tuple[Key, Key]:
-    """Where the delta for `key` is taken, and where it is added."""
+    """Tell where the delta for `key` is taken, and where it is added."""
     taken, added = MIXED.get(key[0], (key[0], key[0]))
     return (taken, key[1]), (added, key[1])
 
 
 def find_sites(sites: Sites, names: Iterable[str]) -> dict[Key, Site]:
-    """Where each of `names`, locations or keys of `RAW`, is in every block."""
+    """Tell where each of `names`, locations or keys of `RAW`, is in every block."""
     names = set(names)
     found = {key: site for key, site in sites.at.items() if key[0] in names}
     for name in RAW.keys() & names:

@@ -29,7 +29,7 @@ def replication_cost(
     max_length: int = 512,
     relative_ridge: float = RELATIVE_RIDGE,
 ) -> pd.DataFrame:
-    """What it costs in KL to steer after the block with ``A P*`` in place of A after the MLP.
+    """Tell what it costs in KL to steer after the block with ``A P*`` in place of A after the MLP.
 
     Adapters of `rank` in every block, fitted and judged as everywhere: tuned forcing, held-out
     prompts. Beside them stand adapters fitted after the block themselves. ``lost`` is what A

@@ -30,7 +30,7 @@ from toolkit.training.trainer import Training, TrainingOptions, response_loss, t
 
 @dataclass(frozen=True)
 class Setting:
-    """What a table is made on: `pair` whose tuned half is the reference, a task, and sizes.
+    """Hold what a table is made on: `pair` whose tuned half is the reference, a task, and sizes.
 
     Adapters are fitted on `n_fit` of the training examples, at `fit_positions`; divergences from
     the tuned model are taken on the first `n_kl` test prompts.

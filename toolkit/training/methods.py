@@ -51,7 +51,7 @@ class Method:
 
     @property
     def learns(self) -> bool:
-        """Whether it is trained at all."""
+        """Tell whether it is trained at all."""
         return self.trained and self.kind not in ("none", "tuned")
 
     @property
