@@ -34,7 +34,7 @@ from toolkit.theory.oracle_sweep import ALPHAS, Divergence, Sweep, run_sweep
 
 
 def provenance(args: argparse.Namespace, sweep: Sweep, seconds: float) -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Describe where the numbers come from."""
     training, generated = Path(args.tuned) / "training.json", sweep.reading.generated
     return {
         "versions": versions(),

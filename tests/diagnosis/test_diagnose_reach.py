@@ -132,7 +132,7 @@ def test_the_insides_tables_are_complete(family):
 
 
 def test_no_shared_sample_leaves_the_shared_tables_empty(llama_pair):
-    """What is fitted before the MLP is gone; single tokens and the moments' tables are the same."""
+    """Leave out what is fitted before the MLP; single tokens and moments' tables are the same."""
     documents = tiny.make_documents(24)
     runs = [
         diagnose(llama_pair, documents, Options(new_tokens=2, shared_sample=n), show_progress=False)

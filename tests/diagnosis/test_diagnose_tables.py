@@ -60,7 +60,7 @@ def test_first_order_scale(family, dtype):
 
 @each_case
 def test_mlp_fit(family, dtype):
-    """What the best ReFT at the MLP's output does of ΔW_d m, and how linear the MLP is."""
+    """Compare the best ReFT at the MLP's output, and how linear the MLP is, with the textbook."""
     c = case(family, dtype)
     keys = ["layer", "source", "target", "rank"]
     assert_tables_equal(c.run.mlp_fit.frame, c.book.mlp_fit(), keys, 0, 2 * c.tolerance)

@@ -45,6 +45,8 @@ def test_a_run_reads_tokenises_and_generates_once(folder, monkeypatch):
         "toolkit.evaluation.reference.greedy",
         lambda model, prompts, *_: str(prompts.ids.tolist()),
     )
+    batches = Counter(monkeypatch, "toolkit.documents.corpus.make_batches", lambda d, *_: len(d))
+    parts = Counter(monkeypatch, "toolkit.blocks.read.module_change")
     marches = Counter(monkeypatch, "toolkit.diagnosis.survey.march_through")
     looks = Counter(monkeypatch, "toolkit.evaluation.allocation.march_through")
     run = run_job(job(folder, "counted"))
@@ -58,6 +60,9 @@ def test_a_run_reads_tokenises_and_generates_once(folder, monkeypatch):
     assert set(greedy.found.values()) == {1}
     assert len(run.rank_search.tried) > 2  # sets were tried, on the same answers
     assert sum(marches.found.values()) == 1
+    assert batches.found[len(different)] == 1
+    tried = 2 * tiny.N_LAYERS  # looks beforehand: each MLP and each sublayer can be read
+    assert parts.found["calls"] == 3 * (tiny.N_LAYERS + tried)
     assert looks.found == {}  # the forced fits are those of the one march
 
 

@@ -137,7 +137,7 @@ def test_every_form_of_lora_has_the_rows_of_the_merged_model(tmp_path, options):
 
 
 def test_biases_and_tokens_of_an_adapter_are_named(tmp_path):
-    """What is no matrix of a numbered block has no row, and is not passed over in silence."""
+    """Name on stderr what is no matrix of a numbered block and has no row."""
     make_lora("llama", tmp_path, lora_bias=True, trainable_token_indices=[3])
     found = StreamedWeights(tmp_path / "base", tmp_path / "lora")
     assert any("lora_B.bias" in name for name in found.unserved)

@@ -10,7 +10,7 @@ from toolkit.runtime.processes import Processes
 
 
 class _Table:
-    """Where members lay down what they have, and take what all have."""
+    """Exchanges parts: each member lays its own down and takes everyone's."""
 
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size, timeout=60)

@@ -27,7 +27,7 @@ def random_adapters(location, kind="linear", layers=range(tiny.N_LAYERS)):
 
 
 def generate(model):
-    """What transformers' own generation says, batched, left-padded, with its cache."""
+    """Generate with transformers, batched, left-padded, with its cache."""
     prompts = make_prompts(PROMPTS, tiny.PAD)
     arguments = {"input_ids": prompts.ids, "attention_mask": prompts.mask.long()}
     said = model.generate(**arguments, max_new_tokens=N_NEW, min_new_tokens=None, do_sample=False)

@@ -22,7 +22,7 @@ from toolkit.blocks.jacobian import Jacobian
 SHARED_RANKS: tuple[Rank, ...] = (0, 1, 8, 32, "full")
 _SHRINK = 1e-2  # of the mean JᵀJ towards a multiple of the identity, in the preconditioner
 _RELATIVE_RIDGE = 1e-4  # of the covariance of x, where it is whitened
-_PROBES = 4  # random pulls a token that estimate the mean JᵀJ
+PROBES = 4  # random pulls a token that estimate the mean JᵀJ
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Coordinates:
         centred = (x - x.mean(0)).double()
         whitener = torch.linalg.inv(_root(centred.T @ centred / n, _RELATIVE_RIDGE)).to(x.dtype)
         generator = torch.Generator().manual_seed(seed)
-        probes = torch.randn(n, _PROBES, fit.wanted.shape[1], generator=generator)
+        probes = torch.randn(n, PROBES, fit.wanted.shape[1], generator=generator)
         pulled = fit.jacobian.pull(probes.to(x.dtype)).flatten(0, 1).double()
         root = _root(pulled.T @ pulled / len(pulled), _SHRINK).to(x.dtype)
         return cls(x.mean(0), whitener, root)

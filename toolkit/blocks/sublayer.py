@@ -6,7 +6,6 @@ through. `norm` and `post` are the model's own modules; families have either, bo
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 
 from toolkit.blocks.jacobian import Chain, FunctionJacobian, Jacobian, MLPJacobian, Skip
 from toolkit.blocks.mlp import MLP
-
-TokenMap = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -4,4 +4,4 @@
 `figures` redraws the figures, and `options` the types of arguments that commands share.
 """
 
-__all__ = ["figures", "main", "steer"]
+__all__ = ["figures", "main", "options", "steer"]

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table as Grid
 
 from toolkit.cli.figures import figures
+from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.cli.steer import finetune, steer_app, table
 from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console, errors
@@ -21,9 +22,7 @@ app.command()(finetune)
 app.command()(table)
 app.command()(figures)
 
-BaseArgument = Annotated[
-    str | None, typer.Argument(help="Hub id, folder, .gguf file or packaged model.", metavar="BASE")
-]
+BaseArgument = Annotated[str | None, typer.Argument(help=MODEL, metavar="BASE")]
 TunedArgument = Annotated[
     str | None, typer.Argument(help="As BASE, or a PEFT adapter's folder.", metavar="TUNED")
 ]
@@ -51,11 +50,9 @@ Sketch = Annotated[
     int | None, typer.Option(help="Width of a random projection for spectra and fits.")
 ]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16, float16 or auto.")]
-Device = Annotated[str, typer.Option(help="Where the models run: cpu, cuda, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the token sample.")]
 Keep = Annotated[bool, typer.Option("--keep-statistics", help="Keep about 20·d² numbers a block.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the cost in work, memory and time; run nothing.")
 ]

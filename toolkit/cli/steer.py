@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table as Grid
 
+from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console, errors
 
 steer_app = typer.Typer(no_args_is_help=True, help="Steering adapters: fit, train, judge.")
 
-Base = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or packaged model.")]
+Base = Annotated[str, typer.Argument(help=MODEL)]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result.")]
 TaskName = Annotated[
     str,
@@ -49,8 +50,6 @@ MaxLength = Annotated[int, typer.Option(help="Tokens of an example at most; none
 Longer = Annotated[str, typer.Option(help="Longer examples: refuse the set, or skip them.")]
 Seed = Annotated[int, typer.Option(help="Seed of starting points and of the order of examples.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, ...")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 # many parameters: a command's options are its parameters
@@ -83,16 +82,13 @@ def finetune(
         if method not in ("sft", "lora"):
             raise InputError(f"--method is {method!r}: expected sft or lora")
         chosen = Method(method, method, rank=rank if method == "lora" else None)
-        request = {
-            "task": make_task(task, train, test),
-            "method": chosen,
-            "rates": rate,
-            "options": _options(epochs, batch_size, micro_batch, max_steps, seed),
-            "n_train": examples,
-            "n_validation": validation,
-            "max_length": max_length,
-            "skip_longer": _skips(longer),
-        }
+        request = _request(
+            make_task(task, train, test),
+            chosen,
+            rate,
+            _options(epochs, batch_size, micro_batch, max_steps, seed),
+            (examples, validation, max_length, longer),
+        )
         _train(base, request, out, "float32", device, not quiet)
 
 
@@ -139,17 +135,14 @@ def train_adapters(
         if adapters is not None:
             chosen = Method(f"{location} {kind}", adapters.kind, adapters.location, adapters.rank,
                             str(adapters.positions))  # fmt: skip
-        request = {
-            "task": make_task(task, train, test),
-            "method": chosen,
-            "rates": rate,
-            "options": _options(epochs, batch_size, micro_batch, max_steps, seed),
-            "n_train": examples,
-            "n_validation": validation,
-            "max_length": max_length,
-            "skip_longer": _skips(longer),
-            "start": adapters,
-        }
+        request = _request(
+            make_task(task, train, test),
+            chosen,
+            rate,
+            _options(epochs, batch_size, micro_batch, max_steps, seed),
+            (examples, validation, max_length, longer),
+        )
+        request["start"] = adapters
         _train(base, request, out, dtype, device, not quiet)
 
 
@@ -308,11 +301,27 @@ def as_rank(text: str) -> Any:
     return int(text)
 
 
-def _skips(longer: str) -> bool:
-    """Return whether longer examples are left out."""
+def _request(
+    task: Any,
+    method: Any,
+    rates: list[float] | None,
+    options: Any,
+    examples: tuple[int | None, int, int, str],
+) -> dict[str, Any]:
+    """Collect the fields of a `TrainingRequest`; `examples` are those options of a command."""
+    n_train, n_validation, max_length, longer = examples
     if longer not in ("refuse", "skip"):
         raise InputError(f"--longer is {longer!r}: expected refuse or skip")
-    return longer == "skip"
+    return {
+        "task": task,
+        "method": method,
+        "rates": rates or method.rates,
+        "options": options,
+        "n_train": n_train,
+        "n_validation": n_validation,
+        "max_length": max_length,
+        "skip_longer": longer == "skip",
+    }
 
 
 def _options(
@@ -340,7 +349,6 @@ def _train(
     precision = parse_dtype(dtype)
     with quiet_transformers():
         model, tokenizer = load_model(base, precision, device), load_tokenizer(base)
-    request["rates"] = request["rates"] or request["method"].rates
     asked = TrainingRequest(**request, about={"base": base})
     record = train_method(model, tokenizer, asked, out, shown)
     if n_longer := record["request"].get("longer"):

@@ -27,6 +27,7 @@ class MLPStatistics:
     """First-order shares of one block's MLP, and moments of its input and output by side."""
 
     def __init__(self, parts: BlockParts, processes: Processes = ALONE) -> None:
+        self.parts = parts
         # States of half precision are widened, and the weights that read them with them.
         weight = parts.mlp.down
         precision = (torch.promote_types(weight.dtype, torch.float32), weight.device)

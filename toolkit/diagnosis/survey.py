@@ -107,7 +107,7 @@ def survey(
         if plan.errors:
             tasks.append(partial(_block_errors, sums, layer, plan.errors))
         if parts_reader:
-            tasks += _parts_tasks(parts_reader[layer], found["mlp"], sums.samples)
+            tasks += _parts_tasks(found["mlp"], sums.samples)
         result = BlockResult(layer)
         for rows, adapters in processes.spread(tasks):
             result.add(rows, adapters)
@@ -222,9 +222,9 @@ def _block_errors(
     return {"block_errors": errors(ForcedFit.of(layer, x, t, *sides))}, {}
 
 
-def _parts_tasks(parts: BlockParts, mlp_sums: MLPStatistics, sample: Samples) -> list[Task]:
-    tasks: list[Task] = [lambda: (mlp_sums.rows(), {})]
-    for name, rows in parts_tasks(parts, *sample.result()).items():
+def _parts_tasks(mlp: MLPStatistics, sample: Samples) -> list[Task]:
+    tasks: list[Task] = [lambda: (mlp.rows(), {})]
+    for name, rows in parts_tasks(mlp.parts, *sample.result()).items():
         tasks.append(partial(_parts_rows, name, rows))
     return tasks
 

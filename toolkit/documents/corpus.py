@@ -110,7 +110,8 @@ class Corpus:
 
     def on(self, device: str | torch.device) -> "Corpus":
         """Return the same documents, with batches on `device`."""
-        return self if self.device == device else replace(self, device=device)
+        # As words: a name and a torch.device never compare as equal.
+        return self if str(self.device) == str(device) else replace(self, device=device)
 
     def require_counted(self) -> None:
         """Raise InputError unless tokens of fit and of held-out documents count."""

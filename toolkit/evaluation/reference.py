@@ -52,6 +52,7 @@ class PromptBatch:
         if self._read is None:
             logits = continuation_logits(self.model, self.prompts, self._prefill(), self.generated)
             self._read = Predictions(logits)
+            self._start = None  # the tokens are there: the cache has served its purpose
         return self._read
 
     @property
@@ -98,7 +99,6 @@ class Reference:
         model = causal_lm(tuned)
         device, ends = next(tuned.parameters()).device, end_tokens(model, tokenizer)
         size = batch_size or max(len(prompts), 1)
-        self.n_prompts, self.n_new = len(prompts), n_new
         self.batches = [
             PromptBatch(
                 tuned,

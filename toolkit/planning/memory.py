@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from toolkit.analysis.linear_fit import Rank
 from toolkit.diagnosis.block_statistics import MODES, moment_pairs
+from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.models.locations import INSIDE
-from toolkit.planning.operations import MLP_PAIRS, SHARED_FITS, sequential_pairs
+from toolkit.planning.operations import SHARED_FITS, sequential_pairs
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import Workload
 

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from toolkit.analysis.reachability import BUDGETS
+from toolkit.analysis.shared_map import PROBES, SHARED_RANKS
 from toolkit.diagnosis.block_statistics import MODES, moment_pairs
+from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
+from toolkit.diagnosis.reach_rows import SCALES, TARGETS
 from toolkit.models.locations import INSIDE
 from toolkit.planning.shapes import BlockShape, ModelShape
 from toolkit.planning.workload import BatchShape, Workload
@@ -31,9 +35,8 @@ FIT = CHOLESKY + 2 * SOLVE + PRODUCT + TRIDIAGONAL
 JUDGED = 2 * PRODUCT
 
 # What a token is looked at with: `toolkit.diagnosis.reach_rows`, `toolkit.analysis.shared_map`.
-TARGETS, BUDGETS, PROBES, SCALES = 2, 5, 4, 5
-SHARED_FITS, CGLS_RUNS, CGLS_PRODUCTS = 3, 6, 9.0  # five evaluations of 1 + 0.8 products a run
-JUDGED_RANKS = 5
+SHARED_FITS = len(TARGETS) + 1  # from the MLP's input to each target, and to the block's
+CGLS_RUNS, CGLS_PRODUCTS = 6, 9.0  # five evaluations of 1 + 0.8 products a run
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
 
 Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "shared", "logit"]
@@ -110,14 +113,6 @@ def sequential_pairs(work: Workload) -> list[Pair]:
     return [pair for _ in work.steered for pair in (("x", "x"), ("t", "x"))]
 
 
-MLP_PAIRS = [
-    ("y", "y"),
-    ("down", "y"),
-    ("h", "h"),
-    ("y", "h"),
-]  # of `toolkit.diagnosis.mlp_statistics.MLPStatistics`
-
-
 def accumulators(shape: ModelShape, work: Workload) -> list[Stage]:
     """Second moments and cross moments of all blocks; the only place that counts them."""
     fit, held_out = work.counted(False), work.counted(True)
@@ -178,12 +173,14 @@ def reachability(shape: ModelShape, work: Workload) -> list[Stage]:
     for block in shape.blocks:
         if block.d_ff == 0:
             continue
-        maps, tried = (3, 2 * TARGETS + 1 + shape.n_heads) if shape.sublayer else (1, TARGETS)
+        maps, tried = (
+            (3, 2 * len(TARGETS) + 1 + shape.n_heads) if shape.sublayer else (1, len(TARGETS))
+        )
         jacobians = 2 if shape.sublayer else 1
         heads = 2.0 * d * d * shape.n_heads * shape.head_dim if shape.sublayer else 0.0
         inner = 3 if block.gated else 2
         total += jacobians * 2.0 * d * d * block.d_ff + maps * (GRAM + TRIDIAGONAL) * d**3 + heads
-        total += tried * BUDGETS * 2.0 * inner * d * block.d_ff
+        total += tried * len(BUDGETS) * 2.0 * inner * d * block.d_ff
     return [Stage("reachability", "reach", work.sample * total)]
 
 
@@ -200,13 +197,13 @@ def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
             continue
         inner = 3 if block.gated else 2
         product = 2.0 * inner * d * block.d_ff + 2.0 * d * d
-        products = n * (CGLS_RUNS * CGLS_PRODUCTS + PROBES + JUDGED_RANKS)
-        products += 3 * JUDGED_RANKS * judges
-        fitted = SHARED_FITS if shape.sublayer else TARGETS
+        products = n * (CGLS_RUNS * CGLS_PRODUCTS + PROBES + len(SHARED_RANKS))
+        products += 3 * len(SHARED_RANKS) * judges
+        fitted = SHARED_FITS if shape.sublayer else len(TARGETS)
         total += fitted * (products * product + 2.0 * (1 + PROBES) * n * d * d)
         total += fitted * (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
         total += (inner - 1) * 3 * PRODUCT * d * d * block.d_ff  # W̄ᵀW̄, and the identity through it
-        total += SCALES * (n + judges) * first_order(block, shape, work)
+        total += len(SCALES) * (n + judges) * first_order(block, shape, work)
     return [Stage("shared maps", "shared", total)]
 
 
