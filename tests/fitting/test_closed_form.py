@@ -9,6 +9,7 @@ import torch
 
 from tests.support import textbook, tiny
 from tests.support.properties import restores
+from tests.support.textbook.modules import heads_matrix
 from toolkit import InputError, ModelPair
 from toolkit.adapters.attach import steer
 from toolkit.adapters.linear import Linear
@@ -25,7 +26,6 @@ from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.march import March
 
 LOCATIONS = ("heads", "pre_mlp", "post_mlp", "post_block")
-INSIDE = ("heads", "pre_mlp")
 DOCUMENTS = tiny.make_documents(24)
 LAYERS = range(tiny.N_LAYERS)
 # Gemma's norms compute in float32 whatever the weights.
@@ -64,7 +64,7 @@ def run_steered(model, ids, location, maps):
 
 def slow_maps(book, location, ranks, fit, blend=1.0):
     """What each block is to supply, gathered by whole passes, and its least squares fit."""
-    target = location if location in INSIDE else "post_block"
+    target = book.arrives_at(location)
     maps = {}
     for layer in LAYERS:
         X = book.states("forced", location, layer, False)
@@ -75,8 +75,18 @@ def slow_maps(book, location, ranks, fit, blend=1.0):
             reached = book.rows(steered, target, layer, False)
             missing = book.states("tuned", target, layer, False) - reached
             T = missing if fit == "sequential" else own + blend * (missing - own)
-        maps[layer] = textbook.fit(X, T, ranks[layer])
+        maps[layer] = fitted(book, location, layer, X, T, ranks[layer])
     return maps
+
+
+def fitted(book, location, layer, X, T, rank):
+    """Least squares; at the heads through the output projection, within what it can add."""
+    if location != "heads":
+        return textbook.fit(X, T, rank)
+    matrix, factor = heads_matrix(tiny.blocks_of(book.base)[layer], X)
+    inverse = np.linalg.pinv(matrix, rcond=1e-4)
+    A, b = textbook.fit(X, (factor * T) @ (matrix @ inverse).T, rank)
+    return inverse @ A, inverse @ b
 
 
 def matrices(adapter):
@@ -186,9 +196,12 @@ def test_sequential_fits_bring_the_model_to_the_tuned_ones_states():
 def gathered(location, layer):
     """The tokens that a forced fit of a block is made on."""
     _, book = book_of("llama")
-    target = location if location in INSIDE else "post_block"
     states = book.states("forced", location, layer, False)
-    return Tokens(*map(torch.from_numpy, (states, book.delta("forced", target, layer, False))))
+    target = book.delta("forced", book.arrives_at(location), layer, False)
+    if location == "heads":
+        matrix, _ = heads_matrix(tiny.blocks_of(book.base)[layer], states)
+        target = target @ np.linalg.pinv(matrix, rcond=1e-4).T
+    return Tokens(*map(torch.from_numpy, (states, target)))
 
 
 def held_back(tokens, seed):

@@ -130,8 +130,7 @@ def read_sublayers(
 
 def sublayer_at(runner: BlockRunner, layer: int, mlp: MLP) -> tuple[MLPSublayer, HeadOutputs]:
     """One block's tail and head outputs, where `check_sublayers` has found nothing wrong."""
-    n_heads = runner.model.config.num_attention_heads
-    return _sublayer(runner.sites, layer, mlp), _heads(runner.sites, layer, n_heads)
+    return _sublayer(runner.sites, layer, mlp), heads_at(runner, layer)
 
 
 def check_sublayers(runner: BlockRunner, mlps: Iterable[MLP], batch: Batch) -> None:
@@ -160,7 +159,9 @@ def _sublayer(sites: Sites, layer: int, mlp: MLP) -> MLPSublayer:
     )
 
 
-def _heads(sites: Sites, layer: int, n_heads: int) -> HeadOutputs:
+def heads_at(runner: BlockRunner, layer: int) -> HeadOutputs:
+    """Return how the outputs of one block's heads reach the stream."""
+    sites, n_heads = runner.sites, runner.model.config.num_attention_heads
     projection, outer = sites.at["heads", layer].module, sites.at["pre_mlp", layer].module
     post = None if projection in set(outer.modules()) else outer
     return HeadOutputs(*affine(projection), n_heads, post)

@@ -70,17 +70,20 @@ class HeadOutputs:
     n_heads: int
     post: nn.Module | None = None
 
+    def attended(self, z: Tensor) -> Tensor:
+        """Return the projection's output ``W_o z + b_o``, `[n, d]`."""
+        weight, bias = (part.to(z) for part in (self.weight, self.bias))
+        return z @ weight.T + bias
+
     def directions(self, z: Tensor) -> Tensor:
         """Orthonormal bases of what each head can add to the stream at tokens `z`.
 
         `z` `[n, n_heads · head_dim]`; `[n, n_heads, d, head_dim]`.
         """
-        weight, bias = (part.to("cpu", z.dtype) for part in (self.weight, self.bias))
-        columns = weight.T[None]  # the same for all tokens, but for a norm
+        columns = self.weight.to("cpu", z.dtype).T[None]  # the same for all tokens, but for a norm
         if self.post:
-            attended = z @ weight.T + bias
             columns = columns.expand(len(z), -1, -1)
-            columns = FunctionJacobian(_in(self.post, z.dtype), attended).push(columns)
+            columns = FunctionJacobian(_in(self.post, z.dtype), self.attended(z)).push(columns)
         bases = orthonormal(columns.unflatten(1, (self.n_heads, -1)))
         return bases.mT.expand(len(z), -1, -1, -1)
 

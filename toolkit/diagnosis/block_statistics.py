@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor
 
 from toolkit.blocks.parts import Sample
-from toolkit.fitting.fit_statistics import FitStatistics, values_of
+from toolkit.fitting.fit_statistics import FitStatistics
 from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.march import Mode, Step
 from toolkit.runtime.processes import ALONE, Processes
@@ -105,7 +105,11 @@ class BlockStatistics:
         """Add one batch."""
         values = {mode: self._values(step, mode) for mode in MODES}
         if not self.moments:
-            steered = {s.name: values_of(step, s) for s in self.fits if s.name in step.steered}
+            steered = {
+                spec.name: statistics.values(step)
+                for spec, statistics in self.fits.items()
+                if spec.name in step.steered
+            }
             self._begin({"free": values["free"], "forced": values["forced"], **steered})
         for mode in MODES:
             self.moments[mode, step.batch.held_out].update(values[mode])

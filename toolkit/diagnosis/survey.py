@@ -102,7 +102,7 @@ def survey(
         sums = found["block"]
         if keep:
             keep(layer, sums)
-        tasks = block_tasks(sums, plan.specs, pair.dtype)
+        tasks = block_tasks(sums, plan.specs, pair.dtype, pair.base_runner.parallel)
         tasks += [partial(_sequential_fit, sums, spec, layer, pair.dtype) for spec in sums.fits]
         if plan.errors:
             tasks.append(partial(_block_errors, sums, layer, plan.errors))
@@ -138,12 +138,24 @@ def analyse(layer: int, sums: BlockStatistics) -> BlockResult:
 
 
 def block_tasks(
-    sums: BlockStatistics, specs: Sequence[FitSpec] = (), dtype: torch.dtype = torch.float32
+    sums: BlockStatistics,
+    specs: Sequence[FitSpec] = (),
+    dtype: torch.dtype = torch.float32,
+    parallel: bool = False,
 ) -> list[Task]:
-    """Return what gives one block's norms, spectra, linear fits, and free and forced adapters."""
+    """Return what gives one block's norms, spectra, linear fits, and free and forced adapters.
+
+    `parallel`: the family's MLP reads nothing of what attention adds.
+    """
     tasks: list[Task] = [partial(_norms, sums)]
     tasks += [partial(_spectrum, sums, place, mode) for place in sums.branches for mode in MODES]
-    tasks += [partial(_linear_fit, sums, specs, dtype, *fit) for fit in _fits(sums.branches)]
+    for mode, location, aims in _fits(sums.branches):
+        wanted = [
+            spec
+            for spec in specs
+            if (spec.fit, spec.location) == (mode, location) and _aim(spec, parallel) in aims
+        ]
+        tasks.append(partial(_linear_fit, sums, wanted, dtype, mode, location, aims))
     return tasks
 
 
@@ -189,13 +201,14 @@ def _linear_fit(
         for aim in aims
         for rank in ranks
     ]
-    wanted = "own" if mode == "free" or target_of(location) == location else "block"
-    adapters = {
-        spec: adapter_from(fit, spec.rank_at(0), dtype)
-        for spec in specs
-        if (spec.fit, spec.location) == (mode, location) and wanted in aims
-    }
+    adapters = {spec: adapter_from(fit, spec.rank_at(0), dtype) for spec in specs}
     return {"linear_fit": rows}, adapters
+
+
+def _aim(spec: FitSpec, parallel: bool) -> str:
+    """Return the table's name of the delta that an adapter is to supply."""
+    before = target_of(spec.location, parallel) == "resid_mid"
+    return "own" if spec.fit == "free" or before else "block"
 
 
 def _fits(branches: tuple[str, ...]) -> Iterator[tuple[Mode, str, tuple[str, ...]]]:

@@ -20,7 +20,6 @@ from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.driver import march_through
 from toolkit.lockstep.march import March, Step
 from toolkit.models.deltas import delta
-from toolkit.models.edits import target_of
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.processes import Processes
 from toolkit.runtime.progress import progress
@@ -144,7 +143,8 @@ def forced_fits(
 ) -> Iterator[ForcedFit]:
     """March, and yield every block's forced fit at `location` at all ranks."""
     spec = FitSpec(location, "linear", "full", "forced")
-    locations = tuple(sorted({location, target_of(location), "post_block"}))
+    branch = {"pre_mlp"} if location == "heads" else set()
+    locations = tuple(sorted({location, "post_block"} | branch))
     march = March(pair.base_runner, pair.tuned_runner, batches, locations, free=False)
 
     def listen(layer: int) -> dict[str, _ForcedStatistics]:

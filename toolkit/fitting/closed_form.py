@@ -8,14 +8,15 @@ from torch import Tensor
 
 from toolkit.adapters.adapter import Adapter
 from toolkit.adapters.collection import Adapters
+from toolkit.blocks.read import heads_at
 from toolkit.documents.corpus import Corpus, Reading
 from toolkit.errors import InputError
 from toolkit.fitting.block_result import BlockResult, KeptMarch
 from toolkit.fitting.fit_statistics import FitStatistics
 from toolkit.fitting.spec import FitSpec
+from toolkit.fitting.through_heads import HeadProjection
 from toolkit.lockstep.driver import march_through, shared_out
 from toolkit.lockstep.march import March
-from toolkit.models.edits import target_of
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.progress import progress
@@ -52,7 +53,9 @@ def fit_adapters(
     march = march_for(pair, corpus, specs, processes, kept, len(results))
 
     def listen(layer: int) -> dict[FitSpec, FitStatistics]:
-        return {spec: FitStatistics(spec, processes) for spec in specs}
+        at_heads = any(spec.location == "heads" for spec in specs)
+        heads = HeadProjection(heads_at(pair.base_runner, layer)) if at_heads else None
+        return {spec: FitStatistics(spec, processes, heads=heads) for spec in specs}
 
     def conclude(layer: int, found: dict[FitSpec, FitStatistics]) -> tuple[BlockResult, Any]:
         tasks = [
@@ -84,7 +87,8 @@ def march_for(
 ) -> March:
     """Make the march over the fit documents that gives `specs` what they read."""
     locations = {spec.location for spec in specs} | {"post_block"}
-    locations |= {target_of(location) for location in locations}
+    if "heads" in locations:  # what they are to supply is taken at the branch that they enter
+        locations.add("pre_mlp")
     return March(
         pair.base_runner,
         pair.tuned_runner,

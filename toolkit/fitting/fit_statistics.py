@@ -12,8 +12,8 @@ from toolkit.errors import InputError
 from toolkit.fitting.from_moments import adapter_from, loreft_from
 from toolkit.fitting.regression import Tokens, match
 from toolkit.fitting.spec import FitSpec
+from toolkit.fitting.through_heads import HeadProjection
 from toolkit.lockstep.march import Step
-from toolkit.models.edits import target_of
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.statistics import Frame, Moments, MomentSums, SketchedSums
 from toolkit.statistics.frame import shared_frames
@@ -27,13 +27,19 @@ class FitStatistics:
 
     A non-linear adapter needs the tokens themselves beside their moments. All `processes` take the
     frames of the first one's first tokens, unless `begin` has set frames. `sketch` is the width of
-    a random projection through which moments are seen (None: they are exact).
+    a random projection through which moments are seen (None: they are exact). `heads` is the block's
+    output projection, through which an adapter at the heads is fitted.
     """
 
     def __init__(
-        self, spec: FitSpec, processes: Processes = ALONE, sketch: int | None = None
+        self,
+        spec: FitSpec,
+        processes: Processes = ALONE,
+        sketch: int | None = None,
+        heads: HeadProjection | None = None,
     ) -> None:
         self.spec, self.processes, self.sketch = spec, processes, sketch
+        self.heads = heads if spec.location == "heads" and spec.fit != "free" else None
         self.moments: MomentSums | SketchedSums | None = None
         self.tokens: dict[int, Tokens] = {}
 
@@ -48,13 +54,23 @@ class FitStatistics:
         """Add one batch; held-out documents have no part in a fit."""
         if step.batch.held_out:
             return
-        values = values_of(step, self.spec)
+        values = self.values(step)
         if self.moments is None:
             self.begin(shared_frames({self.spec.name: values}, self.processes)[self.spec.name])
         assert self.moments is not None
         self.moments.update(values)
         if self.spec.kind == "nonlinear":
             self.tokens[step.index] = Tokens(values[STATE], values[TARGET])
+
+    def values(self, step: Step) -> dict[str, Tensor]:
+        """Return `values_of`, with the target as the heads can supply it where the spec is there.
+        """
+        values = values_of(step, self.spec)
+        if self.heads:
+            values[TARGET] = self.heads.target(values[STATE], values[TARGET])
+            if self.spec.kind not in ("vector", "linear"):  # these have no metric of their own
+                values[TARGET] = self.heads.at_heads(values[TARGET])
+        return values
 
     def start(self) -> None:
         """Take the first process's frames where this one had no document."""
@@ -86,7 +102,10 @@ class FitStatistics:
         if self.spec.kind == "loreft":
             return loreft_from(moments, STATE, TARGET, rank, dtype)
         if self.spec.kind != "nonlinear":
-            return _linear(moments, rank, dtype)
+            if self.heads is None:
+                return _linear(moments, rank, dtype)
+            within = self.heads.within(moments, STATE, TARGET)
+            return self.heads.back(_linear(within, rank, dtype))
         # Regressed where the tokens are, and in their precision: the model's may be a half.
         tokens = Tokens.join([self.tokens[index] for index in sorted(self.tokens)])
         linear = _linear(moments, columns(rank, width), tokens.states.dtype)
@@ -99,12 +118,14 @@ def values_of(step: Step, spec: FitSpec) -> dict[str, Tensor]:
     if spec.fit == "free":
         state, target = step.source("free", spec.location), step.delta("free", spec.location)
         return {STATE: state, TARGET: target}
-    place = target_of(spec.location)
     if spec.fit == "forced":
-        return {STATE: step.source("forced", spec.location), TARGET: step.delta("forced", place)}
-    target = step.sequential_delta(spec.name, place)
+        return {
+            STATE: step.source("forced", spec.location),
+            TARGET: step.own_delta(spec.location),
+        }
+    target = step.sequential_delta(spec.name, spec.location)
     if spec.fit == "blended":
-        own = step.delta("forced", place)
+        own = step.own_delta(spec.location)
         target = own + spec.blend * (target - own)
     return {STATE: step.steered[spec.name][spec.location], TARGET: target}
 

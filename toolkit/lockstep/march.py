@@ -19,7 +19,7 @@ from torch import Tensor
 from toolkit.documents.batches import Batch
 from toolkit.lockstep.streams import Shape, Stream
 from toolkit.models.deltas import delta, wide
-from toolkit.models.edits import shift, steerable, steered_by
+from toolkit.models.edits import shift, steerable, steered_by, target_of
 from toolkit.models.hooks import Call
 from toolkit.models.locations import INSIDE
 from toolkit.models.runner import BlockRunner, States
@@ -33,7 +33,9 @@ class Step:
 
     They are those of the n counted tokens, as statistics read them (`wide`). `forced` are the base
     block's states on the tuned stream, `steered` those on the stream of each adapter family that
-    is being fitted (fit documents only). `index` is the batch's place among all.
+    is being fitted (fit documents only); these have the point of the stream that the family adds
+    to. `index` is the batch's place among all; `parallel`: the MLP reads nothing of what attention
+    adds.
     """
 
     layer: int
@@ -43,6 +45,7 @@ class Step:
     forced: States
     steered: dict[str, States]
     index: int = 0
+    parallel: bool = False
 
     def source(self, mode: Mode, location: str) -> Tensor:
         """Return the base model's state in `mode`."""
@@ -52,9 +55,19 @@ class Step:
         """Return the delta of `mode`."""
         return delta(self.tuned[location], self.source(mode, location))
 
+    def own_delta(self, location: str) -> Tensor:
+        """Return the forced delta of the point that `location` adds to.
+
+        Both blocks read one stream, so after the first skip it is the attention branch's.
+        """
+        point = target_of(location, self.parallel)
+        return self.delta("forced", "pre_mlp" if point == "resid_mid" else point)
+
     def sequential_delta(self, name: str, location: str) -> Tensor:
-        """Return the sequential delta of stream `name`, tuned − steered."""
-        return delta(self.tuned[location], self.steered[name][location])
+        """Return what stream `name` misses at the point that `location` adds to, tuned − steered.
+        """
+        point = target_of(location, self.parallel)
+        return delta(self.tuned[point], self.steered[name][point])
 
 
 @dataclass
@@ -107,6 +120,8 @@ class March:
             if location == "post_mlp":
                 self._scratch[name] = self._stream(fit, f"{name}-scratch")
         self._fit = fit
+        self._parallel = "pre_mlp" in self.locations and self.base.parallel
+        self._has_middle = not self._parallel and bool(set(self.steered.values()) & set(INSIDE))
 
     def layers(self) -> Iterator[int]:
         """Yield the blocks that are still to be passed."""
@@ -147,10 +162,12 @@ class March:
             tuned_out, tuned = self.tuned.run(
                 layer, tuned_call, tuned_in, self.locations, read=read
             )
+            if self._has_middle:
+                tuned["resid_mid"] = read(tuned_in) + tuned["pre_mlp"]
             self._streams["tuned"].put(index, tuned_out)
             names = () if batch.held_out else self.steered
             steered = {name: self._run_steered(name, layer, index, call) for name in names}
-            yield Step(layer, batch, tuned, base, forced, steered, index)
+            yield Step(layer, batch, tuned, base, forced, steered, index, self._parallel)
 
     @torch.no_grad()
     def advance(self, layer: int, adapters: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
@@ -179,17 +196,23 @@ class March:
 
     def _run_steered(self, name: str, layer: int, index: int, call: Call) -> States:
         location, stream, batch = self.steered[name], self._streams[name], self.batches[index]
-        if location in INSIDE:  # the rest of the block waits for the adapter
-            state = self.base.state(layer, call, stream[index], location)
-            return {location: wide(batch.of_counted(state))}
+
+        def read(states: Tensor) -> Tensor:
+            return wide(batch.of_counted(states))
+
+        if location in INSIDE and not self._parallel:  # the rest of the block waits for the adapter
+            wanted = tuple(dict.fromkeys((location, "pre_mlp")))
+            states = self.base.states_until(layer, call, stream[index], wanted)
+            states = {name: read(state) for name, state in states.items()}
+            return {**states, "resid_mid": read(stream[index]) + states["pre_mlp"]}
         scratch = self._scratch.get(name)
-        locations = (location,) if scratch else ()
+        locations = () if location == "post_block" else (location,)
         left, states = self.base.run(layer, call, stream[index], locations)
-        stream.put(index, left)
+        if location not in INSIDE:  # else the block is run again, steered, from the same states
+            stream.put(index, left)
         if scratch:
             scratch.put(index, states[location])
-        states = {**states, "post_block": left}
-        return {name: wide(batch.of_counted(state)) for name, state in states.items()}
+        return {name: read(state) for name, state in {**states, "post_block": left}.items()}
 
     def _stream(self, indices: Sequence[int], name: str) -> Stream:
         if self.folder is None:

@@ -8,12 +8,14 @@ from toolkit.models.hooks import Edit
 from toolkit.models.locations import INSIDE
 
 
-def target_of(location: str) -> str:
-    """Return where the delta is taken that an adapter at `location` must supply.
+def target_of(location: str, parallel: bool = False) -> str:
+    """Return the point of the stream at which what is added at `location` arrives.
 
-    After the MLP, what is missing of the whole block; before it, of that location alone.
+    What is missing there is what an adapter must supply. Before the MLP it is the stream after the
+    first skip; in `parallel` blocks, whose MLP does not read what attention adds, and after the MLP
+    it is the block's output.
     """
-    return location if location in INSIDE else "post_block"
+    return "resid_mid" if location in INSIDE and not parallel else "post_block"
 
 
 def steerable(mask: Tensor) -> Tensor:

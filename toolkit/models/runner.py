@@ -8,6 +8,7 @@ here.
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,27 @@ class BlockRunner:
             self._tuple_sizes = tuple_sizes(
                 sites.blocks, lambda: self.model.base_model(input_ids=one_token, use_cache=False)
             )
+
+    @cached_property
+    @torch.no_grad()
+    def parallel(self) -> bool:
+        """Tell whether the MLP reads nothing of what attention adds (GPT-NeoX, Falcon): tried."""
+        if {"pre_mlp", "post_mlp"} & self.sites.unavailable.keys():
+            return False
+        model = self.model
+        device = model.get_input_embeddings().weight.device
+        ids = torch.arange(4, device=device)[None] % model.get_input_embeddings().num_embeddings
+        with self.resident(0):
+            call = call_of(
+                self.sites.blocks[0], lambda: model.base_model(input_ids=ids, use_cache=False)
+            )
+            hidden, locations = hidden_state(call), ("pre_mlp", "post_mlp")
+            _, states = self.run(0, call, hidden, locations)
+            generator = torch.Generator().manual_seed(0)
+            noise = torch.randn(states["pre_mlp"].shape, generator=generator).to(hidden)
+            other = states["pre_mlp"] + noise * states["pre_mlp"].std()
+            _, moved = self.run(0, call, hidden, locations, {"pre_mlp": lambda _: other})
+        return torch.equal(moved["post_mlp"], states["post_mlp"])
 
     def resident(self, layer: int) -> AbstractContextManager[None]:
         """Keep the weights of block `layer` in memory, where they come from disk when needed."""
@@ -96,12 +118,17 @@ class BlockRunner:
         # Some families (OPT) hand their MLP all tokens of the batch in one row.
         return output, {k: v.reshape(*hidden.shape[:-1], -1) for k, v in states.items()}
 
-    def state(self, layer: int, call: Call, hidden: Tensor, location: str) -> Tensor:
-        """The state at `location` alone: block `layer` is run on `hidden` as far as there."""
+    def states_until(
+        self, layer: int, call: Call, hidden: Tensor, locations: tuple[str, ...]
+    ) -> States:
+        """Run block `layer` on `hidden` as far as the last of `locations`; the states there."""
         block, block_call = self.sites.blocks[layer], with_hidden_state(call, hidden)
-        site = self.sites.at[location, layer]
-        state = state_at(site, lambda: block(*block_call.args, **block_call.kwargs))
-        return state.reshape(*hidden.shape[:-1], -1)
+        sites = self.sites.of_layer(layer, locations)
+        last = sites.pop(locations[-1])
+        with capture(sites) as states:
+            ended = state_at(last, lambda: block(*block_call.args, **block_call.kwargs))
+        states = {**states, locations[-1]: ended}
+        return {k: v.reshape(*hidden.shape[:-1], -1) for k, v in states.items()}
 
     @contextmanager
     def started_at(self, layer: int, hidden: Tensor) -> Iterator[None]:

@@ -13,7 +13,7 @@ from tests.support.textbook.fits import explained, fit, spectrum
 from tests.support.textbook.forced_reach import Tokens, forced_reach, normalisation
 from tests.support.textbook.generation import greedy, kl
 from tests.support.textbook.mlp import first_order, inner_pair, mlp_terms
-from tests.support.textbook.modules import mlp_output
+from tests.support.textbook.modules import is_parallel, mlp_output
 from tests.support.textbook.passes import Seen, run, run_first_input
 from tests.support.textbook.reachability import reachability
 from tests.support.textbook.weights import weights
@@ -62,6 +62,11 @@ class Textbook:
     def delta(self, mode: str, location: str, layer: int, held_out: bool | None = None) -> Array:
         tuned = self.states("tuned", location, layer, held_out)
         return tuned - self.source(mode, location, layer, held_out)
+
+    def arrives_at(self, location: str) -> str:
+        """The point of the stream that what is added at `location` arrives at."""
+        inside = location in ("heads", "pre_mlp") and not is_parallel(blocks_of(self.base)[0])
+        return "resid_mid" if inside else "post_block"
 
     def norms(self) -> Iterator[dict[str, Any]]:
         for layer in range(self.n_layers):
@@ -191,7 +196,7 @@ class Textbook:
         """A fitted map for every block: `how` is free, forced or sequential."""
         if how == "sequential":
             return self.sequential_maps(location, rank)
-        target = location if how == "free" or location == "pre_mlp" else "post_block"
+        target = location if how == "free" else self.arrives_at(location)
         return {
             layer: fit(
                 self.source(how, location, layer, False),
@@ -203,7 +208,7 @@ class Textbook:
 
     def sequential_maps(self, location: str, rank: int | str) -> dict[int, Map]:
         """Block by block; the base model steered so far is run again from its first token."""
-        target = "pre_mlp" if location == "pre_mlp" else "post_block"
+        target = self.arrives_at(location)
         maps: dict[int, Map] = {}
         for layer in range(self.n_layers):
             steered = [

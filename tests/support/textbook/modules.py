@@ -31,12 +31,33 @@ def mlp_input_module(block: Any) -> Any:
     return block.fc1 if hasattr(block, "fc1") else block.mlp
 
 
+def is_parallel(block: Any) -> bool:
+    """Whether the MLP reads nothing of what attention adds."""
+    return type(block).__name__.startswith(("GPTNeoX", "Falcon"))
+
+
 WITH_A_TAIL = ("Llama", "Gemma", "Qwen3", "Olmo2", "Phi3", "GPT2")
 
 
 def attention_projection(block: Any) -> Any:
     """The projection of the attention heads' outputs, in families whose MLP follows attention."""
     return block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
+
+
+def heads_matrix(block: Any, z: Array) -> tuple[Array, Array]:
+    """The matrix from the heads to the stream, and each token's factor of what is to be supplied.
+
+    With a root-mean-square norm behind the projection: its weights times the matrix, and the root
+    mean square of what enters it.
+    """
+    projection = attention_projection(block)
+    weight = to_numpy(projection.weight)
+    post = branch_modules(block)["pre_mlp"]
+    if "Norm" not in type(post).__name__:
+        return weight, np.ones((len(z), 1))
+    y = z @ weight.T
+    factor = np.sqrt(np.mean(y**2, 1, keepdims=True) + 1e-6)
+    return (1 + to_numpy(post.weight))[:, None] * weight, factor  # as Gemma has it
 
 
 def heads_output(block: Any, z: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from tests.support.textbook.modules import (
     WITH_A_TAIL,
     attention_projection,
     branch_modules,
+    is_parallel,
     mlp_input_module,
 )
 from tests.support.tiny import blocks_of
@@ -87,6 +88,10 @@ def run(
                 stack.callback(handle.remove)
         with torch.no_grad():
             seen.logits = to_numpy(model(torch.tensor([list(ids)]), use_cache=False).logits[0])
+    for layer, block in enumerate(blocks_of(model)):
+        if not is_parallel(block):
+            whole, mlp = (seen.states[name, layer] for name in ("post_block", "post_mlp"))
+            seen.states["resid_mid", layer] = whole - mlp
     return seen
 
 
