@@ -41,8 +41,8 @@ class LowRank:
         return self.up.shape[0] + self.down.shape[1]
 
     def leading(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return up `[out, r]` and down `[r, in]` of the first `rank` pieces, or of all there are."""
-        return self.up[:, :rank], self.down[:rank]
+        """Return copies of up `[out, r]` and down `[r, in]` of the first `rank` pieces."""
+        return self.up[:, :rank].clone(), self.down[:rank].clone()
 
     def to(self, dtype: torch.dtype) -> "LowRank":
         """Return the same pieces with factors of another precision."""
