@@ -22,6 +22,9 @@ class Matrices:
     def dense(self):
         return self.J
 
+    def tokens(self, some):
+        return Matrices(self.J[some])
+
 
 def draw(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)

@@ -29,11 +29,14 @@ def test_half_precision_goes_through(family, tokenizer):
 
 
 def test_a_parallel_block_has_no_path_through_the_mlp_and_says_why(tokenizer):
-    """NeoX: no forced reach, no shared map at pre_mlp; the reason is among the checks."""
+    """NeoX: no forced reach; what is added at pre_mlp arrives. The reason is among the checks."""
     run = case("neox", torch.float64).run
     assert run.forced_reach.frame.empty
     assert run.normalisation.frame.empty
-    assert "pre_mlp" not in set(run.shared_reach.frame.location)
+    before = run.shared_reach.frame.query("location == 'pre_mlp'")
+    assert len(before)
+    assert (before.nonlinear_heldout == before.explained_heldout).all()
+    assert "block" not in set(run.steerability.frame.target)
     assert len(run.reachability.frame)
     (check,) = [check for check in run.checks if check.name == "location tail"]
     assert check.status == "not applicable"

@@ -103,7 +103,7 @@ def test_streams_are_the_marchs(dtype, batches, tokenizer):
 
 def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
     pair, d = llama_pair, tiny.D_MODEL
-    fits = [spec for spec in grid_for(pair.branches, d) if spec.is_steered]
+    fits = [spec for spec in grid_for(pair.branches, d, True) if spec.is_steered]
     named = {spec.name: spec.location for spec in fits}
     march = March(
         pair.base_runner, pair.tuned_runner, batches, pair.branches, ("mlp_in",), steered=named

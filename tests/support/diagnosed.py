@@ -89,18 +89,23 @@ def kl_tolerance(c: Case) -> tuple[float, float]:
     return c.tolerance, c.tolerance / 10
 
 
-NONE = {"location": "", "kind": "none", "rank": None, "fit": "", "layers": "all"}
+NONE = {"location": "", "kind": "none", "rank": None, "fit": "", "layers": "all", "target": ""}
 ORACLE = {**NONE, "location": "post_block", "kind": "oracle"}
 
 
 @functools.cache
 def every_candidate(family: str, dtype: torch.dtype) -> list[tuple[dict, dict]]:
-    """Every candidate that the run compared, with its divergences by the textbook."""
+    """Every candidate that the run compared, with its divergences by the textbook.
+
+    But for those before the MLP that are fitted through it, which have tests of their own.
+    """
     c = case(family, dtype)
     found = [(NONE, c.book.divergences(c.prompts, N_NEW, ENDS))]
     found.append((ORACLE, c.book.divergences(c.prompts, N_NEW, ENDS, oracle=True)))
     names = list(NONE)
     for candidate in c.run.steerability.frame[names].to_dict("records")[2:]:
+        if candidate["target"] == "block":
+            continue
         maps = textbook_maps(family, dtype, *(candidate[n] for n in ("location", "rank", "fit")))
         if candidate["layers"] != "all":
             maps = {candidate["layers"]: maps[candidate["layers"]]}

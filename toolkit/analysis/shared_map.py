@@ -23,6 +23,7 @@ SHARED_RANKS: tuple[Rank, ...] = (0, 1, 8, 32, "full")
 _SHRINK = 1e-2  # of the mean JᵀJ towards a multiple of the identity, in the preconditioner
 _RELATIVE_RIDGE = 1e-4  # of the covariance of x, where it is whitened
 PROBES = 4  # random pulls a token that estimate the mean JᵀJ
+PROBED = 1024  # tokens that are probed: a preconditioner may be coarse
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class SharedMap:
             return self.bias.expand(len(x), -1)
         return x @ self.matrix.T + self.bias
 
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return ``B = up @ down``, `[d, r]` and `[r, d_x]`, of a map of rank r."""
+        assert self.matrix is not None
+        u, sizes, v = torch.linalg.svd(self.matrix.double(), full_matrices=False)
+        up = u[:, :rank] * sizes[:rank]
+        return up.to(self.matrix.dtype), v[:rank].to(self.matrix.dtype)
+
 
 def fit_shared(
     fit: Problem,
@@ -63,22 +71,25 @@ def fit_shared(
     nothing = [z[:, :0] for z in inputs]
     d_in, d_x = len(scale.root), fit.x.shape[1]
     still = (fit.x.new_zeros(d_in, 0), fit.x.new_zeros(d_in))
-    _, vector = _cgls(problems, nothing, scale, still, iterations)
+    wanted = (fit.wanted, validation.wanted)
+    (_, vector), remaining = _cgls(problems, nothing, scale, still, iterations, wanted)
     start = (fit.x.new_zeros(d_in, d_x), vector)
-    first, bias = _cgls(problems, inputs, scale, start, iterations)
+    (first, bias), remaining = _cgls(problems, inputs, scale, start, iterations, remaining)
     left, sizes, right = torch.linalg.svd(first, full_matrices=False)
     maps: dict[Rank, SharedMap] = {0: SharedMap(None, scale.unscale(vector))}
-    widest = (first, bias)
+    widest = (first, bias), remaining
     for rank in ranks_below(d_x, ranks):
         if rank in (0, "full"):
             continue
         features = [z @ right[:rank].T for z in inputs]
         start = (left[:, :rank] * sizes[:rank], bias)
-        factor, c = _cgls(problems, features, scale, start, iterations)
-        widest = (factor @ right[:rank], c)
-        maps[rank] = scale.map(*widest)
+        (factor, c), remaining = _cgls(problems, features, scale, start, iterations)
+        widest = (factor @ right[:rank], c), remaining
+        maps[rank] = scale.map(*widest[0])
     if "full" in ranks:  # on from the widest: so that its rank costs it nothing
-        maps["full"] = scale.map(*_cgls(problems, inputs, scale, widest, iterations))
+        start, remaining = widest
+        found, _ = _cgls(problems, inputs, scale, start, iterations, remaining)
+        maps["full"] = scale.map(*found)
     return maps
 
 
@@ -111,8 +122,9 @@ class _Coordinates:
         centred = (x - x.mean(0)).double()
         whitener = torch.linalg.inv(_root(centred.T @ centred / n, _RELATIVE_RIDGE)).to(x.dtype)
         generator = torch.Generator().manual_seed(seed)
-        probes = torch.randn(n, PROBES, fit.wanted.shape[1], generator=generator)
-        pulled = fit.jacobian.pull(probes.to(x.dtype)).flatten(0, 1).double()
+        some = fit.jacobian.tokens(slice(PROBED))
+        probes = torch.randn(min(n, PROBED), PROBES, fit.wanted.shape[1], generator=generator)
+        pulled = some.pull(probes.to(x.dtype)).flatten(0, 1).double()
         root = _root(pulled.T @ pulled / len(pulled), _SHRINK).to(x.dtype)
         return cls(x.mean(0), whitener, root)
 
@@ -149,10 +161,13 @@ def _cgls(
     scale: _Coordinates,
     start: Parameters,
     iterations: int,
-) -> Parameters:
+    remaining: Sequence[Tensor] | None = None,
+) -> tuple[Parameters, Sequence[Tensor]]:
     """Factor and bias that bring about most on the fit tokens, stopped by the validation ones.
 
-    Of all iterates the one with the least validation error is returned; two worse ones end it.
+    Of all iterates the one with the least validation error is returned, with what it leaves of what
+    is wanted on both sides; two worse ones end it. `remaining` is what `start` leaves, where that
+    is known.
     """
 
     def effect(problem: Problem, z: Tensor, parameters: Parameters) -> Tensor:
@@ -163,8 +178,10 @@ def _cgls(
         return pulled.T @ features[0], pulled.sum(0)
 
     parameters = start
-    left = [p.wanted - effect(p, z, start) for p, z in zip(problems, features, strict=True)]
-    best, least, worse = start, float(left[1].square().sum()), 0
+    left = remaining or [
+        p.wanted - effect(p, z, start) for p, z in zip(problems, features, strict=True)
+    ]
+    best, least, worse = (start, left), float(left[1].square().sum()), 0
     steepest = direction = gradient(left[0])
     size = _dot(steepest, steepest)
     for _ in range(iterations):
@@ -173,8 +190,9 @@ def _cgls(
         parameters = _plus(parameters, step, direction)
         left = [a - step * b for a, b in zip(left, moved, strict=True)]
         error = float(left[1].square().sum())
-        best, least, worse = (parameters, error, 0) if error < least else (best, least, worse + 1)
-        if worse == 2:
+        if error < least:
+            best, least, worse = (parameters, left), error, 0
+        elif (worse := worse + 1) == 2:
             break
         steepest = gradient(left[0])
         last, size = size, _dot(steepest, steepest)

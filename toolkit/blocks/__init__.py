@@ -6,7 +6,7 @@ and proves that they are what the model computes; `parts` hands them out one blo
 
 from toolkit.blocks.jacobian import Jacobian, MLPJacobian
 from toolkit.blocks.mlp import MLP, Change, MLPChange
-from toolkit.blocks.parts import BlockParts, BlockPartsReader, Sample
+from toolkit.blocks.parts import BlockParts, BlockPartsReader, PlaceSample, Sample
 from toolkit.blocks.sublayer import HeadOutputs, MLPSublayer
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "MLPChange",
     "MLPJacobian",
     "MLPSublayer",
+    "PlaceSample",
     "Sample",
 ]

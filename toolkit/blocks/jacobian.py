@@ -31,14 +31,14 @@ class Jacobian(Protocol):
         """J itself, `[n, d_out, d_in]`: d² numbers a token."""
         ...
 
-    def token(self, i: int) -> "Jacobian":
-        """Return the same at token i alone."""
+    def tokens(self, some: slice) -> "Jacobian":
+        """Return the same at some of the tokens."""
         ...
 
 
 def matrix_of(jacobian: Jacobian) -> Callable[[int], Tensor]:
     """Return each token's J, `[d_out, d_in]`, made when it is asked for."""
-    return lambda i: jacobian.token(i).dense()[0]
+    return lambda i: jacobian.tokens(slice(i, i + 1)).dense()[0]
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class MLPJacobian:
             torch.mm(mlp.down, inner, out=found[i])
         return found
 
-    def token(self, i: int) -> "MLPJacobian":
-        by_up = None if self.by_up is None else self.by_up[i : i + 1]
-        return MLPJacobian(self.mlp, self.by_gate[i : i + 1], by_up)
+    def tokens(self, some: slice) -> "MLPJacobian":
+        by_up = None if self.by_up is None else self.by_up[some]
+        return MLPJacobian(self.mlp, self.by_gate[some], by_up)
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class FunctionJacobian:
         eye = torch.eye(d_out, dtype=self.x.dtype, device=self.x.device)
         return self.pull(eye.repeat(len(self.x), 1, 1))
 
-    def token(self, i: int) -> "FunctionJacobian":
-        return FunctionJacobian(self.function, self.x[i : i + 1])
+    def tokens(self, some: slice) -> "FunctionJacobian":
+        return FunctionJacobian(self.function, self.x[some])
 
     def _points(self, vectors: Tensor) -> Tensor:
         """Return every direction's point: `x`, repeated where a token has several directions."""
@@ -134,8 +134,8 @@ class Chain:
             return self.inner.pull(self.outer.dense())
         return self.outer.push(self.inner.dense().mT.contiguous()).mT
 
-    def token(self, i: int) -> "Chain":
-        return Chain(self.outer.token(i), self.inner.token(i))
+    def tokens(self, some: slice) -> "Chain":
+        return Chain(self.outer.tokens(some), self.inner.tokens(some))
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ class Skip:
         matrices = self.branch.dense()
         return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype)
 
-    def token(self, i: int) -> "Skip":
-        return Skip(self.branch.token(i))
+    def tokens(self, some: slice) -> "Skip":
+        return Skip(self.branch.tokens(some))
 
 
 def _each(diagonal: Tensor, vectors: Tensor) -> Tensor:

@@ -34,6 +34,32 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class PlaceSample:
+    """States of sampled tokens in the base block on the tuned stream, each `[n, d]`.
+
+    `pre_mlp` and `post_mlp` are the branches' contributions, `post_block` the block's output, and
+    `forced_delta` what the block must be made to add.
+    """
+
+    pre_mlp: Tensor
+    post_mlp: Tensor
+    post_block: Tensor
+    forced_delta: Tensor
+
+    def __len__(self) -> int:
+        return len(self.forced_delta)
+
+    @property
+    def stream(self) -> Tensor:
+        """The stream after the first skip."""
+        return self.post_block - self.post_mlp
+
+    def where(self, kept: Tensor) -> "PlaceSample":
+        """Return some of the tokens."""
+        return PlaceSample(**{name: value[kept] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class BlockParts:
     """One block's MLP, its change, and (None where a family has none) its tail and heads."""
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from toolkit.blocks.parts import Sample
+from toolkit.blocks.parts import PlaceSample, Sample
 from toolkit.fitting.fit_statistics import FitStatistics
 from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.march import Mode, Step
@@ -45,12 +45,22 @@ def moment_pairs(mode: Mode, branches: tuple[str, ...]) -> list[tuple[str, str]]
     return pairs
 
 
-class Samples:
-    """The tokens of one block that are looked at by themselves, and those that shared maps see."""
+PLACE_TOKENS = 8192  # on which places are compared; as many, or all, of the fit tokens
 
-    def __init__(self, tokens: int, shared: int) -> None:
+
+class Samples:
+    """The tokens of one block that are looked at by themselves, and those that shared maps see.
+
+    `tokens` are looked at one by one; `shared` are those on which maps at the MLP's input are
+    fitted. Where there are any, places are compared on the same `PLACE_TOKENS` tokens. Half as many
+    judge.
+    """
+
+    def __init__(self, tokens: int, shared: int, places: int = PLACE_TOKENS) -> None:
         self.tokens = Reservoir(tokens)
         self.fit, self.held_out = Reservoir(shared), Reservoir(shared // 2)
+        places = places if shared else 0
+        self.fit_places, self.held_out_places = Reservoir(places), Reservoir(places // 2)
 
     def update(self, step: Step) -> None:
         """Add one batch."""
@@ -62,13 +72,20 @@ class Samples:
                 "heads": step.forced["heads"],
                 "forced_delta": step.delta("forced", "post_block"),
             }
-        side = self.held_out if step.batch.held_out else self.fit
-        for reservoir in (self.tokens, side):
+        held_out = step.batch.held_out
+        for reservoir in (self.tokens, self.held_out if held_out else self.fit):
             reservoir.update(values, step.batch.keys)
+        places = self.held_out_places if held_out else self.fit_places
+        if places.size and _PLACES <= step.forced.keys():
+            forced = {name: step.forced[name] for name in _PLACES}
+            forced["forced_delta"] = step.delta("forced", "post_block")
+            places.update(forced, step.batch.keys)
 
     def reduce(self, processes: Processes) -> None:
         """Sample from the tokens of all processes."""
         for reservoir in (self.tokens, self.fit, self.held_out):
+            reservoir.reduce(processes)
+        for reservoir in (self.fit_places, self.held_out_places):
             reservoir.reduce(processes)
 
     def result(self) -> tuple[Sample, Sample, Sample]:
@@ -77,6 +94,17 @@ class Samples:
             Sample(**r.result()) for r in (self.tokens, self.fit, self.held_out)
         )
         return tokens, fit, held_out
+
+    def places(self) -> tuple[PlaceSample, PlaceSample] | None:
+        """Fit and held-out tokens on which places are compared; None where a family lacks one."""
+        sides = (self.fit_places, self.held_out_places)
+        if not all(side.seen for side in sides):
+            return None
+        fit, held_out = (PlaceSample(**side.result()) for side in sides)
+        return fit, held_out
+
+
+_PLACES = {"pre_mlp", "post_mlp", "post_block"}
 
 
 class BlockStatistics:

@@ -128,8 +128,9 @@ class _Diagnosis:
         """March through all blocks; what each gave, and the specs that were fitted."""
         pair, options, batches = self.pair, self.options, self.corpus.batches
         d_model = pair.base_runner.embed(batches[0]).shape[-1]
-        specs = grid_for(pair.branches, d_model)
         reader = _parts_reader(pair, min(batches, key=lambda batch: batch.n_tokens))
+        through = bool(reader and reader.has_sublayers and options.shared_sample)
+        specs = grid_for(pair.branches, d_model, through)
         release_freed()
         kept = self.workspace.march if self.workspace else None
         blocks = kept.passed() if kept else []
@@ -235,7 +236,12 @@ def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:
 def _candidates(blocks: list[BlockResult], specs: list[FitSpec]) -> list[Candidate]:
     """Return every spec in all blocks, and one of them in each block alone."""
     everywhere = {
-        spec: Adapters(spec.location, {b.layer: b.adapters[spec] for b in blocks}, spec.fit)
+        spec: Adapters(
+            spec.location,
+            {b.layer: b.adapters[spec] for b in blocks},
+            spec.fit,
+            {} if spec.target == "own" else {"target": spec.target},
+        )
         for spec in specs
     }
     candidates = [Candidate.of(adapters, key=spec) for spec, adapters in everywhere.items()]

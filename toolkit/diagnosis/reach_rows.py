@@ -200,7 +200,7 @@ def _gains(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shared_reach_rows(parts: BlockParts, fit: Sample, held_out: Sample) -> Iterator[Row]:
-    """One map for all tokens: from the MLP's input, and from the attention branch to the block."""
+    """One map for all tokens, from the MLP's input."""
     mlp, change = parts.mlp.to(fit.h.dtype), parts.change.to(fit.h.dtype)
 
     def at_mlp(target: str) -> Callable[[Sample], Problem]:
@@ -212,64 +212,45 @@ def shared_reach_rows(parts: BlockParts, fit: Sample, held_out: Sample) -> Itera
 
     for target in TARGETS:
         labels = {"location": "mlp_in", "target": target}
-        yield from _shared_rows(labels, at_mlp(target), mlp, lambda s: s.h, fit, held_out)
-    if parts.sublayer is not None and fit.stream is not None:
-        sublayer = parts.sublayer.to(fit.h.dtype)
-
-        def at_attention(s: Sample) -> Problem:
-            assert s.stream is not None
-            assert s.attended is not None
-            assert s.forced_delta is not None
-            return Problem(sublayer.to_block(s.stream), s.attended, s.forced_delta)
-
-        labels = {"location": "pre_mlp", "target": "block"}
-        yield from _shared_rows(labels, at_attention, sublayer, lambda s: s.stream, fit, held_out)
+        problem = at_mlp(target)
+        seen, unseen = problem(fit), problem(held_out)
+        if not bool(seen.wanted.any()) or not bool(unseen.wanted.any()):
+            continue
+        stops = validating(len(fit))
+        maps = fit_shared(problem(Sample(fit.h[~stops])), problem(Sample(fit.h[stops])))
+        for rank, shared in maps.items():
+            yield {**labels, "rank": rank} | shared_row(shared, seen, unseen, mlp, held_out.h)
 
 
-def _shared_rows(
-    labels: Row,
-    problem_of: Callable[[Sample], Problem],
+def validating(n: int) -> Tensor:
+    """Return which of n fit tokens say when a shared fit is to stop: every fifth, bool `[n]`."""
+    return torch.arange(n) % _VALIDATION == 0
+
+
+def shared_row(
+    shared: SharedMap,
+    seen: Problem,
+    unseen: Problem,
     function: Callable[[Tensor], Tensor],
-    state: Callable[[Sample], Any],
-    fit: Sample,
-    held_out: Sample,
-) -> Iterator[Row]:
-    """`function` is what the Jacobian is of, `state` what it is taken at and steered."""
-    seen, unseen = problem_of(fit), problem_of(held_out)
-    if not bool(seen.wanted.any()) or not bool(unseen.wanted.any()):
-        return
-    training, validation = _split(fit)
-    x = state(held_out)
-    for rank, shared in fit_shared(problem_of(training), problem_of(validation)).items():
-        steering = shared(unseen.x)
-        reached = function(x + steering) - function(x)
-        share, sem = explained(unseen.wanted - unseen.jacobian.push(steering), unseen.wanted)
-        yield {
-            **labels,
-            "rank": rank,
-            "explained_fit": _explained_linear(seen, shared),
-            "explained_heldout": share,
-            "explained_heldout_sem": sem,
-            "nonlinear_heldout": explained(unseen.wanted - reached, unseen.wanted)[0],
-            "size": float(steering.norm() / x.norm()),
-            "n_fit": len(fit),
-            "n_heldout": len(held_out),
-        }
+    x: Tensor,
+) -> Row:
+    """Say what one map for all tokens brings about on fit tokens and on held-out tokens.
 
-
-def _explained_linear(problem: Problem, shared: SharedMap) -> float:
-    return explained(problem.wanted - problem.jacobian.push(shared(problem.x)), problem.wanted)[0]
-
-
-def _split(sample: Sample) -> tuple[Sample, Sample]:
-    """Return the tokens to fit on, and every fifth, which says when to stop."""
-    stops = torch.arange(len(sample)) % _VALIDATION == 0
-
-    def part(where: Tensor) -> Sample:
-        kept = {name: v[where] for name, v in vars(sample).items() if v is not None}
-        return Sample(**kept)
-
-    return part(~stops), part(stops)
+    `function` is what the Jacobian is of; it is taken at `x` on the held-out tokens, and steered.
+    """
+    steering = shared(unseen.x)
+    reached = function(x + steering) - function(x)
+    on_fit = seen.wanted - seen.jacobian.push(shared(seen.x))
+    share, sem = explained(unseen.wanted - unseen.jacobian.push(steering), unseen.wanted)
+    return {
+        "explained_fit": explained(on_fit, seen.wanted)[0],
+        "explained_heldout": share,
+        "explained_heldout_sem": sem,
+        "nonlinear_heldout": explained(unseen.wanted - reached, unseen.wanted)[0],
+        "size": float(steering.norm() / x.norm()),
+        "n_fit": len(seen.x),
+        "n_heldout": len(unseen.x),
+    }
 
 
 def scale_rows(parts: BlockParts, h: Tensor, scales: Sequence[float] = SCALES) -> Iterator[Row]:

@@ -40,7 +40,7 @@ def curves(candidates: list[Candidate], evaluation: Evaluation) -> list[dict[str
     """Return the rows of the table ``sequential_kl``: no steering, the oracle and `candidates`."""
     return [
         {**_labels(candidate), "forcing": forcing, "token_index": index, "kl_mean": mean,
-         "kl_sem": sem, "n_prompts": n}
+         "kl_sem": sem, "n_prompts": n, "target": candidate.target}
         for candidate in (NONE, ORACLE, *candidates)
         for forcing in ("tuned", "own")
         if (candidate, forcing) in evaluation.divergences
@@ -69,6 +69,7 @@ def _steerability(
         "recovered_sem": sem,
         "kl_own": own.mean if own else None,
         "kl_own_sem": own.sem if own else None,
+        "target": candidate.target,
     }
 
 

@@ -15,7 +15,6 @@ import torch
 from toolkit.adapters.adapter import Adapter
 from toolkit.analysis.linear_fit import explained, fit_linear, ranks_below
 from toolkit.analysis.norms import branch_norms
-from toolkit.analysis.shared_map import SHARED_RANKS
 from toolkit.analysis.spectrum import spectrum
 from toolkit.blocks.parts import BlockParts
 from toolkit.diagnosis.block_statistics import (
@@ -26,7 +25,8 @@ from toolkit.diagnosis.block_statistics import (
     source,
     target,
 )
-from toolkit.diagnosis.mlp_statistics import EXPLAINED, MLPStatistics
+from toolkit.diagnosis.mlp_statistics import MLPStatistics
+from toolkit.diagnosis.place_rows import places_task
 from toolkit.diagnosis.reach_rows import parts_tasks
 from toolkit.evaluation.allocation import ForcedFit
 from toolkit.fitting.block_result import BlockResult
@@ -102,31 +102,23 @@ def survey(
         sums = found["block"]
         if keep:
             keep(layer, sums)
-        tasks = block_tasks(sums, plan.specs, pair.dtype, pair.base_runner.parallel)
+        parallel = pair.base_runner.parallel
+        tasks = block_tasks(sums, plan.specs, pair.dtype, parallel)
         tasks += [partial(_sequential_fit, sums, spec, layer, pair.dtype) for spec in sums.fits]
         if plan.errors:
             tasks.append(partial(_block_errors, sums, layer, plan.errors))
         if parts_reader:
             tasks += _parts_tasks(found["mlp"], sums.samples)
+            if (places := sums.samples.places()) and sums.samples.fit_places.size:
+                through = [spec for spec in plan.specs if spec.target == "block"]
+                parts = found["mlp"].parts
+                tasks.append(partial(places_task, parts, places, through, parallel, pair.dtype))
         result = BlockResult(layer)
         for rows, adapters in processes.spread(tasks):
             result.add(rows, adapters)
-        if parts_reader:
-            result.rows.setdefault("shared_reach", []).extend(after_mlp_rows(result.rows))
         return result, steering(result.adapters, pair)
 
     yield from march_through(march, listen, conclude, processes, advance)
-
-
-def after_mlp_rows(rows: Mapping[str, Sequence[Row]]) -> Iterator[Row]:
-    """What one map after the MLP brings about: what it adds arrives, so its linear fit says it."""
-    for row in rows["linear_fit"]:
-        after = row["source"] in ("post_mlp", "post_block")
-        asked = row["mode"] == "forced" and row["target"] == "block"
-        if after and asked and row["rank"] in SHARED_RANKS:
-            kept = {name: row[name] for name in ("layer", "target", "rank", *EXPLAINED)}
-            # What is added is what is asked for: the real block is as linear as the map.
-            yield {**kept, "location": row["source"], "nonlinear_heldout": row[EXPLAINED[1]]}
 
 
 def analyse(layer: int, sums: BlockStatistics) -> BlockResult:
@@ -153,7 +145,8 @@ def block_tasks(
         wanted = [
             spec
             for spec in specs
-            if (spec.fit, spec.location) == (mode, location) and _aim(spec, parallel) in aims
+            if (spec.fit, spec.location, spec.target) == (mode, location, "own")
+            and _aim(spec, parallel) in aims
         ]
         tasks.append(partial(_linear_fit, sums, wanted, dtype, mode, location, aims))
     return tasks

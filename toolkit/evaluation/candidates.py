@@ -60,6 +60,11 @@ class Candidate:
         return self.adapters.fit if self.adapters else ""
 
     @property
+    def target(self) -> str:
+        """What the adapters supply: what is missing where they add, or in the block; else empty."""
+        return self.adapters.info.get("target", "own") if self.adapters else ""
+
+    @property
     def parameters(self) -> int:
         """How many numbers the adapters hold."""
         return self.adapters.parameters if self.adapters else 0

@@ -23,7 +23,9 @@ class FitSpec:
     own states, upstream changes again in every block; ``blended`` the block's own contribution and
     the share `blend` of what earlier blocks left missing (0 and 1 are nearly the other two).
     `rank` is one for all blocks, or one for each. A non-linear adapter starts from the linear fit
-    and is regressed on the block's tokens.
+    and is regressed on the block's tokens. `target` is ``own``, what is missing of the stream where
+    the adapter adds to it; before the MLP, a forced fit can have ``block``: what is missing after
+    the block, fitted through the MLP (a diagnosis does).
     """
 
     location: str
@@ -31,6 +33,7 @@ class FitSpec:
     rank: Rank | tuple[int, ...]
     fit: Fit
     blend: float = 1.0
+    target: str = "own"
 
     def __post_init__(self) -> None:
         if self.kind not in FITTED_KINDS:
@@ -40,6 +43,11 @@ class FitSpec:
         if self.location not in FITTED_AT:
             expected = ", ".join(FITTED_AT)
             raise InputError(f"location is {self.location!r}: adapters are fitted at {expected}")
+        through = self.location == "pre_mlp" and self.fit == "forced" and self.kind != "nonlinear"
+        if self.target != "own" and not (self.target == "block" and through):
+            raise InputError(
+                f"target is {self.target!r}: expected own, or block for a forced fit before the MLP"
+            )
         least = 1 if self.kind in ("loreft", "nonlinear") else 0
         for rank in self.rank if isinstance(self.rank, tuple) else (self.rank,):
             if rank != "full" and not (isinstance(rank, int) and rank >= least):
@@ -48,9 +56,9 @@ class FitSpec:
                 )
 
     @classmethod
-    def linear(cls, location: str, rank: Rank, fit: Fit) -> "FitSpec":
+    def linear(cls, location: str, rank: Rank, fit: Fit, target: str = "own") -> "FitSpec":
         """Make the spec of a linear map; of rank 0, of a fixed vector."""
-        return cls(location, "vector" if rank == 0 else "linear", rank, fit)
+        return cls(location, "vector" if rank == 0 else "linear", rank, fit, target=target)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "FitSpec":
@@ -65,6 +73,8 @@ class FitSpec:
         parts: list[Any] = [self.fit, self.location]
         if self.fit == "blended":
             parts.insert(1, self.blend)
+        if self.target != "own":
+            parts.append(self.target)
         if self.kind not in ("vector", "linear"):
             parts.append(self.kind)
         if isinstance(self.rank, tuple):

@@ -157,7 +157,8 @@ def workload_of(
     shape: ModelShape, corpus: Corpus, options: Options, adapter: int | None = None
 ) -> tuple[Workload, list[Any]]:
     """Count a run's numbers from its documents as tokens; and the ranks of all that it fits."""
-    specs = grid_for(shape.branches, shape.d)
+    through = shape.sublayer and options.shared_sample > 0
+    specs = grid_for(shape.branches, shape.d, through)
     asked = corpus.prompts(options.max_prompts)
     rounds = [asked[i : i + PROMPTS_A_BATCH] for i in range(0, len(asked), PROMPTS_A_BATCH)]
     work = Workload(

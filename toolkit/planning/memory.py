@@ -11,7 +11,7 @@ from toolkit.analysis.linear_fit import Rank
 from toolkit.diagnosis.block_statistics import MODES, moment_pairs
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.models.locations import INSIDE
-from toolkit.planning.operations import SHARED_FITS, sequential_pairs
+from toolkit.planning.operations import places, sequential_pairs
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import Workload
 
@@ -141,13 +141,15 @@ def analyses(shape: ModelShape, work: Workload, threads: int = 1) -> float:
     """
     d, f = shape.d, shape.largest_block.d_ff
     n = min(work.shared_sample, max(work.counted(False), 1)) if f else 0
+    n_places, judging = places(work) if f else (0, 0)
     inner = 3 if shape.largest_block.gated else 2
     fitting = DOUBLE * 8 * d**2
     each = threads * (4 * d * f + DOUBLE * 4 * d**2)  # what each worker holds
     exact = 2 * DOUBLE * inner * d * f  # the MLP in float64
     reach = work.sample * 4 * 4 * d**2 + each + exact if f else 0
-    shared = 4 * n * JACOBIANS * f + SHARED_FITS * DOUBLE * 4 * d**2 + 4 * 6 * d * f if f else 0
-    sampled = 4 * 5 * d * (work.sample + 1.5 * n)
+    largest = max(n, n_places)
+    shared = 4 * largest * JACOBIANS * f + 3 * DOUBLE * 4 * d**2 + 4 * 6 * d * f if f else 0
+    sampled = 4 * 5 * d * (work.sample + 1.5 * n) + 4 * 4 * d * (n_places + judging)
     return float(max(fitting, reach, shared) + sampled)
 
 

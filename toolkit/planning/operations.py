@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.analysis.reachability import BUDGETS
-from toolkit.analysis.shared_map import PROBES, SHARED_RANKS
-from toolkit.diagnosis.block_statistics import MODES, moment_pairs
+from toolkit.analysis.shared_map import PROBED, PROBES, SHARED_RANKS
+from toolkit.diagnosis.block_statistics import MODES, PLACE_TOKENS, moment_pairs
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
+from toolkit.diagnosis.place_rows import PLACE_RANKS
 from toolkit.diagnosis.reach_rows import SCALES, TARGETS
 from toolkit.models.locations import INSIDE
 from toolkit.planning.shapes import BlockShape, ModelShape
@@ -35,8 +36,9 @@ FIT = CHOLESKY + 2 * SOLVE + PRODUCT + TRIDIAGONAL
 JUDGED = 2 * PRODUCT
 
 # What a token is looked at with: `toolkit.diagnosis.reach_rows`, `toolkit.analysis.shared_map`.
-SHARED_FITS = len(TARGETS) + 1  # from the MLP's input to each target, and to the block's
+SHARED_FITS = len(TARGETS)  # from the MLP's input to each target
 CGLS_RUNS, CGLS_PRODUCTS = 6, 9.0  # five evaluations of 1 + 0.8 products a run
+PLACE_PRODUCTS = 9.0  # of the shared map before the MLP: four runs of one iteration
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
 
 Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "shared", "logit"]
@@ -187,10 +189,12 @@ def reachability(shape: ModelShape, work: Workload) -> list[Stage]:
 def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
     """One map for all tokens: `CGLS_RUNS` of conjugate gradients with `CGLS_PRODUCTS` Jacobian
     products a token each, and what judges five ranks; a product is ``6 d f + 2 d²``. Then each
-    fit's coordinates (``10 d²`` a token and `SVD` d³), and W̄ᵀW̄ of gate and up.
+    fit's coordinates (``10 d²`` a token and `SVD` d³), and W̄ᵀW̄ of gate and up. Before the MLP
+    `PLACE_PRODUCTS` on the tokens on which places are compared, and what judges three ranks.
     """
     n = min(work.shared_sample, work.counted(False))
     judges = min(work.shared_sample // 2, work.counted(True))
+    n_places, judging = places(work)
     d, total = shape.d, 0.0
     for block in shape.blocks:
         if block.d_ff == 0 or n == 0:
@@ -199,12 +203,22 @@ def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
         product = 2.0 * inner * d * block.d_ff + 2.0 * d * d
         products = n * (CGLS_RUNS * CGLS_PRODUCTS + PROBES + len(SHARED_RANKS))
         products += 3 * len(SHARED_RANKS) * judges
-        fitted = SHARED_FITS if shape.sublayer else len(TARGETS)
-        total += fitted * (products * product + 2.0 * (1 + PROBES) * n * d * d)
-        total += fitted * (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
+        coordinates = (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
+        total += SHARED_FITS * (products * product + 2.0 * (1 + PROBES) * n * d * d + coordinates)
+        if shape.sublayer:
+            products = n_places * (PLACE_PRODUCTS + len(PLACE_RANKS)) + PROBES * PROBED
+            products += 3 * len(PLACE_RANKS) * judging
+            total += products * product + 12.0 * n_places * d * d + coordinates
+        total += 2 * (4.0 * n_places * d * d + (FIT + SVD) * d**3)  # after the MLP
         total += (inner - 1) * 3 * PRODUCT * d * d * block.d_ff  # W̄ᵀW̄, and the identity through it
         total += len(SCALES) * (n + judges) * first_order(block, shape, work)
     return [Stage("shared maps", "shared", total)]
+
+
+def places(work: Workload) -> tuple[int, int]:
+    """Count the fit and held-out tokens on which places are compared."""
+    size = PLACE_TOKENS if work.shared_sample else 0
+    return min(size, work.counted(False)), min(size // 2, work.counted(True))
 
 
 def weight_side(shape: ModelShape, work: Workload) -> list[Stage]:

@@ -17,33 +17,48 @@ class Reservoir:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._keys: Tensor | None = None
-        self._values: dict[str, Tensor] = {}
+        self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []  # keys, and vectors by name
+
+    @property
+    def seen(self) -> bool:
+        """Tell whether any tokens came."""
+        return bool(self._parts)
 
     def update(self, values: Mapping[str, Tensor], keys: Tensor) -> None:
         """Add tokens: every vector `[n, d]` (d may differ) with their `keys` `[n]`."""
-        order = keys.argsort()[: self.size]  # of the new ones, none beyond these is kept
-        keys, values = keys[order], {name: value[order] for name, value in values.items()}
-        if self._keys is not None:
-            values = {name: torch.cat([self._values[name], new]) for name, new in values.items()}
-            keys = torch.cat([self._keys, keys])
-            order = keys.argsort()[: self.size]
-            keys, values = keys[order], {name: value[order] for name, value in values.items()}
-        self._keys, self._values = keys, values
+        self._parts.append(self._smallest(keys, values))
+        # Not at every update: joining what is kept costs as much as all of it.
+        if sum(len(keys) for keys, _ in self._parts) > 2 * self.size:
+            self._join()
 
     def reduce(self, processes: Processes) -> None:
         """Sample from the tokens of all `processes`."""
-        mine = None if self._keys is None else (self._keys.cpu(), self._on_cpu())
-        parts = [part for part in processes.gathered(mine) if part is not None]
-        self._keys, self._values = None, {}
-        for keys, values in parts:
-            self.update(values, keys)
+        self._join()
+        mine = [(keys.cpu(), _on_cpu(values)) for keys, values in self._parts]
+        self._parts = [part for parts in processes.gathered(mine) for part in parts]
+        self._join()
 
     def result(self) -> dict[str, Tensor]:
         """The sampled tokens' vectors by name, each `[size or fewer, d]`, in the keys' order."""
-        if self._keys is None:
+        if not self._parts:
             raise ValueError("no tokens were counted")
-        return {name: value.clone() for name, value in self._on_cpu().items()}
+        self._join()
+        return {name: value.clone() for name, value in _on_cpu(self._parts[0][1]).items()}
 
-    def _on_cpu(self) -> dict[str, Tensor]:
-        return {name: value.cpu() for name, value in self._values.items()}
+    def _join(self) -> None:
+        """Make one part of all, of the tokens with the smallest keys."""
+        if self._parts:
+            keys = torch.cat([keys for keys, _ in self._parts])
+            names = self._parts[0][1]
+            values = {name: torch.cat([part[name] for _, part in self._parts]) for name in names}
+            self._parts = [self._smallest(keys, values)]
+
+    def _smallest(
+        self, keys: Tensor, values: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        order = keys.argsort()[: self.size]
+        return keys[order], {name: value[order] for name, value in values.items()}
+
+
+def _on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in values.items()}

@@ -140,6 +140,10 @@ SPEC = TableSpec(
         "kl_mean": "nats, mean over prompts",
         "kl_sem": "nats, standard error over prompts",
         "n_prompts": "prompts that reach this index; fewer later on",
+        "target": (
+            "what the adapter is fitted to supply: `own`, what is missing where it adds; `block`, "
+            "before the MLP what is missing after the block, fitted through the MLP"
+        ),
     },
     plot=plot,
     finding=finding,

@@ -180,6 +180,10 @@ SPEC = TableSpec(
             "`kl` with each model reading its own greedy tokens; candidates in all blocks only"
         ),
         "kl_own_sem": "standard error of `kl_own`, over prompts",
+        "target": (
+            "what the adapter is fitted to supply: `own`, what is missing where it adds; `block`, "
+            "before the MLP what is missing after the block, fitted through the MLP"
+        ),
     },
     plot=plot,
     finding=finding,

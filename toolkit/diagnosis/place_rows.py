@@ -1,0 +1,125 @@
+"""Places beside each other: one map for all tokens that supplies the block's delta from each.
+
+All places are fitted and judged on the same tokens. What is added after the MLP arrives, so a map
+there is a linear fit. What is added before it passes through the MLP too: that is the shared map's
+problem, whose maps are adapters as well. In a family whose MLP reads nothing of what attention adds,
+whatever is added before the MLP arrives too.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from toolkit.adapters.adapter import Adapter
+from toolkit.adapters.linear import Linear
+from toolkit.adapters.vector import FixedVector
+from toolkit.analysis.linear_fit import Rank, fit_linear, ranks_below
+from toolkit.analysis.shared_map import Problem, SharedMap, explained, fit_shared
+from toolkit.blocks.parts import BlockParts, PlaceSample
+from toolkit.diagnosis.reach_rows import Row, shared_row, validating
+from toolkit.fitting.spec import FitSpec
+from toolkit.statistics import MomentSums
+
+PLACE_RANKS: tuple[Rank, ...] = (0, 8, "full")
+ITERATIONS = 1  # of every rank on from the one before: with thousands of tokens that is most of it
+
+
+def places_task(
+    parts: BlockParts,
+    sides: tuple[PlaceSample, PlaceSample],
+    specs: Sequence[FitSpec],
+    parallel: bool,
+    dtype: torch.dtype,
+) -> tuple[dict[str, list[Row]], dict[FitSpec, Adapter]]:
+    """Return the rows of ``shared_reach`` with target ``block``, and the adapters of `specs`.
+
+    `specs` are those before the MLP that supply the block's delta through the block.
+    """
+    fit, held_out = sides
+    rows: list[Row] = []
+    adapters: dict[FitSpec, Adapter] = {}
+    arriving = ["pre_mlp", "post_mlp", "post_block"][not parallel :]
+    if not bool(fit.forced_delta.any()) or not bool(held_out.forced_delta.any()):
+        still = FixedVector(torch.zeros(fit.pre_mlp.shape[1], dtype=dtype))
+        rows = [_nothing(location, fit, held_out) for location in arriving]
+        return {"shared_reach": rows}, dict.fromkeys(specs, still)
+    if not parallel and parts.sublayer is not None:
+        maps = _through_the_block(parts, fit, held_out, rows)
+        adapters = {spec: _adapter(maps[spec.rank_at(0)], spec.rank_at(0), dtype) for spec in specs}
+    for location in arriving:
+        rows += _arriving_rows(location, fit, held_out)
+    return {"shared_reach": rows}, adapters
+
+
+def _through_the_block(
+    parts: BlockParts, fit: PlaceSample, held_out: PlaceSample, rows: list[Row]
+) -> dict[Rank, SharedMap]:
+    """Fit the shared maps before the MLP, and add their rows."""
+    assert parts.sublayer is not None
+    sublayer = parts.sublayer.to(fit.pre_mlp.dtype)
+
+    def problem(sample: PlaceSample) -> Problem:
+        jacobian = sublayer.to_block(sample.stream)
+        return Problem(jacobian, sample.pre_mlp, sample.forced_delta)
+
+    stops = validating(len(fit))
+    training, validation = problem(fit.where(~stops)), problem(fit.where(stops))
+    maps = fit_shared(training, validation, PLACE_RANKS, ITERATIONS)
+    seen, unseen = problem(fit), problem(held_out)
+    labels = {"location": "pre_mlp", "target": "block"}
+    for rank, shared in maps.items():
+        found = shared_row(shared, seen, unseen, sublayer, held_out.stream)
+        rows.append({**labels, "rank": rank} | found)
+    return maps
+
+
+def _nothing(location: str, fit: PlaceSample, held_out: PlaceSample) -> Row:
+    """Return the row of a vector where there is nothing to supply."""
+    shares = ("explained_fit", "explained_heldout", "explained_heldout_sem", "nonlinear_heldout")
+    return {
+        "location": location,
+        "target": "block",
+        "rank": 0,
+        **dict.fromkeys((*shares, "size"), 0.0),
+        "n_fit": len(fit),
+        "n_heldout": len(held_out),
+    }
+
+
+def _adapter(shared: SharedMap, rank: Rank, dtype: torch.dtype) -> Adapter:
+    bias = shared.bias.to(dtype, copy=True)
+    if shared.matrix is None or rank == "full":
+        return FixedVector(bias) if shared.matrix is None else Linear(
+            shared.matrix.to(dtype, copy=True), None, bias
+        )
+    up, down = shared.factors(rank)
+    return Linear(up.to(dtype).contiguous(), down.to(dtype).contiguous(), bias)
+
+
+def _arriving_rows(location: str, fit: PlaceSample, held_out: PlaceSample) -> Iterator[Row]:
+    """Yield what a linear map of the state at `location`, whose output arrives, explains."""
+    moments = MomentSums([("x", "x"), ("t", "x")])
+    moments.update({"x": getattr(fit, location), "t": fit.forced_delta})
+    linear = fit_linear(moments.result(), "x", "t")
+    for rank in ranks_below(len(linear.t_mean), PLACE_RANKS):
+        matrix, bias = linear.matrix(rank), linear.bias(rank)
+
+        def left(sample: PlaceSample, m: Tensor = matrix, b: Tensor = bias) -> tuple[Tensor, Tensor]:
+            x = getattr(sample, location)
+            steering = x @ m.T.to(x) + b.to(x)
+            return sample.forced_delta - steering, steering
+
+        share, sem = explained(left(held_out)[0], held_out.forced_delta)
+        yield {
+            "location": location,
+            "target": "block",
+            "rank": rank,
+            "explained_fit": explained(left(fit)[0], fit.forced_delta)[0],
+            "explained_heldout": share,
+            "explained_heldout_sem": sem,
+            "nonlinear_heldout": share,  # what is added is what is asked for
+            "size": float(left(held_out)[1].norm() / held_out.post_block.norm()),
+            "n_fit": len(fit),
+            "n_heldout": len(held_out),
+        }
