@@ -121,7 +121,9 @@ def test_a_tokens_matrix_can_be_had_by_itself(kind):
     matrix = matrix_of(jacobian)
     for i in (2, 0):
         torch.testing.assert_close(matrix(i), expected[i], rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(jacobian.tokens(slice(i, i + 1)).dense()[0], expected[i], atol=1e-10, rtol=0)
+        torch.testing.assert_close(
+            jacobian.tokens(slice(i, i + 1)).dense()[0], expected[i], atol=1e-10, rtol=0
+        )
 
 
 @each_kind

@@ -61,7 +61,9 @@ def test_what_arrives_is_least_squares_on_the_same_tokens(parallel):
     sides, table, adapters = found(parts, parallel=parallel, specs=[] if parallel else THROUGH)
     assert {row["n_fit"] for row in table.values()} == {300}
     assert {row["n_heldout"] for row in table.values()} == {150}
-    assert set(table) == {(p, r) for p in ("pre_mlp", "post_mlp", "post_block") for r in PLACE_RANKS}
+    assert set(table) == {
+        (p, r) for p in ("pre_mlp", "post_mlp", "post_block") for r in PLACE_RANKS
+    }
     for location in ("pre_mlp", "post_mlp", "post_block")[not parallel :]:
         for rank in PLACE_RANKS:
             X, T = (getattr(sides[0], n).numpy() for n in (location, "forced_delta"))

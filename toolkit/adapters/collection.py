@@ -17,7 +17,17 @@ from toolkit.adapters.positions import Positions
 from toolkit.errors import InputError
 from toolkit.models.locations import POINTS
 
-Fit = Literal["free", "forced", "sequential", "blended", "matched", "trained", "identity"]
+Fit = Literal[
+    "free",
+    "forced",
+    "sequential",
+    "blended",
+    "matched",
+    "trained",
+    "distilled",
+    "swept",
+    "identity",
+]
 
 CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"
 FORMAT = 2

@@ -76,7 +76,7 @@ class Samples:
         for reservoir in (self.tokens, self.held_out if held_out else self.fit):
             reservoir.update(values, step.batch.keys)
         places = self.held_out_places if held_out else self.fit_places
-        if places.size and _PLACES <= step.forced.keys():
+        if places.size and step.forced.keys() >= _PLACES:
             forced = {name: step.forced[name] for name in _PLACES}
             forced["forced_delta"] = step.delta("forced", "post_block")
             places.update(forced, step.batch.keys)

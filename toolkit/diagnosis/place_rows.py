@@ -90,8 +90,10 @@ def _nothing(location: str, fit: PlaceSample, held_out: PlaceSample) -> Row:
 def _adapter(shared: SharedMap, rank: Rank, dtype: torch.dtype) -> Adapter:
     bias = shared.bias.to(dtype, copy=True)
     if shared.matrix is None or rank == "full":
-        return FixedVector(bias) if shared.matrix is None else Linear(
-            shared.matrix.to(dtype, copy=True), None, bias
+        return (
+            FixedVector(bias)
+            if shared.matrix is None
+            else Linear(shared.matrix.to(dtype, copy=True), None, bias)
         )
     up, down = shared.factors(rank)
     return Linear(up.to(dtype).contiguous(), down.to(dtype).contiguous(), bias)
@@ -105,7 +107,9 @@ def _arriving_rows(location: str, fit: PlaceSample, held_out: PlaceSample) -> It
     for rank in ranks_below(len(linear.t_mean), PLACE_RANKS):
         matrix, bias = linear.matrix(rank), linear.bias(rank)
 
-        def left(sample: PlaceSample, m: Tensor = matrix, b: Tensor = bias) -> tuple[Tensor, Tensor]:
+        def left(
+            sample: PlaceSample, m: Tensor = matrix, b: Tensor = bias
+        ) -> tuple[Tensor, Tensor]:
             x = getattr(sample, location)
             steering = x @ m.T.to(x) + b.to(x)
             return sample.forced_delta - steering, steering

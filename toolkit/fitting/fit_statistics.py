@@ -63,8 +63,7 @@ class FitStatistics:
             self.tokens[step.index] = Tokens(values[STATE], values[TARGET])
 
     def values(self, step: Step) -> dict[str, Tensor]:
-        """Return `values_of`, with the target as the heads can supply it where the spec is there.
-        """
+        """Return `values_of`, with the target as the heads can supply it where the spec is there."""
         values = values_of(step, self.spec)
         if self.heads:
             values[TARGET] = self.heads.target(values[STATE], values[TARGET])

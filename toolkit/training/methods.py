@@ -120,7 +120,7 @@ def adapted(
     trained += list(modules.parameters())
     with ExitStack() as stack:
         if model is base:
-            stack.enter_context(_frozen(base))
+            stack.enter_context(frozen(base))
         stack.enter_context(steer(model, adapters, sites))
         trainee = None
         if method.trained:
@@ -133,7 +133,7 @@ def adapted(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of `model` asks for a gradient meanwhile."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

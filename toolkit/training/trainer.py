@@ -1,5 +1,6 @@
 """Training what asks for gradients, with transformers' Trainer."""
 
+import copy
 import math
 import time
 import warnings
@@ -12,12 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from toolkit.errors import InputError
 from toolkit.training.examples import NOT_SUPERVISED, collate
 
+LOOKS = 10  # at validation rows, in a whole training
 _PRIME = 1_000_003  # keeps epochs of one seed apart from those of the next
 
 
@@ -28,6 +36,7 @@ class TrainingOptions:
     `batch_size` examples a step, `micro_batch` of them at a time; the learning rate rises over
     `warmup` of all steps and falls by a cosine. `seed` orders the examples. `max_steps` ends
     training before `epochs` do. `save_steps` says how often a resumable run writes a checkpoint.
+    With validation rows, so many looks at them without a gain (`patience`) end training.
     """
 
     learning_rate: float
@@ -39,6 +48,7 @@ class TrainingOptions:
     max_steps: int = -1
     save_steps: int = 100
     seed: int = 0
+    patience: int = 3
 
     def __post_init__(self) -> None:
         micro = self.micro_batch or self.batch_size
@@ -50,12 +60,16 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training took: optimiser `steps`, `tokens` read, `seconds`, and the loss by step."""
+    """What a training took: optimiser `steps`, `tokens` read, `seconds`, and the loss by step.
+
+    `validation` is the loss on rows that were not trained on, by step, where there are any.
+    """
 
     steps: int
     tokens: int
     seconds: float
     losses: tuple[tuple[int, float], ...]
+    validation: tuple[tuple[int, float], ...] = ()
 
 
 class Trainee(nn.Module):
@@ -82,7 +96,7 @@ class Trainee(nn.Module):
         output = self.model(**batch, use_cache=False)
         # Losses of a step's micro batches are summed: each brings its share of the penalty.
         whole = batch.get("num_items_in_batch")
-        share = 1.0 if whole is None else _supervised(batch["labels"]) / whole
+        share = 1.0 if whole is None else supervised_tokens(batch["labels"]) / whole
         output.loss = output.loss + share * self.extra_loss()
         return output
 
@@ -110,13 +124,18 @@ def train(
     folder: Path | None = None,
     show_progress: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    validation: Sequence[dict[str, list[int]]] = (),
 ) -> Training:
     """Train `trainee` on `rows`, supervised examples.
 
     With a `folder`, checkpoints go there and an interrupted training goes on from the last one.
+    With `validation` rows, training ends where they no longer gain, and `trainee` is left as it was
+    at its best on them: as it came, if nothing was gained.
     """
     micro = options.micro_batch or options.batch_size
     device = next(trainee.parameters()).device
+    start = copy.deepcopy(trainee.state_dict()) if validation else {}
+    judged = _judging(rows, options) if validation else {}
     with TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=str(folder or scratch),
@@ -130,9 +149,12 @@ def train(
             weight_decay=options.weight_decay,
             logging_steps=10,
             logging_nan_inf_filter=False,
-            save_strategy="steps" if folder else "no",
-            save_steps=options.save_steps,
-            save_total_limit=1,
+            **{
+                "save_strategy": "steps" if folder else "no",
+                "save_steps": options.save_steps,
+                "save_total_limit": 1,
+                **judged,
+            },
             report_to="none",
             remove_unused_columns=False,
             disable_tqdm=not show_progress,
@@ -144,8 +166,13 @@ def train(
             model=trainee,
             train_dataset=list(rows),
             data_collator=lambda batch: collate(batch, pad_id),
+            eval_dataset=list(validation) or None,
             args=arguments,
-            callbacks=[_StopAtNoNumber(), *callbacks],
+            callbacks=[
+                _StopAtNoNumber(),
+                *([EarlyStoppingCallback(options.patience)] if validation else ()),
+                *callbacks,
+            ],
         )
         if not show_progress:
             trainer.remove_callback(printer())
@@ -157,9 +184,37 @@ def train(
     epochs = trainer.state.epoch or 0.0
     tokens = round(epochs * sum(len(row["input_ids"]) for row in rows))
     seconds = time.perf_counter() - started
+    looks = tuple(
+        (int(row["step"]), row["eval_loss"])
+        for row in trainer.state.log_history
+        if "eval_loss" in row
+    )
+    if looks and not min(loss for _, loss in looks) < looks[0][1]:
+        trainee.load_state_dict(start)
     # The trainer's own history is in its checkpoints: nothing is lost where a run is resumed.
     losses = tuple((int(r["step"]), r["loss"]) for r in trainer.state.log_history if "loss" in r)
-    return Training(trainer.state.global_step, tokens, seconds, losses)
+    return Training(trainer.state.global_step, tokens, seconds, losses, looks)
+
+
+def _judging(rows: Sequence[Any], options: TrainingOptions) -> dict[str, Any]:
+    """Return the arguments with which validation rows are looked at, ten times in a training."""
+    epoch = math.ceil(len(rows) / options.batch_size)
+    steps = options.max_steps if options.max_steps > 0 else math.ceil(epoch * options.epochs)
+    every = max(1, steps // LOOKS)
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "eval_on_start": True,
+        "per_device_eval_batch_size": options.micro_batch or options.batch_size,
+        "prediction_loss_only": True,
+        "label_names": ["labels"],
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
 
 
 def _trainer(**arguments: Any) -> Trainer:
@@ -205,7 +260,7 @@ class _StopAtNoNumber(TrainerCallback):
             control.should_training_stop = True
 
 
-def _supervised(labels: Tensor) -> Tensor:
+def supervised_tokens(labels: Tensor) -> Tensor:
     """Count how many tokens of a batch are learned from, as the trainer counts them."""
     return (labels[:, 1:] != NOT_SUPERVISED).sum()
 
@@ -234,7 +289,7 @@ def response_loss(
     for start in range(0, len(rows), batch_size):
         batch = collate(rows[start : start + batch_size], pad_id)
         batch = {name: value.to(next(model.parameters()).device) for name, value in batch.items()}
-        counted = int(_supervised(batch["labels"]))
+        counted = int(supervised_tokens(batch["labels"]))
         total += float(model(**batch, use_cache=False).loss) * counted
         n += counted
     return total / n
