@@ -1,8 +1,8 @@
 """Where in a language model could activation steering have done what fine-tuning did?
 
 The rooms of the package, each of which reads only those before it: errors, runtime, documents,
-tables, statistics, models, blocks, lockstep, analysis, adapters, fitting, evaluation, diagnosis,
-report, planning, training, theory, jobs, cli. The docstring of each says what happens there.
+tables, statistics, models, blocks, lockstep, analysis, adapters, fitting, evaluation, training,
+diagnosis, report, planning, theory, jobs, cli. The docstring of each says what happens there.
 
 A run, from two models to an adapter that steers the base model::
 

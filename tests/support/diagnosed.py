@@ -97,14 +97,15 @@ ORACLE = {**NONE, "location": "post_block", "kind": "oracle"}
 def every_candidate(family: str, dtype: torch.dtype) -> list[tuple[dict, dict]]:
     """Every candidate that the run compared, with its divergences by the textbook.
 
-    But for those before the MLP that are fitted through it, which have tests of their own.
+    But for those before the MLP that are fitted through it and changes of weights, which have tests
+    of their own.
     """
     c = case(family, dtype)
     found = [(NONE, c.book.divergences(c.prompts, N_NEW, ENDS))]
     found.append((ORACLE, c.book.divergences(c.prompts, N_NEW, ENDS, oracle=True)))
     names = list(NONE)
     for candidate in c.run.steerability.frame[names].to_dict("records")[2:]:
-        if candidate["target"] == "block":
+        if candidate["target"] == "block" or candidate["kind"] == "lora":
             continue
         maps = textbook_maps(family, dtype, *(candidate[n] for n in ("location", "rank", "fit")))
         if candidate["layers"] != "all":

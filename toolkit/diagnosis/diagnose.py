@@ -20,17 +20,18 @@ from toolkit.diagnosis.checks import (
 from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.grid import SINGLE, grid_for
 from toolkit.diagnosis.noise import Noise, measure_noise, some_of
-from toolkit.diagnosis.options import Options
+from toolkit.diagnosis.options import DISTIL_STEPS, Options
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.summary import describe_choice, make_tables, samples
 from toolkit.diagnosis.survey import SurveyPlan, survey
+from toolkit.diagnosis.weight_candidates import weight_candidates, why_no_weights
 from toolkit.diagnosis.weight_rows import weight_rows
 from toolkit.diagnosis.workspace import Workspace
 from toolkit.documents.batches import Batch
 from toolkit.documents.corpus import Corpus
 from toolkit.evaluation.allocation import BlockErrorRows, BlockErrors
 from toolkit.evaluation.candidates import ORACLE, Candidate
-from toolkit.evaluation.compare import FORCINGS, Evaluation, evaluate, n_comparisons
+from toolkit.evaluation.compare import FORCINGS, Evaluation, Forcing, evaluate, n_comparisons
 from toolkit.evaluation.rank_search import Known, RankSearch, smallest_ranks
 from toolkit.evaluation.recommend import recommend
 from toolkit.evaluation.reference import Reference
@@ -46,6 +47,8 @@ from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import Stages
 from toolkit.tables.table import Table
+
+SHOWN_ON_OWN_TOKENS = (0, 8, "full")  # ranks after the block
 
 
 @torch.no_grad()
@@ -95,15 +98,23 @@ class _Diagnosis:
         with stages.stage("march"):
             blocks, specs = self._march()
         release_freed()
+        march_seconds = stages.figures["march"]["seconds"]
         candidates = _candidates(blocks, specs)
+        weights = weight_candidates(pair, blocks)
         asked = self.corpus.asked(options.max_prompts)
         prompts = [document.prompt_ids for document in asked]
         reference = Reference(pair.tuned, pair.tokenizer, prompts, options.new_tokens)
         with stages.stage("replacement"):
-            evaluation = self._compare(reference, candidates)
+            evaluation = self._compare(reference, [*candidates, *weights])
+        if options.distil:
+            with stages.stage("distillation"):
+                distilled = self._distilled(candidates)
+                more = evaluate(pair, reference, distilled, processes=self.processes)
+                candidates += distilled
+                evaluation.join(more)
         with stages.stage("checks"):
             rows = weight_rows(pair.base_runner, pair.tuned_runner, self.processes)
-            tables = make_tables(pair, blocks, candidates, evaluation, rows)
+            tables = make_tables(pair, blocks, [*candidates, *weights], evaluation, rows)
             tables["noise"] = noise.table
             checks = self._checks(tables, evaluation, noise)
             if options.sketch:
@@ -113,14 +124,19 @@ class _Diagnosis:
         if options.max_kl is not None:
             with stages.stage("rank set"):
                 rank_search = self._search(options.max_kl, blocks, reference)
-        choice = recommend(candidates, evaluation)
+        choice = recommend(candidates, evaluation, options.recover)
+        if choice and choice.chosen not in evaluation.tokens and choice.chosen.layers == "all":
+            evaluation.join(self._own(reference, choice.chosen))
         return Run(
             tables=tables,
             recommendation=describe_choice(choice, pair, evaluation),
             adapters=choice.chosen.adapters if choice else None,
             samples=samples(pair, asked, choice, evaluation),
             checks=checks,
-            info=describe_run(pair, options, self.corpus, len(prompts), stages, noise.summary),
+            info={
+                **describe_run(pair, options, self.corpus, len(prompts), stages, noise.summary),
+                "distillation": self._distillation(candidates, specs, march_seconds),
+            },
             rank_search=rank_search,
         )
 
@@ -152,6 +168,7 @@ class _Diagnosis:
             (options.sample, options.shared_sample),
             options.sketch,
             BlockErrorRows(pair, self.corpus) if options.max_kl is not None else None,
+            self._has_weights(),
         )
         keep = self.workspace.keep if self.workspace else None
         n_steps = (pair.n_layers - len(blocks)) * len(march.own or ())
@@ -164,7 +181,56 @@ class _Diagnosis:
                 release_freed()
         return blocks, specs
 
-    def _compare(self, reference: Reference, candidates: list[Candidate]) -> Evaluation:
+    def _has_weights(self) -> bool:
+        """Tell whether changes of weights are cut to steering's sizes; else keep why not."""
+        if self.options.sketch:
+            reason = "sketched moments do not have what the weights read"
+        else:
+            smallest = min(self.corpus.fit_batches, key=lambda batch: batch.n_tokens)
+            reason = why_no_weights(self.pair, smallest)
+        if reason:
+            self.pair.unavailable["lora"] = reason
+        return not reason
+
+    def _distillation(
+        self, candidates: list[Candidate], specs: list[FitSpec], march_seconds: float
+    ) -> dict[str, Any]:
+        """Say how long places were distilled, or what that would take."""
+        steps = self.options.distil
+        if steps:
+            return {"steps": steps}
+        from toolkit.diagnosis.distilled import estimated_seconds, plans
+
+        n_plans, n_streams = (
+            len(plans(candidates, self.pair.branches)),
+            sum(spec.is_steered for spec in specs),
+        )
+        seconds = estimated_seconds(self.corpus, n_plans, DISTIL_STEPS, march_seconds, n_streams)
+        return {"steps": 0, "would_be": DISTIL_STEPS, "estimated_seconds": round(seconds)}
+
+    def _distilled(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Distil adapters at every place."""
+        from toolkit.diagnosis.distilled import distilled_candidates  # brings the trainer
+
+        return distilled_candidates(
+            self.pair,
+            self.corpus,
+            candidates,
+            self.options,
+            folder=self.workspace.distilled if self.workspace else None,
+            processes=self.processes,
+            show_progress=self.show_progress,
+        )
+
+    def _own(self, reference: Reference, chosen: Candidate) -> Evaluation:
+        """Let the chosen candidate answer the prompts by itself."""
+        return evaluate(self.pair, reference, [chosen], forcings=FORCINGS, processes=self.processes)
+
+    def _compare(
+        self,
+        reference: Reference,
+        candidates: list[Candidate],
+    ) -> Evaluation:
         """Put every candidate in place of fine-tuning."""
         n_steps = n_comparisons(reference, len(candidates), self.processes)
         title = "putting fits in place of tuning"
@@ -173,7 +239,7 @@ class _Diagnosis:
                 self.pair,
                 reference,
                 candidates,
-                forcings=FORCINGS,
+                forcings=forcings_of,
                 advance=advance,
                 kept=self.workspace.outcomes if self.workspace else None,
                 processes=self.processes,
@@ -214,6 +280,16 @@ class _Diagnosis:
             *pair.checks,
             *unavailable,
         ]
+
+
+def forcings_of(candidate: Candidate) -> tuple[Forcing, ...]:
+    """Return the forcings of one candidate: on its own tokens as well where the report shows it.
+
+    Generating token by token is most of what a comparison costs.
+    """
+    shown = candidate.location == "post_block" and candidate.rank in SHOWN_ON_OWN_TOKENS
+    plain = candidate.adapters is None and candidate.weights is None
+    return FORCINGS if plain or shown else ("tuned",)
 
 
 def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:

@@ -8,6 +8,7 @@ from toolkit.errors import InputError
 from toolkit.evaluation.rank_search import require_bound
 
 LEAST_SKETCH = 64
+DISTIL_STEPS = 300  # by default where there is a GPU
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class Options:
     all). sample: tokens a block that are looked at one by one (reachability; 0: none).
     shared_sample: tokens a block on which one steering map before the MLP is fitted for all (half
     as many judge it; 0: none). max_kl: look for the smallest ranks that bring the steered model
-    within so many nats a token of the tuned one (None: do not). batch_tokens: tokens a batch.
+    within so many nats a token of the tuned one (None: do not). recover: the recovery that the
+    answer's adapters are to reach. distil: steps for which adapters at every place are distilled
+    (0: they are not, and closed form's figures are a floor). batch_tokens: tokens a batch.
     sketch: width of a random projection through which spectra and fits are seen (None: exact).
     seed: of the samples.
     """
@@ -31,6 +34,8 @@ class Options:
     sample: int = 8
     shared_sample: int = 256
     max_kl: float | None = None
+    recover: float = 0.9
+    distil: int = 0
     batch_tokens: int = 2048
     sketch: int | None = None
     seed: int = 0
@@ -49,6 +54,11 @@ class Options:
             raise InputError(
                 f"sketch is {self.sketch}: expected {LEAST_SKETCH} dimensions or more, twice the "
                 "largest rank that is fitted"
+            )
+        if not 0 < self.recover < 1 or self.distil < 0:
+            raise InputError(
+                f"recover is {self.recover} and distil {self.distil}: expected a share between 0 "
+                "and 1, and a number of steps"
             )
         if self.max_kl is not None:
             require_bound(self.max_kl)

@@ -2,8 +2,8 @@
 
 All places are fitted and judged on the same tokens. What is added after the MLP arrives, so a map
 there is a linear fit. What is added before it passes through the MLP too: that is the shared map's
-problem, whose maps are adapters as well. In a family whose MLP reads nothing of what attention adds,
-whatever is added before the MLP arrives too.
+problem, whose maps are adapters as well. In a family whose MLP reads nothing of what attention
+adds, whatever is added before the MLP arrives too.
 """
 
 from collections.abc import Iterator, Sequence

@@ -76,7 +76,7 @@ def _steerability(
 def describe_choice(
     choice: Recommendation | None, pair: ModelPair, evaluation: Evaluation
 ) -> dict[str, Any] | None:
-    """A recommendation as the report keeps it: the rows of the chosen, the best and the tied."""
+    """Describe a recommendation as the report keeps it, with the rows of what stands beside it."""
     if choice is None:
         return None
 
@@ -86,8 +86,12 @@ def describe_choice(
 
     return {
         **described(choice.chosen),
+        "lower": choice.lower,
+        "asked": choice.target,
+        "reached": choice.reached,
+        "n_candidates": choice.n_candidates,
         "best": described(choice.best),
-        "tied": [described(candidate) for candidate in choice.tied],
+        "smaller": described(choice.smaller) if choice.smaller else None,
     }
 
 

@@ -6,6 +6,7 @@ gathers from its own documents, the sums are added up, and the analyses are spre
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from toolkit.fitting.block_result import BlockResult
 from toolkit.fitting.closed_form import steering
 from toolkit.fitting.from_moments import adapter_from
 from toolkit.fitting.spec import FitSpec
+from toolkit.fitting.weight_change import InputSums, block_pieces
 from toolkit.lockstep.driver import march_through
 from toolkit.lockstep.march import March, Mode
 from toolkit.models.edits import target_of
@@ -56,7 +58,7 @@ class SurveyPlan:
     samples: how many tokens a block are looked at by themselves, and how many fit shared maps (half
     as many judge them). sketch: width of a random projection through which moments are seen (None:
     they are exact). errors: gives the rows ``block_errors`` of a block from its forced fit (None:
-    they are not asked for).
+    they are not asked for). weights: take what low-rank changes of the weights are made of.
     """
 
     branches: tuple[str, ...]
@@ -64,6 +66,7 @@ class SurveyPlan:
     samples: tuple[int, int] = (0, 0)
     sketch: int | None = None
     errors: Callable[[ForcedFit], list[Row]] | None = None
+    weights: bool = False
 
     @property
     def sequential(self) -> list[FitSpec]:
@@ -87,6 +90,8 @@ def survey(
     the same.
     """
 
+    looking = ExitStack()
+
     def listen(layer: int) -> dict[str, Any]:
         samples = Samples(*plan.samples) if parts_reader else None
         listeners: dict[str, Any] = {
@@ -96,6 +101,9 @@ def survey(
         }
         if parts_reader:
             listeners["mlp"] = MLPStatistics(parts_reader[layer], processes)
+        if plan.weights:
+            inputs = InputSums.of(pair, layer, processes)
+            listeners["inputs"] = looking.enter_context(inputs)
         return listeners
 
     def conclude(layer: int, found: dict[str, Any]) -> tuple[BlockResult, Any]:
@@ -116,9 +124,14 @@ def survey(
         result = BlockResult(layer)
         for rows, adapters in processes.spread(tasks):
             result.add(rows, adapters)
+        if plan.weights:
+            looking.close()
+            pieces = partial(block_pieces, pair, layer, found["inputs"])
+            (result.pieces,) = processes.spread([pieces])
         return result, steering(result.adapters, pair)
 
-    yield from march_through(march, listen, conclude, processes, advance)
+    with looking:
+        yield from march_through(march, listen, conclude, processes, advance)
 
 
 def analyse(layer: int, sums: BlockStatistics) -> BlockResult:

@@ -50,6 +50,11 @@ class Workspace:
         """Tell what the compared candidates gave."""
         return TensorFolder(self.folder / "replacement")
 
+    @property
+    def distilled(self) -> Path:
+        """The folder of adapters that are distilled, with their checkpoints."""
+        return self.folder / "distilled"
+
     def search_round(self, name: str) -> KeptRound:
         """One round of the search for the smallest ranks."""
         folder = self.folder / "search" / name
@@ -81,7 +86,12 @@ class Workspace:
             shutil.rmtree(replaced, ignore_errors=True)
             self.out.rename(replaced)
         self.folder.rename(self.out)
-        for folder in (self.march.folder, self.outcomes.folder, self.folder / "search"):
+        for folder in (
+            self.march.folder,
+            self.outcomes.folder,
+            self.folder / "search",
+            self.distilled,
+        ):
             shutil.rmtree(self.out / folder.name, ignore_errors=True)
         (self.out / REQUEST).unlink()
         shutil.rmtree(replaced, ignore_errors=True)

@@ -1,25 +1,35 @@
 """Candidates: what stands in for fine-tuning."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import nn
+
+from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
+from toolkit.adapters.weight_change import WeightChange, changed
+from toolkit.models.locations import Sites
 
 Layers = int | Literal["all"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold what stands in for fine-tuning: nothing, the oracle, or adapters.
+    """Hold what stands in for fine-tuning: nothing, the oracle, adapters, or a change of weights.
 
     `key` tells it from others: the spec of the adapters, or the words ``none`` and ``oracle``;
-    `layers` is "all" or the one block that is steered.
+    `layers` is "all" or the one block that is steered. `beside` are adapters at a second place.
+    `label` says of a change of weights which size it stands beside.
     """
 
     key: Hashable
     layers: Layers = "all"
     adapters: Adapters | None = field(default=None, compare=False)
+    weights: WeightChange | None = field(default=None, compare=False)
+    beside: Adapters | None = field(default=None, compare=False)
+    label: str = ""
 
     @classmethod
     def of(
@@ -37,37 +47,59 @@ class Candidate:
             adapters = Adapters(adapters.location, one, adapters.fit, adapters.info)
         return cls(key, layers, adapters)
 
+    @contextmanager
+    def attached(self, model: nn.Module, sites: Sites) -> Iterator[None]:
+        """Put it into `model`, the base."""
+        with ExitStack() as stack:
+            for adapters in (self.adapters, self.beside):
+                if adapters is not None:
+                    stack.enter_context(steer(model, adapters, sites))
+            if self.weights is not None:
+                stack.enter_context(changed(model, self.weights, sites))
+            yield
+
     @property
     def kind(self) -> str:
-        """The adapters' kind, or none or oracle."""
+        """The adapters' kind, or lora, none or oracle."""
+        if self.weights is not None:
+            return self.weights.kind
         return self.adapters.kind if self.adapters else str(self.key)
 
     @property
     def location(self) -> str:
-        """Tell where it steers; the oracle after the block."""
+        """Tell where it steers, two places joined by a plus; the oracle after the block."""
         if self.adapters:
-            return self.adapters.location
+            places = [some.location for some in (self.adapters, self.beside) if some]
+            return "+".join(places)
         return "post_block" if self.key == "oracle" else ""
 
     @property
     def rank(self) -> Any:
-        """The adapters' rank; None without adapters."""
+        """The adapters' rank, or the one rank of all modules; None without either."""
+        if self.weights is not None:
+            return self.weights.rank if isinstance(self.weights.rank, int) else None
         return self.adapters.rank if self.adapters else None
 
     @property
     def fit(self) -> str:
-        """How the adapters were fitted; empty without adapters."""
+        """How the adapters were fitted, or the weights cut; empty without either."""
+        if self.weights is not None:
+            return self.weights.fit
         return self.adapters.fit if self.adapters else ""
 
     @property
     def target(self) -> str:
-        """What the adapters supply: what is missing where they add, or in the block; else empty."""
-        return self.adapters.info.get("target", "own") if self.adapters else ""
+        """Say what the adapters supply: what is missing where they add, or in the block.
+
+        Of a change of weights, which size it stands beside; else empty.
+        """
+        return self.adapters.info.get("target", "own") if self.adapters else self.label
 
     @property
     def parameters(self) -> int:
-        """How many numbers the adapters hold."""
-        return self.adapters.parameters if self.adapters else 0
+        """Count the numbers of all that is added."""
+        parts = (self.adapters, self.beside, self.weights)
+        return sum(part.parameters for part in parts if part is not None)
 
 
 NONE = Candidate("none")

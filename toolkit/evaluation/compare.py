@@ -1,7 +1,7 @@
 """Candidates put in place of fine-tuning: how near the steered model comes to the tuned one."""
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal
@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from toolkit.adapters.attach import steer
 from toolkit.analysis.divergence import Divergences, Predictions
-from toolkit.evaluation.candidates import ALWAYS, ORACLE, Candidate
+from toolkit.evaluation.candidates import ALWAYS, NONE, ORACLE, Candidate
 from toolkit.evaluation.reference import PROMPTS_A_BATCH, PromptBatch, Reference
 from toolkit.models.generation import (
     Generated,
@@ -27,6 +26,7 @@ from toolkit.runtime.processes import ALONE, Processes
 Forcing = Literal["tuned", "own"]
 Tensors = dict[str, Tensor]
 FORCINGS: tuple[Forcing, ...] = ("tuned", "own")
+ForcingsOf = Callable[[Candidate], Sequence[Forcing]]
 
 
 @dataclass
@@ -42,6 +42,12 @@ class Evaluation:
     divergences: dict[tuple[Candidate, Forcing], Divergences] = field(default_factory=dict)
     tokens: dict[Candidate | None, list[list[int]]] = field(default_factory=dict)
     oracle_agrees: bool = True
+
+    def join(self, other: "Evaluation") -> None:
+        """Take over what another evaluation of the same prompts found."""
+        self.divergences |= other.divergences
+        self.tokens |= other.tokens
+        self.oracle_agrees &= other.oracle_agrees
 
     def add(self, candidate: Candidate | None, outcome: Tensors) -> None:
         """Add what one batch of prompts gave for `candidate`; None is the tuned model itself."""
@@ -66,7 +72,7 @@ def evaluate(
     candidates: Sequence[Candidate],
     n_new: int = 32,
     *,
-    forcings: Sequence[Forcing] = ("tuned",),
+    forcings: Sequence[Forcing] | ForcingsOf = ("tuned",),
     batch_size: int = PROMPTS_A_BATCH,
     advance: Callable[[], None] = lambda: None,
     kept: MutableMapping[str, Tensors] | None = None,
@@ -76,7 +82,8 @@ def evaluate(
 
     `prompts` are tokens, or a `Reference` that has the continuations already (`n_new` and
     `batch_size` are then its own). No steering and the oracle are always among the candidates; a
-    reference remembers what they gave. Candidates that steer one block are compared under tuned
+    reference remembers what they gave. `forcings` are those of all candidates, or give each its
+    own. Candidates that steer one block are compared under tuned
     forcing only, starting from that block. `kept` holds what each batch of prompts gave for each
     candidate: what is there already is not run again. All `processes` share the candidates of a
     batch, so that batches are the same however many there are.
@@ -84,9 +91,10 @@ def evaluate(
     reference = reference_of(pair, prompts, n_new, batch_size)
     kept = {} if kept is None else kept
     evaluation, start = Evaluation(), 0
+    of = forcings if callable(forcings) else lambda _: forcings
     everyone = [*ALWAYS, *candidates]
     for batch in reference.batches:
-        comparison = _Comparison(pair, batch, forcings)
+        comparison = _Comparison(pair, batch, of)
 
         def outcome(
             index: int,
@@ -109,7 +117,7 @@ def evaluate(
                 batch.outcomes[candidate] = found
         batch.release()
         start += len(batch.prompts.ids)
-    if evaluation.oracle_agrees and "own" in forcings:  # it then reads the same tokens under both
+    if evaluation.oracle_agrees and "own" in of(NONE):  # it then reads the same tokens under both
         evaluation.divergences[ORACLE, "own"] = evaluation.divergences[ORACLE, "tuned"]
     return evaluation
 
@@ -135,7 +143,7 @@ def n_comparisons(reference: Reference, n_candidates: int, processes: Processes)
 class _Comparison:
     """One batch of prompts on both models. What is compared with is made when first needed."""
 
-    def __init__(self, pair: ModelPair, batch: PromptBatch, forcings: Sequence[Forcing]) -> None:
+    def __init__(self, pair: ModelPair, batch: PromptBatch, forcings: ForcingsOf) -> None:
         self.batch, self.forcings, self.prompts = batch, forcings, batch.prompts
         self.runner, self.base, self.tuned = pair.base_runner, pair.base_runner.model, pair.tuned
         self.sites, self.tuned_sites = self.runner.sites, pair.tuned_runner.sites
@@ -143,7 +151,7 @@ class _Comparison:
     def outcome(self, candidate: Candidate | None) -> Tensors:
         """Return how far `candidate` is from the tuned model, and its tokens, by name."""
         known = self.batch.outcomes.get(candidate)
-        if known is not None and (candidate is None or self._has_all(known)):
+        if known is not None and (candidate is None or self._has_all(candidate, known)):
             return known
         if candidate is None:
             found = _tokens(self.batch.generated)
@@ -161,9 +169,10 @@ class _Comparison:
         ids, counted = (found[f"said.{name}"].to(device) for name in ("ids", "counted"))
         self.batch.restore(Generated(ids, counted))
 
-    def _has_all(self, known: Tensors) -> bool:
+    def _has_all(self, candidate: Candidate, known: Tensors) -> bool:
         """Return whether `known` has every forcing that is asked for; the oracle has but one."""
-        return "agrees" in known or all(f"{forcing}.nats" in known for forcing in self.forcings)
+        wanted = self.forcings(candidate)
+        return "agrees" in known or all(f"{forcing}.nats" in known for forcing in wanted)
 
     # Steering one block starts from the base model's states and needs no cache: like is compared
     # with like, so these and the oracle have the tuned model's own uncached pass.
@@ -182,15 +191,15 @@ class _Comparison:
 
     def _everywhere(self, candidate: Candidate) -> Tensors:
         """Compare under every forcing that is asked for, from one reading of the prompts."""
-        batch, found = self.batch, Tensors()
+        batch, found, forcings = self.batch, Tensors(), self.forcings(candidate)
         # The tuned model first: its own predictions come with the tokens, which are made but once.
-        tuned = batch.own if "own" in self.forcings else None
-        with self._attached(candidate):
+        tuned = batch.own if "own" in forcings else None
+        with candidate.attached(self.base, self.sites):
             start = prefill(self.base, self.prompts)
             logits = continuation_logits(self.base, self.prompts, start, batch.generated)
             if tuned is not None:
                 own, own_logits = greedy(self.base, self.prompts, start, batch.n_new, batch.ends)
-        if "tuned" in self.forcings:
+        if "tuned" in forcings:
             nats = batch.read.divergence(logits)
             found |= _compared("tuned", nats, batch.generated.counted)
         if tuned is not None:
@@ -200,7 +209,8 @@ class _Comparison:
 
     def _single(self, candidate: Candidate, layer: int) -> Tensors:
         states = self._base_states[str(layer)]
-        with self.runner.started_at(layer, states), self._attached(candidate):
+        started = self.runner.started_at(layer, states)
+        with started, candidate.attached(self.base, self.sites):
             return self._whole()[0]
 
     def _oracle(self) -> Tensors:
@@ -218,14 +228,6 @@ class _Comparison:
         logits = whole_logits(self.base, self.prompts, self.batch.generated)
         nats = self._tuned_states[0].divergence(logits)
         return _compared("tuned", nats, self.batch.generated.counted), logits
-
-    @contextmanager
-    def _attached(self, candidate: Candidate) -> Iterator[None]:
-        if candidate.adapters is None:
-            yield
-        else:
-            with steer(self.base, candidate.adapters, self.sites):
-                yield
 
 
 def _compared(forcing: Forcing, nats: Tensor, counted: Tensor) -> Tensors:

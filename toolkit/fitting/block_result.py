@@ -12,20 +12,24 @@ from toolkit.adapters.adapter import Adapter
 from toolkit.adapters.kinds import KINDS
 from toolkit.adapters.linear import Linear
 from toolkit.adapters.vector import FixedVector
+from toolkit.adapters.weight_change import WeightFit
+from toolkit.analysis.low_rank_change import LowRank
 from toolkit.fitting.spec import FitSpec
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.records import write_json, write_tensors
 
 Row = dict[str, Any]
+Place = tuple[int, str]  # a block, and the name of a module in it
 
 
 @dataclass
 class BlockResult:
-    """Hold what is kept of one block: rows by table, adapters by spec."""
+    """Hold what is kept of one block: rows by table, adapters by spec, pieces of its weights."""
 
     layer: int
     rows: dict[str, list[Row]] = field(default_factory=dict)
     adapters: dict[FitSpec, Adapter] = field(default_factory=dict)
+    pieces: dict[WeightFit, dict[Place, LowRank]] = field(default_factory=dict)
 
     def add(
         self,
@@ -92,6 +96,11 @@ class KeptMarch:
             f"{spec.name}|{name}": tensor.detach().contiguous()
             for spec, adapter in result.adapters.items()
             for name, tensor in adapter.state_dict().items()
+        } | {
+            f"{_PIECES}|{fit}|{module}|{part}": tensor.contiguous()
+            for fit, found in result.pieces.items()
+            for (_, module), piece in found.items()
+            for part, tensor in vars(piece).items()
         }
         write_tensors(tensors, stem.with_suffix(".safetensors"))
         write_json(result.layer + 1, self._progress)
@@ -111,7 +120,22 @@ class KeptMarch:
                 if name.split("|")[0] == spec.name
             }
             adapters[spec] = _rebuilt(spec, config, own)
-        return BlockResult(layer, kept["rows"], adapters)
+        return BlockResult(layer, kept["rows"], adapters, _pieces(layer, tensors))
+
+
+_PIECES = "pieces"  # begins the names of tensors that no adapter has
+
+
+def _pieces(layer: int, tensors: dict[str, Any]) -> dict[WeightFit, dict[Place, LowRank]]:
+    parts: dict[Any, dict[Place, dict[str, Any]]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"{_PIECES}|"):
+            _, fit, module, part = name.split("|")
+            parts.setdefault(fit, {}).setdefault((layer, module), {})[part] = tensor
+    return {
+        fit: {place: LowRank(**piece) for place, piece in found.items()}
+        for fit, found in parts.items()
+    }
 
 
 def _rebuilt(spec: FitSpec, config: dict[str, Any] | None, tensors: dict[str, Any]) -> Adapter:

@@ -27,8 +27,8 @@ class FitStatistics:
 
     A non-linear adapter needs the tokens themselves beside their moments. All `processes` take the
     frames of the first one's first tokens, unless `begin` has set frames. `sketch` is the width of
-    a random projection through which moments are seen (None: they are exact). `heads` is the block's
-    output projection, through which an adapter at the heads is fitted.
+    a random projection through which moments are seen (None: they are exact). `heads` is the output
+    projection of the block, through which an adapter at the heads is fitted.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FitStatistics:
             self.tokens[step.index] = Tokens(values[STATE], values[TARGET])
 
     def values(self, step: Step) -> dict[str, Tensor]:
-        """Return `values_of`, with the target as the heads can supply it where the spec is there."""
+        """Return `values_of`; at the heads, with the target as they can supply it."""
         values = values_of(step, self.spec)
         if self.heads:
             values[TARGET] = self.heads.target(values[STATE], values[TARGET])

@@ -41,7 +41,7 @@ class HeadProjection:
         self.inverse = (v[kept].T / sizes[kept]) @ self.basis.T
 
     def target(self, z: Tensor, missing: Tensor) -> Tensor:
-        """Return what is to be supplied through the matrix, `[n, d]`, where `missing` is missing."""
+        """Return what the matrix is to supply `[n, d]` for the stream to get what is `missing`."""
         if self.scale is None or self.heads.post is None:
             return missing
         y = self.heads.attended(z)

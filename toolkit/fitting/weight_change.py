@@ -21,6 +21,7 @@ from toolkit.blocks.read import affine, module_change
 from toolkit.documents.batches import Batch
 from toolkit.documents.corpus import Corpus, Reading
 from toolkit.errors import InputError
+from toolkit.fitting.block_result import Place
 from toolkit.lockstep.march import Step
 from toolkit.lockstep.single import SingleMarch, SingleStep
 from toolkit.models.deltas import wide
@@ -34,7 +35,6 @@ from toolkit.statistics.frame import shared_frames
 
 FITS: tuple[WeightFit, ...] = ("metric", "plain")
 
-Place = tuple[int, str]  # a block, and the name of a module in it
 Pieces = Mapping[WeightFit, Mapping[Place, LowRank]]
 
 

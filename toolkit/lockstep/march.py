@@ -64,7 +64,7 @@ class Step:
         return self.delta("forced", "pre_mlp" if point == "resid_mid" else point)
 
     def sequential_delta(self, name: str, location: str) -> Tensor:
-        """Return what stream `name` misses at the point that `location` adds to, tuned − steered."""
+        """Return what stream `name` misses where `location` adds to it, tuned − steered."""
         point = target_of(location, self.parallel)
         return delta(self.tuned[point], self.steered[name][point])
 

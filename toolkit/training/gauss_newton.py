@@ -1,11 +1,11 @@
 """Gauss–Newton sweeps: distillation without a learning rate.
 
 Adapters are affine maps ``Δ = A x + b`` of all blocks at once. One pass over the fit documents
-gives for every block, as running sums over its steered tokens: the moments of the state x, of the
-gradient g of ``KL(tuned ‖ steered)`` at the adapter's output, and of the same gradient s with labels
-that are drawn from the steered model itself, whose second moment G is the Gauss–Newton (Fisher)
-metric of the output (Martens 2020, arXiv:1412.1193; the product form is that of K-FAC, Martens and
-Grosse 2015). About the state's mean the step is
+gives for every block, as running sums over its steered tokens: the moments of the state x; of g,
+the gradient of ``KL(tuned ‖ steered)`` at the adapter's output; and of s, the same gradient with
+labels that are drawn from the steered model itself. The second moment G of s is the Gauss–Newton
+(Fisher) metric of the output (Martens 2020, arXiv:1412.1193; the product form is that of K-FAC,
+Martens and Grosse 2015). About the state's mean the step is
 
     ``A ← A − η (G + γI)⁻¹ Cov(g, x) (Cov(x) + λI)⁻¹``,   ``Δ(x̄) ← Δ(x̄) − η (G + γI)⁻¹ E g``,
 
@@ -49,7 +49,7 @@ PAIRS = [(STATE, STATE), (GRADIENT, STATE), (LABELS, LABELS)]
 
 @dataclass(frozen=True)
 class Swept:
-    """What sweeps gave: adapters, and after each sweep its length and the KL on documents set apart.
+    """What sweeps gave: adapters, and each sweep's length and KL on documents set apart.
 
     `history` begins with the start, whose length is 0.
     """
