@@ -45,7 +45,7 @@ def test_none_reaches_it_and_the_nearest_is_named():
 
 
 def test_a_figure_above_the_target_whose_bound_is_below_does_not_reach_it():
-    choice = of(0.1 * HARD + NOISE, 0.09 * HARD + 3 * NOISE, target=0.9)
+    choice = of(0.2 * HARD + NOISE, 0.09 * HARD + NOISE, target=0.9)
     assert choice.recovered > 0.9 > choice.lower
     assert not choice.reached
 
@@ -94,4 +94,4 @@ def test_the_bounds_hold_over_all_candidates_in_95_of_100_draws():
         width = critical_value([nats(p) for p in parts], nats(base))
         scores = [recovered(nats(p), nats(base)) for p in parts]
         held += all(score - width * sem <= 0.7 for score, sem in scores)
-    assert held / n_draws > 0.91
+    assert held / n_draws > 0.93

@@ -4,13 +4,14 @@ import copy
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from tests.support.blank import blanked
 from tests.support.plausible import candidates, frames
 from toolkit import Check, Run, Table
 from toolkit.report.folder import publish, read_run
-from toolkit.report.headline import headline, ties
+from toolkit.report.headline import beside, floors, headline, weights_beside
 from toolkit.report.page import render
 from toolkit.tables.spec import specs
 
@@ -20,7 +21,8 @@ FULL = frames(6, 8)
 
 def chosen(**change):
     row = next(r for r in candidates(6) if r["fit"] == "sequential" and r["rank"] == 8)
-    return {**row, "best": row, "tied": [], **change}
+    answer = {"lower": 0.94, "asked": 0.9, "reached": True, "n_candidates": 20, "smaller": None}
+    return {**row, **answer, "best": row, **change}
 
 
 def make_run(tables=FULL, recommendation=None):
@@ -84,11 +86,13 @@ def test_a_run_survives_its_files(folder, tmp_path):
 def test_one_prompt_has_no_standard_error():
     none = float("nan")
     frame = FULL["steerability"].assign(recovered_sem=none, kl_sem=none)
-    run = make_run({**FULL, "steerability": frame}, chosen(recovered_sem=none, kl_sem=none))
+    run = make_run(
+        {**FULL, "steerability": frame}, chosen(recovered_sem=none, kl_sem=none, lower=none)
+    )
     html = render(run, dict.fromkeys(specs(), "<svg></svg>"))
     assert "one held-out prompt" in html
     assert not re.search(r"\bnan\b", html)
-    assert "recovers 0.98 of" in headline(chosen(recovered_sem=None), False)
+    assert "recovers 0.98 with" in headline(chosen(recovered_sem=None, lower=none), False)
 
 
 def test_a_failed_check_is_named_beside_the_answer():
@@ -129,11 +133,46 @@ def test_findings_say_what_the_table_says():
 
 
 def test_headlines():
-    assert "rank 8 in every block, fitted sequentially" in headline(chosen(), False)
-    assert "recovers nothing" in headline(None, nothing_changed=False)
+    assert "after the block (post-block) in every block, fitted sequentially" in headline(
+        chosen(), False
+    )
+    assert "shown to recover 0.9" in headline(chosen(), False)
+    assert "at least 0.940 at 95 %, over all 20 candidates" in headline(chosen(), False)
+    nearest = headline(chosen(reached=False), False)
+    assert nearest.startswith("None of these adapters is shown to recover 0.9 ")
+    assert "The nearest is a linear map of rank 8" in nearest
+    assert "at least" not in headline(chosen(lower=float("nan")), False)
+    assert "recovers anything" in headline(None, nothing_changed=False)
     assert "nothing changed" in headline(None, nothing_changed=True)
-    assert "No smaller choice" in ties(chosen())
-    assert "cannot be told from" in ties(chosen(tied=[chosen()["best"]]))
+    earlier = {k: v for k, v in chosen().items() if k not in ("asked", "lower")}
+    assert headline(earlier, False).startswith("Steer with a linear map")
+
+
+def test_what_stands_beside_the_answer():
+    vector = {**chosen(), "rank": 0, "kind": "vector", "recovered": 0.41}
+    assert beside(chosen()) == beside(None) == ""
+    assert "fewer numbers post-block vector" in beside(chosen(smaller=vector))
+    assert "most is recovered by post-block vector" in beside(chosen(best=vector))
+
+
+def test_closed_form_is_a_floor_and_distillation_stands_beside_it():
+    frame = FULL["steerability"]
+    would_be = {"steps": 0, "would_be": 300, "estimated_seconds": 7200}
+    text = floors(frame, would_be)
+    assert "rank 8 pre-MLP 0.94" in text
+    assert "These are floors" in text
+    assert "--distil 300" in text
+    assert "about 2.0 hours" in text
+    row = frame[(frame.location == "pre_mlp") & (frame["rank"] == 8)].iloc[[0]]
+    both = pd.concat([frame, row.assign(fit="distilled", recovered=0.97)])
+    assert "rank 8 pre-MLP 0.94, distillation 0.97" in floors(both, {"steps": 300})
+    assert "floors" not in floors(both, {"steps": 300})
+
+
+def test_weights_stand_beside_steering():
+    text = weights_beside(FULL["steerability"])
+    assert "0.61 ± 0.02 with the numbers of steering of rank 8" in text
+    assert weights_beside(FULL["steerability"].query("kind != 'lora'")) == ""
 
 
 def test_a_run_gives_its_tables_by_name():

@@ -168,7 +168,7 @@ def candidates(n_layers: int) -> list[dict]:
         ("forced", "post_mlp"): {0: 0.41, 8: 0.913, 32: 0.973},
         ("forced", "pre_mlp"): {0: 0.26, 8: 0.44, 32: 0.52},
         ("sequential", "post_block"): {0: -0.85, 8: 0.978, 32: 0.983},
-        ("sequential", "pre_mlp"): {8: 0.61},
+        ("sequential", "pre_mlp"): {0: 0.42, 8: 0.941},
         ("sequential", "post_mlp"): {8: 0.96},
         ("free", "post_block"): {0: -2.5, 8: -4.8, 32: -6.2, "full": -10.5},
     }
@@ -176,6 +176,10 @@ def candidates(n_layers: int) -> list[dict]:
         for rank, value in by_rank.items():
             kind = "linear" if rank else "vector"
             rows.append(_candidate(location, kind, rank, fit, "all", value, 0.012, n_layers))
+    for rank, value in ((8, 0.61), (32, 0.79)):
+        row = _candidate("", "lora", None, "metric", "all", value, 0.02, n_layers)
+        inner = 2 * rank * D_MODEL + D_MODEL
+        rows.append({**row, "target": f"steering {rank}", "parameters": n_layers * inner})
     for layer in range(n_layers):
         value = 0.1 + 0.35 * layer / n_layers
         rows.append(_candidate("post_block", "linear", 8, "free", layer, value, 0.03, 1))
@@ -188,7 +192,8 @@ def _candidate(location, kind, rank, fit, layers, recovered, sem, n_blocks):
     return {"location": location, "kind": kind, "rank": rank, "fit": fit, "layers": layers,
             "parameters": parameters, "parameters_percent": 100 * parameters / PARAMETERS,
             "kl": 0.6 * (1 - recovered), "kl_sem": 0.02, "recovered": recovered,
-            "recovered_sem": sem, "kl_own": None, "kl_own_sem": None}  # fmt: skip
+            "recovered_sem": sem, "kl_own": None, "kl_own_sem": None,
+            "target": "own" if kind in ("vector", "linear") else ""}  # fmt: skip
 
 
 def _curves(candidate, n_tokens, random):
@@ -198,7 +203,8 @@ def _curves(candidate, n_tokens, random):
             mean = max(candidate["kl"], 1e-13) * 10 ** random.normal(0, 0.25)
             mean *= 1 if forcing == "tuned" else 1 + index / 4
             yield {**labels, "forcing": forcing, "token_index": index, "kl_mean": mean,
-                   "kl_sem": mean / 4, "n_prompts": 20}  # fmt: skip
+                   "kl_sem": mean / 4, "n_prompts": 20,
+                   "target": candidate["target"]}  # fmt: skip
 
 
 def reread(frame: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table as Grid
 
+from toolkit.cli import distil as _distil  # noqa: F401 - registers its command
 from toolkit.cli.figures import figures
 from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.cli.steer import finetune, steer_app, table
@@ -44,6 +45,15 @@ SharedSample = Annotated[
 MaxKL = Annotated[
     float | None,
     typer.Option("--max-kl", help="Find the smallest ranks within so many nats a token."),
+]
+Recover = Annotated[
+    float, typer.Option("--recover", help="Recovery that the answer's adapters are to reach.")
+]
+Distil = Annotated[
+    int | None,
+    typer.Option(
+        "--distil", help="Steps of distillation at every place; 0: none (300 with a GPU, else 0)."
+    ),
 ]
 BatchTokens = Annotated[int, typer.Option(help="Tokens in a batch at most.")]
 Sketch = Annotated[
@@ -86,6 +96,8 @@ def diagnose(
     sample: Sample = 8,
     shared_sample: SharedSample = 256,
     max_kl: MaxKL = None,
+    recover: Recover = 0.9,
+    distil: Distil = None,
     batch_tokens: BatchTokens = 2048,
     sketch: Sketch = None,
     dtype: Dtype = "float32",
@@ -108,9 +120,11 @@ def diagnose(
             return
         if not (base and tuned and data and (out or dry_run)):
             raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
-        from toolkit.diagnosis.options import Options
+        from toolkit.diagnosis.options import DISTIL_STEPS, Options
         from toolkit.jobs.diagnose import Job, plan_job
 
+        if distil is None:
+            distil = 0 if device == "cpu" else DISTIL_STEPS
         options = Options(
             positions=positions,  # type: ignore[arg-type]
             max_length=max_length,
@@ -119,6 +133,8 @@ def diagnose(
             sample=sample,
             shared_sample=shared_sample,
             max_kl=max_kl,
+            recover=recover,
+            distil=distil,
             batch_tokens=batch_tokens,
             sketch=sketch,
             seed=seed,

@@ -22,7 +22,7 @@ from toolkit.diagnosis.grid import SINGLE, grid_for
 from toolkit.diagnosis.noise import Noise, measure_noise, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
 from toolkit.diagnosis.run import Run
-from toolkit.diagnosis.summary import describe_choice, make_tables, samples
+from toolkit.diagnosis.summary import N_SAMPLES, describe_choice, make_tables, samples
 from toolkit.diagnosis.survey import SurveyPlan, survey
 from toolkit.diagnosis.weight_candidates import weight_candidates, why_no_weights
 from toolkit.diagnosis.weight_rows import weight_rows
@@ -109,7 +109,8 @@ class _Diagnosis:
         if options.distil:
             with stages.stage("distillation"):
                 distilled = self._distilled(candidates)
-                more = evaluate(pair, reference, distilled, processes=self.processes)
+                kept = self.workspace.outcomes_of("distilled") if self.workspace else None
+                more = evaluate(pair, reference, distilled, kept=kept, processes=self.processes)
                 candidates += distilled
                 evaluation.join(more)
         with stages.stage("checks"):
@@ -125,13 +126,11 @@ class _Diagnosis:
             with stages.stage("rank set"):
                 rank_search = self._search(options.max_kl, blocks, reference)
         choice = recommend(candidates, evaluation, options.recover)
-        if choice and choice.chosen not in evaluation.tokens and choice.chosen.layers == "all":
-            evaluation.join(self._own(reference, choice.chosen))
         return Run(
             tables=tables,
             recommendation=describe_choice(choice, pair, evaluation),
             adapters=choice.chosen.adapters if choice else None,
-            samples=samples(pair, asked, choice, evaluation),
+            samples=samples(pair, asked[:N_SAMPLES], choice, evaluation, options.new_tokens),
             checks=checks,
             info={
                 **describe_run(pair, options, self.corpus, len(prompts), stages, noise.summary),
@@ -221,10 +220,6 @@ class _Diagnosis:
             processes=self.processes,
             show_progress=self.show_progress,
         )
-
-    def _own(self, reference: Reference, chosen: Candidate) -> Evaluation:
-        """Let the chosen candidate answer the prompts by itself."""
-        return evaluate(self.pair, reference, [chosen], forcings=FORCINGS, processes=self.processes)
 
     def _compare(
         self,

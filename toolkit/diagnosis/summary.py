@@ -3,11 +3,14 @@
 from typing import Any
 
 from toolkit.analysis.divergence import Divergences, recovered
+from toolkit.documents.corpus import pad_token
 from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import Evaluation
 from toolkit.evaluation.recommend import Recommendation
 from toolkit.fitting.block_result import BlockResult
+from toolkit.models.generation import end_tokens, greedy, make_prompts, prefill
+from toolkit.models.locations import causal_lm
 from toolkit.models.pair import ModelPair
 from toolkit.tables.spec import specs
 from toolkit.tables.table import Table
@@ -100,11 +103,13 @@ def samples(
     asked: list[Encoded],
     choice: Recommendation | None,
     evaluation: Evaluation,
+    n_new: int,
 ) -> list[dict[str, str]]:
-    """Return the first held-out prompts, with what base, steered and tuned model say to them."""
+    """Return the first prompts, `asked`, with what base, steered and tuned model say to them."""
     said: dict[str, list[list[int]]] = {"base": evaluation.tokens[NONE]}
-    if choice and choice.chosen in evaluation.tokens:
-        said["steered"] = evaluation.tokens[choice.chosen]
+    if choice and choice.chosen.layers == "all":
+        known = evaluation.tokens.get(choice.chosen)
+        said["steered"] = known or _answers(pair, asked, choice.chosen, n_new)
     said["tuned"] = evaluation.tokens[None]
     decode = lambda ids: pair.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
     return [
@@ -112,5 +117,18 @@ def samples(
             "prompt": document.prompt or decode(document.prompt_ids),
             **{who: decode(rows[i]) for who, rows in said.items()},
         }
-        for i, document in enumerate(asked[:N_SAMPLES])
+        for i, document in enumerate(asked)
     ]
+
+
+def _answers(
+    pair: ModelPair, asked: list[Encoded], candidate: Candidate, n_new: int
+) -> list[list[int]]:
+    """Return the steered model's greedy tokens for each prompt."""
+    prompts = make_prompts(
+        [document.prompt_ids for document in asked], pad_token(pair.tokenizer), pair.device
+    )
+    ends = end_tokens(causal_lm(pair.tuned), pair.tokenizer)
+    with candidate.attached(pair.base, pair.base_runner.sites):
+        found, _ = greedy(pair.base, prompts, prefill(pair.base, prompts), n_new, ends)
+    return [ids[c].tolist() for ids, c in zip(found.ids, found.counted, strict=True)]

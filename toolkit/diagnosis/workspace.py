@@ -50,6 +50,12 @@ class Workspace:
         """Tell what the compared candidates gave."""
         return TensorFolder(self.folder / "replacement")
 
+    def outcomes_of(self, name: str) -> "TensorFolder":
+        """Return where candidates that are compared later keep what they gave."""
+        folder = TensorFolder(self.outcomes.folder / name)
+        self.processes.from_first(lambda: folder.folder.mkdir(exist_ok=True))
+        return folder
+
     @property
     def distilled(self) -> Path:
         """The folder of adapters that are distilled, with their checkpoints."""

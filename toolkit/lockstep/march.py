@@ -177,6 +177,17 @@ class March:
             stream.turn()
         self._next = layer + 1
 
+    def entering(self, name: str, index: int) -> Tensor:
+        """Return the states of a stream between two blocks, `[batch, length, d_model]`."""
+        return self._streams[name][index]
+
+    @torch.no_grad()
+    def add(self, name: str, adapter: Callable[[Tensor], Tensor]) -> None:
+        """Add what `adapter` gives to a steered stream between two blocks: at a second place."""
+        for index in self._fit:
+            states, where = self._streams[name][index], steerable(self.batches[index].mask)
+            self._streams[name].begin(index, states + shift(adapter, states, where))
+
     def _steer(self, layer: int, adapters: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         for name, location in self.steered.items():
             stream = self._streams[name]

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import pandas as pd
+
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.tables.words import NAMES, plus_minus
 
@@ -11,7 +13,12 @@ PLACES = {
     "post_mlp": "after the MLP (post-MLP, before the skip)",
     "post_block": "after the block (post-block)",
 }
-FITS = {"free": "freely", "forced": "block by block (forced)", "sequential": "sequentially"}
+FITS = {
+    "free": "fitted freely",
+    "forced": "fitted block by block (forced)",
+    "sequential": "fitted sequentially",
+    "distilled": "distilled",
+}
 
 
 def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> str:
@@ -20,34 +27,109 @@ def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> st
         return "The two models agree everywhere: nothing changed."
     if recommendation is None:
         return (
-            "Steering in closed form recovers nothing of this fine-tune: no map that was fitted "
+            "None of the adapters that were fitted recovers anything of this fine-tune: none "
             "brings the base model nearer to the tuned one than no steering does."
         )
     r = recommendation
     what = "a fixed vector" if r["kind"] == "vector" else f"a linear map of rank {r['rank']}"
     where = "in every block" if r["layers"] == "all" else f"in block {r['layers']} alone"
-    return (
-        f"Steer {PLACES[r['location']]} with {what} {where}, fitted {FITS[r['fit']]}: it recovers "
-        f"{plus_minus(r['recovered'], r['recovered_sem'])} of the fine-tune with "
-        f"{_percent(r['parameters_percent'])}% of the parameters."
-    )
-
-
-def ties(recommendation: dict[str, Any] | None) -> str:
-    """Return whether the choice was clear, and what recovers most."""
-    if recommendation is None:
-        return ""
-    best, tied = recommendation["best"], recommendation["tied"]
-    if not tied:
+    adapter = f"{what} {PLACES[r['location']]} {where}, {FITS[r['fit']]}"
+    found = f"{plus_minus(r['recovered'], r['recovered_sem'])}{_at_least(r)}"
+    cost = f"{_percent(r['parameters_percent'])}% of the parameters"
+    if "asked" not in r:  # a run of an earlier version
+        return f"Steer with {adapter}: it recovers {found} of the fine-tune with {cost}."
+    if r["reached"]:
         return (
-            "No smaller choice comes within one standard error of it on the same held-out prompts."
+            f"The smallest adapter shown to recover {r['asked']:g} of the fine-tune is {adapter}: "
+            f"it recovers {found} with {cost}."
         )
-    names = "; ".join(_candidate(row) for row in tied)
     return (
-        f"Within one standard error of the difference on the same held-out prompts it cannot be "
-        f"told from {names}. The smallest is recommended; the most is recovered by "
-        f"{_candidate(best)}."
+        f"None of these adapters is shown to recover {r['asked']:g} of the fine-tune. The nearest "
+        f"is {adapter}: it recovers {found} with {cost}."
     )
+
+
+def _at_least(r: dict[str, Any]) -> str:
+    """Say the bound that holds over all candidates, where there is one."""
+    lower = r.get("lower")
+    if lower is None or math.isnan(lower):
+        return ""
+    return f" (at least {lower:.3f} at 95 %, over all {r['n_candidates']} candidates)"
+
+
+def beside(recommendation: dict[str, Any] | None) -> str:
+    """Return what stands beside the answer: the next smaller adapter, and what recovers most."""
+    if recommendation is None or "asked" not in recommendation:
+        return ""
+    r, smaller, best = recommendation, recommendation["smaller"], recommendation["best"]
+    parts = []
+    if smaller and r["reached"]:
+        parts.append(f"Of those with fewer numbers {_candidate(smaller)} comes nearest.")
+    if any(best[name] != r[name] for name in ("location", "kind", "rank", "fit", "layers")):
+        parts.append(f"The most is recovered by {_candidate(best)}.")
+    return " ".join(parts)
+
+
+def floors(frame: pd.DataFrame, distillation: dict[str, Any] | None) -> str:
+    """Say what closed form reaches at each place, and what distillation does beside it."""
+    rows = frame[(frame.layers == "all") & frame.kind.isin(["vector", "linear"])]
+    closed = rows[rows.fit.isin(["forced", "sequential"])]
+    distilled = rows[rows.fit == "distilled"]
+    parts = []
+    for location, name in NAMES.items():
+        for rank, size in ((0, "a vector"), (8, "rank 8")):
+            here = closed[(closed.location == location) & (closed["rank"] == rank)].recovered
+            more = distilled[(distilled.location == location) & (distilled["rank"] == rank)]
+            if here.empty or here.isna().all():
+                continue
+            text = f"{size} {name} {_share(here.max())}"
+            if len(more):
+                text += f", distillation {_share(more.recovered.max())}"
+            parts.append(text)
+    if not parts:
+        return ""
+    if len(distilled):
+        return f"Closed form reaches, with {'; '.join(parts)}."
+    text = (
+        f"Closed form reaches, with {'; '.join(parts)}. These are floors: what one fit reaches, "
+        "not what a place can do."
+    )
+    if distillation and distillation.get("estimated_seconds"):
+        text += (
+            f" Distilling every place (--distil {distillation['would_be']}) measures more, and "
+            f"would take about {_duration(distillation['estimated_seconds'])} here."
+        )
+    return text
+
+
+def weights_beside(frame: pd.DataFrame) -> str:
+    """Say what changes of the weights recover with the numbers of steering."""
+    if "target" not in frame:  # a run of an earlier version
+        return ""
+    lora = frame[(frame.kind == "lora") & frame.recovered.notna()]
+    parts = []
+    for label, rows in lora.groupby("target", sort=False):
+        best = rows.loc[rows.recovered.idxmax()]
+        words = {"steering": "the numbers of steering of rank", "lora": "a LoRA of rank"}
+        kind, _, rank = str(label).partition(" ")
+        parts.append(
+            f"{plus_minus(best.recovered, best.recovered_sem)} with {words.get(kind, kind)} {rank} "
+            f"({best.parameters:,.0f})"
+        )
+    if not parts:
+        return ""
+    return f"The best low-rank change of the weights in closed form recovers {'; '.join(parts)}."
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("seconds", 1), ("minutes", 60)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def smallest_set(found: RankSearch) -> str:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from toolkit.diagnosis.run import Run
 from toolkit.evaluation.rank_search import RankSearch
-from toolkit.report.headline import headline, smallest_set, ties
+from toolkit.report.headline import beside, floors, headline, smallest_set, weights_beside
 from toolkit.tables.spec import specs
 from toolkit.tables.words import NAMES
 
@@ -28,7 +28,7 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
         run=run,
         info=run.info,
         headline=_headline(run),
-        ties=ties(run.recommendation),
+        beside=_beside(run),
         recommendation=run.recommendation,
         names=NAMES,
         sections=[_section(run, name, figures) for name in specs()],
@@ -49,7 +49,7 @@ def summary(run: Run) -> dict[str, Any]:
     tables = run.tables
     return {
         "headline": _headline(run),
-        "ties": ties(run.recommendation),
+        "beside": _beside(run),
         "findings": {name: tables[name].finding() for name in specs()},
         "tables": {n: f"tables/{n}.csv" for n in specs() if tables[n].measured},
         "figures": {name: f"figures/{name}.svg" for name in specs()},
@@ -70,6 +70,17 @@ def _rank_search(found: RankSearch) -> dict[str, Any]:
 def _headline(run: Run) -> str:
     changed = bool(run.spectrum.frame.rms.any())
     return headline(run.recommendation, nothing_changed=not changed and run.recommendation is None)
+
+
+def _beside(run: Run) -> list[str]:
+    """Return the sentences that stand beside the answer."""
+    frame = run.steerability.frame
+    said = (
+        beside(run.recommendation),
+        floors(frame, run.info.get("distillation")),
+        weights_beside(frame),
+    )
+    return [sentence for sentence in said if sentence]
 
 
 def _section(run: Run, name: str, figures: Mapping[str, str]) -> dict[str, Any]:
@@ -98,5 +109,5 @@ def inline_svg(text: str, name: str) -> str:
 def _candidates(run: Run) -> list[dict[str, Any]]:
     """Return the rows of the steerability table that steer every block, best first."""
     frame = run.steerability.frame
-    rows = frame[frame.kind.isin(["vector", "linear"]) & (frame.layers == "all")]
+    rows = frame[frame.kind.isin(["vector", "linear", "lora"]) & (frame.layers == "all")]
     return rows.sort_values("recovered", ascending=False).to_dict("records")

@@ -65,6 +65,7 @@ FIT_STYLE: dict[str, dict[str, Any]] = {
     "free": {"color": VERMILLION, "linestyle": ":"},
     "forced": {"color": BLUE, "linestyle": "--"},
     "sequential": {"color": GREEN, "linestyle": "-"},
+    "distilled": {"color": PURPLE, "linestyle": "-."},
 }
 REFERENCE = "_reference"  # the label of lines that are no data; no legend shows it
 LAYER_LABEL = "layer (block number, from 0)"

@@ -10,6 +10,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import NullLocator
 
 from toolkit.tables.drawing import (
+    BLACK,
     EDGE,
     FIT_STYLE,
     LAYER_LABEL,
@@ -37,6 +38,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     in_all = fitted[(fitted.layers == "all") & (fitted.parameters > 0)]
     everywhere.set_title("Recovered by a fit in all blocks, by its size")
     _everywhere(everywhere, in_all)
+    _weights(everywhere, frame[(frame.kind == "lora") & np.isfinite(frame.recovered)])
     finish(everywhere, "parameters of the adapters", "recovered (1: the tuned model)", 2, drop=84)
     alone = fitted[fitted.layers != "all"]
     alone = alone.assign(layer=pd.to_numeric(alone.layers, errors="coerce"))
@@ -51,21 +53,36 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _everywhere(axes: Axes, frame: pd.DataFrame) -> None:
+    through = frame.target == "block"
     series = [
-        (f"{LOCATIONS[location]}, {fit}", rows[rows.fit == fit], location, fit)
+        (f"{LOCATIONS[location]}, {fit}{words}", rows[some], location, fit)
         for location, rows in by_location(frame, "location")
         for fit in FIT_STYLE
-        if (rows.fit == fit).any()
+        for words, kept in (("", ~through), (", through the MLP", through))
+        if (some := (rows.fit == fit) & kept[rows.index]).any()
     ]
     for place, (label, rows, location, fit) in enumerate(series):
         shift = 1.035 ** (place - (len(series) - 1) / 2)  # so that equal points are both seen
         marker = LOCATION_STYLE[location]["marker"]
         style = {**FIT_STYLE[fit], "marker": marker, "label": label, "markersize": 6}
+        if label.endswith("through the MLP"):
+            style["markerfacecolor"] = "white"
         shifted = rows.assign(x=rows.parameters * shift).sort_values("x")
         _points(axes, shifted, "x", style)
     _share_frame(axes)
     if len(frame):
         _parameter_axis(axes, frame)
+
+
+def _weights(axes: Axes, frame: pd.DataFrame) -> None:
+    """Draw changes of the weights in closed form, the better of both metrics at each size."""
+    if frame.empty:
+        return
+    best = frame.loc[frame.groupby("target").recovered.idxmax()].sort_values("parameters")
+    style = {"color": BLACK, "linestyle": "", "marker": "X", "markersize": 8}
+    _points(axes, best, "parameters", {**style, "label": "weights, low rank (closed form)"})
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, max(high, best.parameters.max() * 1.9))
 
 
 def _parameter_axis(axes: Axes, frame: pd.DataFrame) -> None:
@@ -134,7 +151,7 @@ def finding(frame: pd.DataFrame) -> str:
     everywhere, single = rows[rows.layers == "all"], rows[rows.layers != "all"]
     parts = []
     for location in ("pre_mlp", "post_mlp", "post_block"):
-        for fit in ("forced", "sequential", "free"):
+        for fit in ("forced", "sequential", "free", "distilled"):
             match = everywhere[
                 (everywhere.location == location)
                 & (everywhere.fit == fit)
@@ -142,7 +159,8 @@ def finding(frame: pd.DataFrame) -> str:
             ]
             for row in match.itertuples():
                 share = plus_minus(row.recovered, row.recovered_sem)
-                parts.append(f"{NAMES[location]} {fit} {share}")
+                words = f"{fit} through the MLP" if row.target == "block" else fit
+                parts.append(f"{NAMES[location]} {words} {share}")
     text = f"Recovered at rank 8 in all blocks: {'; '.join(parts)}."
     if len(single):
         best = single.loc[single.recovered.idxmax()]
@@ -161,9 +179,12 @@ SPEC = TableSpec(
     ),
     columns={
         "location": "where",
-        "kind": "`none`, `oracle`, `vector` or `linear`",
-        "rank": "the map's rank",
-        "fit": "free, forced or sequential",
+        "kind": "`none`, `oracle`, `vector`, `linear` or `lora` (a low-rank change of the weights)",
+        "rank": "the map's rank; of `lora` the rank of all modules, if it is one",
+        "fit": (
+            "free, forced, sequential or distilled; of `lora` `metric` (cut by what the modules' "
+            "inputs are) or `plain` (by singular values)"
+        ),
         "layers": "`all`, or the one block that is steered",
         "parameters": "numbers in the adapters (biases too)",
         "parameters_percent": "the same in per cent of the model's",
@@ -182,7 +203,8 @@ SPEC = TableSpec(
         "kl_own_sem": "standard error of `kl_own`, over prompts",
         "target": (
             "what the adapter is fitted to supply: `own`, what is missing where it adds; `block`, "
-            "before the MLP what is missing after the block, fitted through the MLP"
+            "before the MLP what is missing after the block, fitted through the MLP; of `lora` the "
+            "size that it stands beside"
         ),
     },
     plot=plot,

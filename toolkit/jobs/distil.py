@@ -1,0 +1,109 @@
+"""Adapters improved through the network, on disk: distilled, or by Gauss–Newton sweeps."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.adapters.attach import steer
+from toolkit.adapters.collection import Adapters
+from toolkit.analysis.divergence import recovered
+from toolkit.documents.corpus import Corpus
+from toolkit.errors import InputError
+from toolkit.evaluation.reference import Reference
+from toolkit.fitting.closed_form import fit_adapters
+from toolkit.fitting.spec import FitSpec
+from toolkit.models.pair import ModelPair
+from toolkit.runtime.provenance import versions
+from toolkit.runtime.records import write_json
+from toolkit.training.distillation import continuations, default_options, distil, set_apart
+from toolkit.training.gauss_newton import sweep
+from toolkit.training.methods import Method
+
+RECORD = "distillation.json"
+
+
+@dataclass(frozen=True)
+class DistilRequest:
+    """Hold what is distilled and how.
+
+    start: adapters to go on from (None: the closed-form fit of sweeps, the identity otherwise).
+    rate: learning rate (None: one that suits the width). sweeps: Gauss–Newton sweeps in place of
+    `steps` of Adam. about: what the record also says.
+    """
+
+    method: Method
+    start: Adapters | None = None
+    steps: int = 300
+    sweeps: int = 0
+    rate: float | None = None
+    batch_size: int = 8
+    micro_batch: int | None = None
+    new_tokens: int = 64
+    max_prompts: int | None = None
+    seed: int = 0
+    about: dict[str, Any] | None = None
+
+
+def distil_adapters(
+    pair: ModelPair, corpus: Corpus, asked: DistilRequest, out: Path, show_progress: bool = True
+) -> dict[str, Any]:
+    """Train the adapters, judge them on the prompts of held-out documents, and keep both in `out`.
+
+    An interrupted run goes on from its checkpoints. Returns the record, which is also
+    ``out/distillation.json``.
+    """
+    method, checkpoints = asked.method, out / "checkpoints"
+    fit, _ = set_apart(corpus.fit)
+    sampled = continuations(pair, fit, asked.new_tokens, asked.seed, show_progress)
+    if asked.sweeps:
+        start = asked.start or _closed_form(pair, corpus, method, show_progress)
+        swept = sweep(
+            pair, corpus, start, asked.sweeps, sampled=sampled, batch_size=asked.batch_size,
+            seed=asked.seed, folder=checkpoints, show_progress=show_progress,
+        )  # fmt: skip
+        adapters = swept.adapters
+        how: dict[str, Any] = {"sweeps": swept.history}
+    else:
+        options = default_options(
+            pair, asked.start is not None, asked.steps, asked.batch_size, asked.seed
+        )
+        options = replace(
+            options,
+            learning_rate=asked.rate or options.learning_rate,
+            micro_batch=asked.micro_batch,
+        )
+        done = distil(
+            pair, corpus, method, options, start=asked.start, sampled=sampled, folder=checkpoints,
+            show_progress=show_progress,
+        )  # fmt: skip
+        adapters = done.adapters
+        how = {"options": asdict(options), **asdict(done.training)}
+    record = {**(asked.about or {}), **how, **_judged(pair, corpus, asked, adapters)}
+    adapters.info.update(asked.about or {}, recovered=record["recovered"])
+    adapters.save_pretrained(out)
+    write_json({**record, "versions": versions()}, out / RECORD)
+    return {**record, "parameters": adapters.parameters}
+
+
+def _closed_form(pair: ModelPair, corpus: Corpus, method: Method, shown: bool) -> Adapters:
+    if method.kind not in ("vector", "linear"):
+        raise InputError(f"sweeps fit vectors and linear adapters, not {method.kind}")
+    if method.kind == "vector":
+        spec = FitSpec.linear(method.location, 0, "forced")
+    else:
+        spec = FitSpec.linear(method.location, method.rank or 8, "sequential")
+    return fit_adapters(pair, corpus, [spec], show_progress=shown)[spec]
+
+
+def _judged(
+    pair: ModelPair, corpus: Corpus, asked: DistilRequest, adapters: Adapters
+) -> dict[str, Any]:
+    """Return what the adapters recover on the prompts of held-out documents."""
+    prompts = corpus.prompts(asked.max_prompts)
+    reference = Reference(pair.tuned, pair.tokenizer, prompts)
+    base = reference.divergence(pair.base)
+    with steer(pair.base, adapters, pair.base_runner.sites):
+        steered = reference.divergence(pair.base)
+    share, sem = recovered(steered, base)
+    return {"recovered": {"mean": share, "sem": sem}, "kl": steered.mean, "kl_base": base.mean,
+            "prompts": len(prompts)}  # fmt: skip
