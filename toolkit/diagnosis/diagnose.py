@@ -18,7 +18,7 @@ from toolkit.diagnosis.checks import (
     first_changed_block,
 )
 from toolkit.diagnosis.description import describe_run
-from toolkit.diagnosis.grid import SINGLE, grid_for
+from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.noise import Noise, measure_noise, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
 from toolkit.diagnosis.run import Run
@@ -47,8 +47,6 @@ from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import Stages
 from toolkit.tables.table import Table
-
-SHOWN_ON_OWN_TOKENS = (0, 8, "full")  # ranks after the block
 
 
 @torch.no_grad()
@@ -282,7 +280,7 @@ def forcings_of(candidate: Candidate) -> tuple[Forcing, ...]:
 
     Generating token by token is most of what a comparison costs.
     """
-    shown = candidate.location == "post_block" and candidate.rank in SHOWN_ON_OWN_TOKENS
+    shown = on_own_tokens(candidate.location, candidate.rank)
     plain = candidate.adapters is None and candidate.weights is None
     return FORCINGS if plain or shown else ("tuned",)
 

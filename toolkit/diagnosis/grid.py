@@ -1,5 +1,7 @@
 """The adapters that a diagnosis fits in every block, and puts in place of the oracle."""
 
+from typing import Any
+
 from toolkit.analysis.linear_fit import RANKS, ranks_below
 from toolkit.fitting.spec import FitSpec
 
@@ -29,3 +31,8 @@ def grid_for(branches: tuple[str, ...], d_model: int, through: bool) -> list[Fit
         for spec in (*BEFORE, *(THROUGH if through else ()), *AFTER, *SEQUENTIAL, *FREE)
         if spec.location in branches and spec.rank in ranks_below(d_model)
     ]
+
+
+def on_own_tokens(location: str, rank: Any) -> bool:
+    """Tell whether adapters are compared on their own tokens too: those that the report shows."""
+    return location == "post_block" and rank in (0, 8, "full")

@@ -18,6 +18,11 @@ BESIDE = (8, 32)  # the ranks of steering after the block whose numbers a change
 LORA = 8  # the rank that people give a LoRA
 
 
+def n_weight_candidates(d_model: int) -> int:
+    """Count the candidates of a model of width `d_model`."""
+    return len(FITS) * (sum(rank < d_model for rank in BESIDE) + 1)
+
+
 @torch.no_grad()
 def why_no_weights(pair: ModelPair, batch: Batch) -> str:
     """Return why changes of weights cannot be cut to a size, as tried on `batch`; else nothing."""

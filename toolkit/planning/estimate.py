@@ -13,8 +13,9 @@ import torch
 from rich.console import Group
 from rich.table import Table as Grid
 
-from toolkit.diagnosis.grid import SINGLE, grid_for
+from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.options import Options
+from toolkit.diagnosis.weight_candidates import n_weight_candidates
 from toolkit.documents.corpus import Corpus
 from toolkit.evaluation.reference import PROMPTS_A_BATCH
 from toolkit.models.loading import parse_dtype
@@ -157,6 +158,7 @@ def workload_of(
     shape: ModelShape, corpus: Corpus, options: Options, adapter: int | None = None
 ) -> tuple[Workload, list[Any]]:
     """Count a run's numbers from its documents as tokens; and the ranks of all that it fits."""
+    weights = not options.sketch
     through = shape.sublayer and options.shared_sample > 0
     specs = grid_for(shape.branches, shape.d, through)
     asked = corpus.prompts(options.max_prompts)
@@ -168,7 +170,9 @@ def workload_of(
         ),
         prompts=tuple(BatchShape(len(some), max(map(len, some))) for some in rounds),
         steered=tuple(spec.location for spec in specs if spec.is_steered),
-        everywhere=len(specs) + 1,
+        everywhere=len(specs) + 1 + (n_weight_candidates(shape.d) if weights else 0),
+        talking=2 + sum(on_own_tokens(spec.location, spec.rank) for spec in specs),
+        weights=weights,
         single=SINGLE in specs,
         new_tokens=options.new_tokens,
         sample=options.sample,

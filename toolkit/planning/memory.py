@@ -127,7 +127,11 @@ def sums(shape: ModelShape, work: Workload) -> float:
     """``8 d²`` for every product of one block; ``8 d k`` where projections see them."""
     mlp = 2 * len(MLP_PAIRS) * (shape.largest_block.d_ff > 0)
     seen = n_products(shape, work) - mlp
-    return float(DOUBLE * shape.d * (mlp * shape.d + seen * (work.sketch or shape.d)))
+    found = float(DOUBLE * shape.d * (mlp * shape.d + seen * (work.sketch or shape.d)))
+    if work.weights:  # what enters the linear modules of a block
+        widths = (shape.d, shape.n_heads * shape.head_dim, shape.d, shape.largest_block.d_ff)
+        found += DOUBLE * sum(width**2 for width in widths)
+    return found
 
 
 def moments(shape: ModelShape, work: Workload) -> float:

@@ -215,6 +215,28 @@ def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
     return [Stage("shared maps", "shared", total)]
 
 
+def low_rank_changes(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Second moments of what enters the linear modules, and the pieces of their changes.
+
+    A module with sides o, i: ``2 o i²`` for W C; of a change that is not factored that again, and
+    ``2 o² i``, in both metrics; and two decompositions of its smaller side.
+    """
+    if not work.weights:
+        return []
+    inputs = pieces = 0.0
+    for block in shape.blocks:
+        widths = (shape.d, shape.n_heads * shape.head_dim, shape.d, block.d_ff or 4 * shape.d)
+        inputs += work.counted(False) * sum(width * (width + 1.0) for width in widths)
+        for out, into in block.linear:
+            pieces += 2.0 * out * into**2 + 2 * TRIDIAGONAL * min(out, into) ** 3
+            if work.adapter is None:
+                pieces += 2.0 * out * into**2 + 4.0 * out**2 * into
+    return [
+        Stage("inputs of the weights", "moments", inputs),
+        Stage("pieces of the weights", "fit", pieces),
+    ]
+
+
 def places(work: Workload) -> tuple[int, int]:
     """Count the fit and held-out tokens on which places are compared."""
     size = PLACE_TOKENS if work.shared_sample else 0
@@ -238,11 +260,13 @@ def weight_side(shape: ModelShape, work: Workload) -> list[Stage]:
 def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
     """Generation and replacement, for each round of prompts.
 
-    The tuned model, and every candidate in all blocks, reads the prompts, reads the tuned model's
-    tokens, and says its own one by one. Tuned model and oracle read prompts and tokens in one pass
-    each; so does, where one is tried in single blocks, the base model, and each from its block on.
+    The tuned model, and every candidate in all blocks, reads the prompts and the tuned model's
+    tokens; some of them say their own one by one. Tuned model and oracle read prompts and tokens in
+    one pass each; so does, where one is tried in single blocks, the base model, and each from its
+    block on.
     """
-    talking, n = work.everywhere + 1, work.new_tokens
+    reading, n = work.everywhere + 1, work.new_tokens
+    talking = reading if work.talking is None else work.talking
     singles = shape.n_layers if work.single else 0
     plain = 3 if work.single else 2
     read = said = logits = 0.0
@@ -253,13 +277,13 @@ def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
         growing = rows * scores(shape, 1, 1) * ((n - 1) * length + n * (n - 1) / 2)
         for place, block in enumerate(shape.blocks):
             tokens = 2.0 * block.matrices * rows * (n - 1)
-            read += talking * (block_pass(shape, block, prompts) + tokens + context)
+            read += reading * (block_pass(shape, block, prompts) + tokens + context)
             starts = place + 1 if singles else 0  # candidates that start here or before
             read += (plain + starts) * block_pass(shape, block, whole)
             said += talking * (tokens + growing)
-        read += head(shape, rows * (talking * n + (plain + singles) * n))
+        read += head(shape, rows * (reading * n + (plain + singles) * n))
         said += head(shape, rows * talking * (n - 1))
-        logits += rows * n * shape.vocabulary * (2 * work.everywhere + 1 + singles)
+        logits += rows * n * shape.vocabulary * (work.everywhere + talking + singles)
     return [
         Stage("replacement: reading", "block", read),
         Stage("replacement: token by token", "decode", said),
@@ -271,12 +295,23 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
     """Count passes in generation and replacement: each runs through the blocks once, whatever the
     number of its tokens. One that starts at block l counts for the share that it runs through.
     """
-    each = (work.everywhere + 1) * (work.new_tokens + 1) + (3 if work.single else 2)
+    reading = work.everywhere + 1
+    talking = reading if work.talking is None else work.talking
+    each = 2 * reading + talking * (work.new_tokens - 1) + (3 if work.single else 2)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
     return len(work.prompts) * (each + singles)
 
 
 def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
     """All stages of a run, in order."""
-    parts = (march, accumulators, fits, reachability, shared_maps, weight_side, replacement)
+    parts = (
+        march,
+        accumulators,
+        fits,
+        reachability,
+        shared_maps,
+        low_rank_changes,
+        weight_side,
+        replacement,
+    )
     return tuple(stage for part in parts for stage in part(shape, work) if stage.operations)

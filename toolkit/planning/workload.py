@@ -24,10 +24,11 @@ class Workload:
 
     batches: of documents. prompts: rounds of prompts, their lengths before anything is said.
     steered: the location of each adapter that is fitted sequentially. everywhere: candidates that
-    steer all blocks, no steering among them. single: whether one is tried in each block alone.
-    sketch: width of the projections through which moments are seen (None: exact).
-    adapter: entries of a LoRA's factors in all blocks (None: the tuned half has weights of its
-    own).
+    steer all blocks, no steering among them. talking: of those, and of the tuned model, how many
+    say their own tokens (None: all). single: whether one is tried in each block alone. sketch:
+    width of the projections through which moments are seen (None: exact). adapter: entries of a
+    LoRA's factors in all blocks (None: the tuned half has weights of its own). weights: low-rank
+    changes of the weights are made.
     """
 
     batches: tuple[BatchShape, ...]
@@ -40,6 +41,8 @@ class Workload:
     shared_sample: int = 256
     sketch: int | None = None
     adapter: int | None = None
+    talking: int | None = None
+    weights: bool = False
 
     def counted(self, held_out: bool) -> int:
         """Counted tokens of one side."""
