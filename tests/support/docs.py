@@ -35,6 +35,7 @@ SMALL = {
     "finetune": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
     "steer train": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
     "steer fit": "--quiet",
+    "steer distil": "--steps 2 --batch-size 2 --new-tokens 4 --quiet",
     "steer eval": "--quiet",
     "weights": "",
 }

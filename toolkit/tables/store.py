@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from toolkit.errors import InputError
-from toolkit.tables.frames import cleaned
+from toolkit.tables.frames import WORDS, cleaned
 from toolkit.tables.spec import specs
 from toolkit.tables.table import Table
 
@@ -35,7 +35,11 @@ def read_table(folder: str | Path, name: str) -> Table:
     path = Path(folder) / f"{name}.csv"
     if not path.is_file():
         raise InputError(f"{folder} has no {name}.csv: expected the tables of a finished run")
-    return Table(name, cleaned(_parsed(path)))
+    frame = cleaned(_parsed(path))
+    for column in specs()[name].columns:
+        if column in WORDS and column not in frame:  # that came into being after the run
+            frame[column] = ""
+    return Table(name, frame)
 
 
 def _parsed(path: Path) -> pd.DataFrame:
