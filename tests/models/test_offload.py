@@ -47,8 +47,13 @@ def assert_same_run(pair, offloaded):
     assert pair.hashes == offloaded.hashes
     ours, theirs = (diagnose(p, DOCUMENTS, OPTIONS, show_progress=False) for p in (offloaded, pair))
     for a, b in zip(ours.tables.values(), theirs.tables.values(), strict=True):
-        pd.testing.assert_frame_equal(a.frame, b.frame, check_exact=True, obj=a.name)
-    assert [c.status for c in ours.checks] == [c.status for c in theirs.checks]
+        # Weights that come from disk are not changed, and a check says so.
+        kept = b.frame[b.frame.kind != "lora"] if "kind" in b.frame else b.frame
+        frames = a.frame, kept.reset_index(drop=True)
+        pd.testing.assert_frame_equal(*frames, check_exact=True, obj=a.name)
+    checks = [c.status for c in ours.checks if c.name != "location lora"]
+    assert checks == [c.status for c in theirs.checks]
+    assert len(checks) == len(ours.checks) - 1
     for blocks in (offloaded.base_runner, offloaded.tuned_runner):
         assert all(blocks_on_meta(blocks))
 
