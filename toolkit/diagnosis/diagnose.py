@@ -18,6 +18,7 @@ from toolkit.diagnosis.checks import (
     first_changed_block,
 )
 from toolkit.diagnosis.description import describe_run
+from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.noise import Noise, measure_noise, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
@@ -196,8 +197,6 @@ class _Diagnosis:
         steps = self.options.distil
         if steps:
             return {"steps": steps}
-        from toolkit.diagnosis.distilled import estimated_seconds, plans
-
         n_plans, n_streams = (
             len(plans(candidates, self.pair.branches)),
             sum(spec.is_steered for spec in specs),
