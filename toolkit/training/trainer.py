@@ -116,6 +116,7 @@ class Trainee(nn.Module):
         return found
 
 
+@torch.enable_grad()  # a diagnosis, which takes none elsewhere, trains too
 def train(
     trainee: Trainee,
     rows: Sequence[dict[str, list[int]]],
