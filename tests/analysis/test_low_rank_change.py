@@ -14,7 +14,7 @@ def draw(seed, *shape):
 
 
 def second_moment(d, n=200, seed=1):
-    """Of inputs with a large mean, whose dimensions differ in size and correlate."""
+    """Draw inputs with a large mean, whose dimensions differ in size and correlate."""
     x = draw(seed, n, d) @ draw(seed + 1, d, d) * np.logspace(0, -2, d) + 3
     return x.T @ x / n
 
@@ -85,7 +85,7 @@ def test_gains_are_what_is_won_and_the_metric_is_never_worse(seed):
 
 
 def test_inputs_that_never_occur_are_followed_last():
-    """Of two directions the one that occurs comes first, however small; both are recovered."""
+    """Take first the direction that occurs, however small; recover both."""
     D, C = np.diag([0.1, 10.0]), np.diag([1.0, 0.0])
     found = truncated(*tensors(D, C), 1.0)
     np.testing.assert_allclose(found.up[:, 0].abs(), [1, 0], atol=1e-12)

@@ -20,7 +20,7 @@ from tests.support.diagnosed import (
 
 
 def on_own_tokens(candidate):
-    """Whether the report shows it so."""
+    """Tell whether the report shows it so."""
     shown = candidate["location"] == "post_block" and candidate["rank"] in (0, 8, "full")
     return candidate["layers"] == "all" and (shown or candidate["kind"] == "none")
 

@@ -74,7 +74,7 @@ def places_of(pair):
 
 
 def inputs_of(pair, held_out=False, positions="all"):
-    """What every module of the tuned model is given in whole passes, a document at a time."""
+    """Gather what each module of the tuned model is given in whole passes, by document."""
     found = {}
     hooks = [
         module.register_forward_pre_hook(

@@ -42,7 +42,7 @@ def made(place, rank=2, dtype=torch.float64):
 
 
 def share(pair, corpus, adapters):
-    """What is recovered on the prompts of held-out documents."""
+    """Measure what is recovered on the prompts of held-out documents."""
     reference = Reference(pair.tuned, pair.tokenizer, corpus.prompts(), 6)
     base = reference.divergence(pair.base)
     with steer(pair.base, adapters):

@@ -197,10 +197,8 @@ class _Diagnosis:
         steps = self.options.distil
         if steps:
             return {"steps": steps}
-        n_plans, n_streams = (
-            len(plans(candidates, self.pair.branches)),
-            sum(spec.is_steered for spec in specs),
-        )
+        n_plans = len(plans(candidates, self.pair.branches))
+        n_streams = sum(spec.is_steered for spec in specs)
         seconds = estimated_seconds(self.corpus, n_plans, DISTIL_STEPS, march_seconds, n_streams)
         return {"steps": 0, "would_be": DISTIL_STEPS, "estimated_seconds": round(seconds)}
 
@@ -218,11 +216,7 @@ class _Diagnosis:
             show_progress=self.show_progress,
         )
 
-    def _compare(
-        self,
-        reference: Reference,
-        candidates: list[Candidate],
-    ) -> Evaluation:
+    def _compare(self, reference: Reference, candidates: list[Candidate]) -> Evaluation:
         """Put every candidate in place of fine-tuning."""
         n_steps = n_comparisons(reference, len(candidates), self.processes)
         title = "putting fits in place of tuning"

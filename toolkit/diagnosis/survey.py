@@ -117,7 +117,7 @@ def survey(
             tasks.append(partial(_block_errors, sums, layer, plan.errors))
         if parts_reader:
             tasks += _parts_tasks(found["mlp"], sums.samples)
-            if (places := sums.samples.places()) and sums.samples.fit_places.size:
+            if places := sums.samples.places():
                 through = [spec for spec in plan.specs if spec.target == "block"]
                 parts = found["mlp"].parts
                 tasks.append(partial(places_task, parts, places, through, parallel, pair.dtype))

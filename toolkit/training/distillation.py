@@ -18,7 +18,7 @@ from transformers import set_seed
 from transformers.modeling_outputs import CausalLMOutput
 
 from toolkit.adapters.collection import Adapters
-from toolkit.documents.corpus import Corpus
+from toolkit.documents.corpus import Corpus, pad_token
 from toolkit.documents.tokens import Encoded
 from toolkit.errors import InputError
 from toolkit.models.generation import end_tokens, make_prompts
@@ -66,15 +66,9 @@ class Student(Trainee):
         return self
 
     def forward(self, num_items_in_batch: Any = None, **batch: Tensor) -> Any:
-        counted = batch["labels"][:, 1:] != NOT_SUPERVISED
-        kept = counted.any(0).nonzero()[:, 0]  # positions whose prediction counts in some row
-        counted = counted[:, kept]
-        with torch.no_grad():
-            target = predictions(self._tuned[0], batch, kept)[counted]
         # Adapters that steer prompts alone know the prompt by the labels.
         labels = batch["labels"] if self._steers_prompts else None
-        steered = predictions(self.model, batch, kept, labels)[counted]
-        nats = divergence(target, steered).sum()
+        nats = divergences(self._tuned[0], self.model, batch, labels)[0].sum()
         n = supervised_tokens(batch["labels"])
         whole = n if num_items_in_batch is None else num_items_in_batch
         loss = nats / whole + n / whole * self.extra_loss()
@@ -85,6 +79,22 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
     """Return ``KL(softmax(target) ‖ softmax(logits))`` in nats, `[n]` of logits `[n, v]`."""
     target, logits = target.float().log_softmax(-1), logits.float().log_softmax(-1)
     return (target.exp() * (target - logits)).sum(-1)
+
+
+def divergences(
+    tuned: Any, model: Any, batch: dict[str, Tensor], labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return ``KL(tuned ‖ model)`` of each token that counts `[n]`, and model's logits `[n, v]`.
+
+    No gradient goes into `tuned`.
+    """
+    counted = batch["labels"][:, 1:] != NOT_SUPERVISED
+    kept = counted.any(0).nonzero()[:, 0]  # positions whose prediction counts in some row
+    counted = counted[:, kept]
+    with torch.no_grad():
+        target = predictions(tuned, batch, kept)[counted]
+    logits = predictions(model, batch, kept, labels)[counted].float()
+    return divergence(target, logits), logits
 
 
 def predictions(
@@ -130,7 +140,7 @@ def continuations(
     From its own distribution, whole, at temperature 1.
     """
     tuned, tokenizer = pair.tuned, pair.tokenizer
-    pad_id = tokenizer.pad_token_id or 0
+    pad_id = pad_token(tokenizer)
     ends = set(end_tokens(causal_lm(tuned), tokenizer))
     rows: list[Row] = []
     set_seed(seed)

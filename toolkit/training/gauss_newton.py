@@ -37,8 +37,8 @@ from toolkit.models.pair import ModelPair
 from toolkit.runtime.progress import progress
 from toolkit.runtime.records import write_tensors
 from toolkit.statistics import Moments, MomentSums
-from toolkit.training.distillation import Row, divergence, predictions, rows_of, set_apart
-from toolkit.training.examples import NOT_SUPERVISED, collate
+from toolkit.training.distillation import Row, divergences, rows_of, set_apart
+from toolkit.training.examples import collate
 from toolkit.training.methods import frozen
 
 LENGTHS = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -172,7 +172,7 @@ class Sweeper:
         total, n = 0.0, 0
         with steer(self.pair.base, adapters, self.pair.base_runner.sites):
             for batch in self.batches(rows):
-                nats, _ = self._divergences(batch)
+                nats, _ = divergences(self.pair.tuned, self.pair.base, batch)
                 total, n = total + float(nats.double().sum()), n + len(nats)
         return total / n
 
@@ -186,7 +186,7 @@ class Sweeper:
         probed = Adapters(adapters.location, probes, adapters.fit, positions=adapters.positions)
         with frozen(self.pair.base), steer(self.pair.base, probed, self.pair.base_runner.sites):
             for batch in self.batches(rows):
-                nats, logits = self._divergences(batch)
+                nats, logits = divergences(self.pair.tuned, self.pair.base, batch)
                 added = [probe.added for probe in probes.values()]
                 pulled = torch.autograd.grad(nats.sum(), added, retain_graph=True)
                 drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=self.generator)[
@@ -202,16 +202,6 @@ class Sweeper:
                     total.update({name: wide(value[where]) for name, value in values.items()})
                 advance()
         return {layer: total.result() for layer, total in sums.items()}
-
-    def _divergences(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return each counted token's divergence `[n]`, and the steered model's logits `[n, v]`."""
-        counted = batch["labels"][:, 1:] != NOT_SUPERVISED
-        kept = counted.any(0).nonzero()[:, 0]
-        counted = counted[:, kept]
-        with torch.no_grad():
-            target = predictions(self.pair.tuned, batch, kept)[counted]
-        logits = predictions(self.pair.base, batch, kept)[counted].float()
-        return divergence(target, logits), logits
 
 
 # many parameters: all but three say how, and have defaults

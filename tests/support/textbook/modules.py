@@ -32,7 +32,7 @@ def mlp_input_module(block: Any) -> Any:
 
 
 def is_parallel(block: Any) -> bool:
-    """Whether the MLP reads nothing of what attention adds."""
+    """Tell whether the MLP reads nothing of what attention adds."""
     return type(block).__name__.startswith(("GPTNeoX", "Falcon"))
 
 
