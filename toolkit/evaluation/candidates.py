@@ -20,15 +20,14 @@ class Candidate:
     """Hold what stands in for fine-tuning: nothing, the oracle, adapters, or a change of weights.
 
     `key` tells it from others: the spec of the adapters, or the words ``none`` and ``oracle``;
-    `layers` is "all" or the one block that is steered. `beside` are adapters at a second place.
-    `label` says of a change of weights which size it stands beside.
+    `layers` is "all" or the one block that is steered. `label` says of a change of
+    weights which size it stands beside.
     """
 
     key: Hashable
     layers: Layers = "all"
     adapters: Adapters | None = field(default=None, compare=False)
     weights: WeightChange | None = field(default=None, compare=False)
-    beside: Adapters | None = field(default=None, compare=False)
     label: str = ""
 
     @classmethod
@@ -51,9 +50,8 @@ class Candidate:
     def attached(self, model: nn.Module, sites: Sites) -> Iterator[None]:
         """Put it into `model`, the base."""
         with ExitStack() as stack:
-            for adapters in (self.adapters, self.beside):
-                if adapters is not None:
-                    stack.enter_context(steer(model, adapters, sites))
+            if self.adapters is not None:
+                stack.enter_context(steer(model, self.adapters, sites))
             if self.weights is not None:
                 stack.enter_context(changed(model, self.weights, sites))
             yield
@@ -67,10 +65,9 @@ class Candidate:
 
     @property
     def location(self) -> str:
-        """Tell where it steers, two places joined by a plus; the oracle after the block."""
+        """Tell where it steers; the oracle after the block."""
         if self.adapters:
-            places = [some.location for some in (self.adapters, self.beside) if some]
-            return "+".join(places)
+            return self.adapters.location
         return "post_block" if self.key == "oracle" else ""
 
     @property
@@ -98,7 +95,7 @@ class Candidate:
     @property
     def parameters(self) -> int:
         """Count the numbers of all that is added."""
-        parts = (self.adapters, self.beside, self.weights)
+        parts = (self.adapters, self.weights)
         return sum(part.parameters for part in parts if part is not None)
 
 

@@ -39,7 +39,6 @@ class DistilRequest:
     batch_size: int = 8
     micro_batch: int | None = None
     new_tokens: int = 64
-    max_prompts: int | None = None
     seed: int = 0
     about: dict[str, Any] | None = None
 
@@ -78,7 +77,7 @@ def distil_adapters(
         )  # fmt: skip
         adapters = done.adapters
         how = {"options": asdict(options), **asdict(done.training)}
-    record = {**(asked.about or {}), **how, **_judged(pair, corpus, asked, adapters)}
+    record = {**(asked.about or {}), **how, **_judged(pair, corpus, adapters)}
     adapters.info.update(asked.about or {}, recovered=record["recovered"])
     adapters.save_pretrained(out)
     write_json({**record, "versions": versions()}, out / RECORD)
@@ -95,11 +94,9 @@ def _closed_form(pair: ModelPair, corpus: Corpus, method: Method, shown: bool) -
     return fit_adapters(pair, corpus, [spec], show_progress=shown)[spec]
 
 
-def _judged(
-    pair: ModelPair, corpus: Corpus, asked: DistilRequest, adapters: Adapters
-) -> dict[str, Any]:
+def _judged(pair: ModelPair, corpus: Corpus, adapters: Adapters) -> dict[str, Any]:
     """Return what the adapters recover on the prompts of held-out documents."""
-    prompts = corpus.prompts(asked.max_prompts)
+    prompts = corpus.prompts()
     reference = Reference(pair.tuned, pair.tokenizer, prompts)
     base = reference.divergence(pair.base)
     with steer(pair.base, adapters, pair.base_runner.sites):
