@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/oracle demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What CI runs beside the tests.
 check: $(VENV)/.dev
