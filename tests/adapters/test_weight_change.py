@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tests.support import tiny
 from tests.support.properties import restores
 from toolkit import InputError, ModelPair
-from toolkit.adapters.weight_change import WeightChange, changed, is_linear, is_transposed
+from toolkit.adapters.weight_change import WeightChange, changed
+from toolkit.blocks.read import is_linear, is_transposed
 from toolkit.models.locations import resolve
 
 FAMILIES = ("llama", "gpt2")

@@ -12,7 +12,8 @@ from tests.support import tiny
 from tests.support.members import reduced
 from tests.support.properties import restores
 from toolkit import InputError, ModelPair
-from toolkit.adapters.weight_change import changed, is_transposed
+from toolkit.adapters.weight_change import changed
+from toolkit.blocks.read import is_transposed
 from toolkit.documents.tokens import encode_all
 from toolkit.fitting.weight_change import (
     InputSums,

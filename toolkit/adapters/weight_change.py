@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from toolkit.blocks.read import is_linear, is_transposed
 from toolkit.errors import InputError
 from toolkit.models.locations import Sites, resolve
 
@@ -106,16 +107,6 @@ def changed(model: nn.Module, change: WeightChange, sites: Sites | None = None) 
             stack.callback(setattr, module, "weight", module.weight)
             module.weight = _moved(module, up, down)
         yield
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Tell whether `module` is a matrix that can be changed: nn.Linear or GPT-2's Conv1D."""
-    return isinstance(module, nn.Linear) or is_transposed(module)
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Tell whether `module` keeps its matrix as `[in, out]`."""
-    return type(module).__name__ == "Conv1D"
 
 
 def _module_at(blocks: tuple[nn.Module, ...], layer: int, name: str) -> Any:

@@ -90,6 +90,21 @@ def _lora_factors(base: Any, tuned: Any) -> tuple[Tensor, ...]:
     return torch.cat(ups, 1), torch.cat(downs)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether `module` is a matrix that can be read: nn.Linear or GPT-2's Conv1D."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether `module` keeps its matrix as `[in, out]`, as GPT-2's Conv1D does."""
+    return type(module).__name__ == "Conv1D"
+
+
+def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear modules of a block by their names in it."""
+    return {name: module for name, module in block.named_modules() if is_linear(module)}
+
+
 @torch.no_grad()
 def affine(module: Any) -> tuple[Tensor, Tensor]:
     """Weight `[out, in]` and bias `[out]` of a linear module, wrapped by PEFT or not."""
@@ -98,11 +113,9 @@ def affine(module: Any) -> tuple[Tensor, Tensor]:
         bias = module(weight.new_zeros(1, weight.shape[1]))[0]
         eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         return (module(eye) - bias).T, bias
-    weight = module.weight
-    if type(module).__name__ == "Conv1D":  # GPT-2 keeps its weights as [in, out]
-        weight = weight.T
-    elif not isinstance(module, nn.Linear):
+    if not is_linear(module):
         raise ValueError(f"a {type(module).__name__} is not a linear projection that can be read")
+    weight = module.weight.T if is_transposed(module) else module.weight
     bias = module.bias if module.bias is not None else weight.new_zeros(len(weight))
     return weight.detach(), bias.detach()
 

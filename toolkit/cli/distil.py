@@ -75,8 +75,7 @@ def distil(
         first = Adapters.from_pretrained(start) if start else None
         method = Method(f"{location} {kind}", kind, location, as_rank(rank), positions)
         if first is not None:
-            method = Method(f"{first.location} {first.kind}", first.kind, first.location,
-                            first.rank, str(first.positions))  # fmt: skip
+            method = Method.of(first)
         pair = ModelPair.load(base, tuned, parse_dtype(dtype), device)
         corpus = pair.corpus(documents, max_length=max_length, seed=seed)
         about = {"base": base, "tuned": tuned, "data": str(data)}

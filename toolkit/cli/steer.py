@@ -133,8 +133,7 @@ def train_adapters(
         adapters = Adapters.from_pretrained(start) if start else None
         chosen = Method(f"{location} {kind}", kind, location, as_rank(rank), positions)
         if adapters is not None:
-            chosen = Method(f"{location} {kind}", adapters.kind, adapters.location, adapters.rank,
-                            str(adapters.positions))  # fmt: skip
+            chosen = Method.of(adapters)
         request = _request(
             make_task(task, train, test),
             chosen,

@@ -45,11 +45,10 @@ def weight_candidates(pair: ModelPair, blocks: list[BlockResult]) -> list[Candid
     pieces: Any = {fit: _together(blocks, fit) for fit in FITS}
     if not any(len(found.gains) for found in pieces[FITS[0]].values()):
         return []
-    d_model = pair.base.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     sizes: dict[WeightSpec, str] = {}
     for rank in BESIDE:
-        budget = pair.n_layers * (2 * rank * d_model + d_model)
-        if rank < d_model:
+        budget = pair.n_layers * (2 * rank + 1) * pair.d_model
+        if rank < pair.d_model:
             sizes |= {WeightSpec(fit, budget=budget): f"steering {rank}" for fit in FITS}
     sizes |= {WeightSpec(fit, rank=LORA): f"lora {LORA}" for fit in FITS}
     found = changes_of(pair, pieces, list(sizes))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.analysis.weight_change import weight_row
 from toolkit.blocks.adapter_files import AdapterFiles
 from toolkit.blocks.mlp import Change
-from toolkit.blocks.read import affine, module_change
+from toolkit.blocks.read import affine, linear_modules, module_change
 from toolkit.errors import InputError
 from toolkit.models.loading import plain_folder
 from toolkit.models.peft_adapter import is_adapter
@@ -36,8 +36,7 @@ def weight_rows(
     tasks = [
         partial(_module_row, base, tuned, layer, name)
         for layer, block in enumerate(base.sites.blocks)
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        for name in linear_modules(block)
     ]
     return processes.spread(tasks)
 

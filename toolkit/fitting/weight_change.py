@@ -15,9 +15,9 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from toolkit.adapters.weight_change import WeightChange, WeightFit, is_linear, is_transposed
+from toolkit.adapters.weight_change import WeightChange, WeightFit
 from toolkit.analysis.low_rank_change import MAX_RANK, Factors, LowRank, truncated, within_budget
-from toolkit.blocks.read import affine, module_change
+from toolkit.blocks.read import affine, is_transposed, linear_modules, module_change
 from toolkit.documents.batches import Batch
 from toolkit.documents.corpus import Corpus, Reading
 from toolkit.errors import InputError
@@ -187,11 +187,6 @@ class InputSums:
         frames = shared_frames(named, self.processes).get("inputs")
         pairs = [(name, name) for name in dict.fromkeys(self.shared.values())]
         self._sums = MomentSums(pairs, frames)
-
-
-def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear modules of a block by their names in it."""
-    return {name: module for name, module in block.named_modules() if is_linear(module)}
 
 
 def block_pieces(

@@ -120,6 +120,11 @@ class ModelPair:
         return self.base_runner.sites.n_layers
 
     @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return self.base_runner.model.config.get_text_config().hidden_size
+
+    @property
     def device(self) -> torch.device:
         return next(self.base.parameters()).device
 

@@ -13,6 +13,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from toolkit.blocks.read import is_transposed
 from toolkit.models.locations import BRANCHES, causal_lm, mlp_projections, resolve
 
 
@@ -103,12 +104,11 @@ def _block(block: nn.Module, mlp: dict[str, nn.Module], experts: int) -> BlockSh
     routed = sum(p[0].numel() * min(experts, len(p)) for p in parameters if p.ndim == 3)
     down = mlp.get("down")
     weight: Any = down.weight if down is not None else torch.empty(0, 0)
-    transposed = type(down).__name__ == "Conv1D"  # GPT-2 keeps its weights as [in, out]
     return BlockShape(
         parameters=sum(p.numel() for p in parameters),
         matrices=sum(rows * columns for rows, columns in linear) + routed,
         linear=linear,
         mlp=sum(m.weight.numel() for m in set(mlp.values())),  # type: ignore[operator, misc]
-        d_ff=weight.shape[0 if transposed else 1],
+        d_ff=weight.shape[0 if down is not None and is_transposed(down) else 1],
         gated="linear" in mlp,
     )

@@ -191,8 +191,7 @@ def default_options(
     Adam moves every entry by about the rate, so what d entries of a down-projection move together
     grows with d. Adapters that go on from a fit (`from_a_fit`) take smaller steps.
     """
-    width = pair.base.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-    rate = RATE / width * (FROM_A_FIT if from_a_fit else 1.0)
+    rate = RATE / pair.d_model * (FROM_A_FIT if from_a_fit else 1.0)
     return TrainingOptions(rate, batch_size=batch_size, max_steps=steps, seed=seed)
 
 

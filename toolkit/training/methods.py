@@ -49,6 +49,12 @@ class Method:
     orthogonal: float = 0.0
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
+    @classmethod
+    def of(cls, adapters: Adapters) -> "Method":
+        """Return the method that goes on training `adapters`."""
+        kind, location = adapters.kind, adapters.location
+        return cls(f"{location} {kind}", kind, location, adapters.rank, str(adapters.positions))
+
     @property
     def learns(self) -> bool:
         """Tell whether it is trained at all."""
