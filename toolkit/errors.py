@@ -1,4 +1,4 @@
-"""The one exception that bad input raises."""
+"""The one exception that bad input raises, and how others are said in one line."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,9 @@ class InputError(ValueError):
     The message is one line: what was expected, what came, what to do. The command line prints it
     and exits with code 2; in Python it is an ordinary ``ValueError``.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an exception's message that says something."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

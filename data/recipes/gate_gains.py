@@ -24,8 +24,9 @@ from toolkit.documents.batches import Batch, make_batches
 from toolkit.documents.documents import read_documents
 from toolkit.documents.tokens import encode_all
 from toolkit.models.hooks import capture
-from toolkit.models.loading import load_model, load_tokenizer, quiet_transformers
+from toolkit.models.loading import load_model, load_tokenizer
 from toolkit.models.locations import resolve
+from toolkit.runtime.console import quiet_transformers
 from toolkit.runtime.provenance import stamp
 from toolkit.runtime.records import write_json
 from toolkit.runtime.shipped import BASE, PROMPTS, shipped

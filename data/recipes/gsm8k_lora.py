@@ -25,7 +25,8 @@ from transformers import Trainer, TrainingArguments, set_seed
 from toolkit.documents.tasks import GSM8K
 from toolkit.documents.tokens import MAX_LENGTH
 from toolkit.evaluation.accuracy import correct
-from toolkit.models.loading import PACKAGED, load_model, load_tokenizer
+from toolkit.models.loading import load_model, load_tokenizer
+from toolkit.models.packaged import PACKAGED
 from toolkit.runtime.records import write_json
 from toolkit.training.examples import NOT_SUPERVISED, collate, supervise_all
 

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils.other import get_pattern_key
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.blocks.mlp import Change
 from toolkit.errors import InputError
-from toolkit.models.weight_files import WeightFiles
+from toolkit.models.weight_files import WeightFiles, adapter_path
 
+# How a LoRA may have started: beside the base's weights, or as a part of them that PEFT takes out.
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+OWN_STARTS = ("pissa", "olora")
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^base_model\.model\.(.+)\.lora_A\.weight$")
 
@@ -33,7 +37,13 @@ class AdapterFiles:
         if self.config.get("peft_type") != "LORA":
             kind = self.config.get("peft_type")
             raise InputError(f"{folder} is not a LoRA ({kind}): merge it into a model folder")
-        self.files = WeightFiles(folder)
+        start = self.config.get("init_lora_weights", True)
+        if start not in PLAIN_STARTS and start not in OWN_STARTS:
+            raise InputError(f"{folder} started from {start!r}: merge it into a model folder")
+        for variant in ("alora_invocation_tokens", "kasa_config", "use_bdlora", "arrow_config"):
+            if self.config.get(variant):
+                raise InputError(f"{folder} is no plain LoRA ({variant}): merge it if it merges")
+        self.files = WeightFiles([adapter_path(folder)])
         names = self.files.names
         self.modules = {found[1] for name in names if (found := _FACTOR.match(name))}
         whole = set(self.config.get("modules_to_save") or ())
@@ -44,6 +54,11 @@ class AdapterFiles:
         }
         served = {*self.saved.values(), *(f for m in self.modules for f in self._factor_names(m))}
         self.unserved = sorted(name.removeprefix(_PREFIX) for name in names if name not in served)
+
+    @property
+    def changed(self) -> set[str]:
+        """The names of the base's matrices that the adapter changes."""
+        return {*self.saved, *(f"{module}.weight" for module in self.modules)}
 
     def __contains__(self, name: str) -> bool:
         return name in self.saved or name.removesuffix(".weight") in self.modules
@@ -61,6 +76,8 @@ class AdapterFiles:
         module = name.removesuffix(".weight")
         up, down = self._factors(module)
         magnitude = f"{_PREFIX}{module}.lora_magnitude_vector"
+        if self.config.get("init_lora_weights", True) in OWN_STARTS:
+            return _whole(up @ down + self._taken_out(module, weights(name), transposed))
         if magnitude not in self.files:
             return Change((up, down), up.new_zeros(len(up)))
         weight = weights(name).float()
@@ -76,6 +93,26 @@ class AdapterFiles:
         )
         return up * lora_scale(self.config, module), down
 
+    def _taken_out(self, module: str, weight: Tensor, transposed: bool) -> Tensor:
+        """Return what PEFT adds to the base's matrix on loading: less what the adapter began as.
+
+        PiSSA and OLoRA start as the largest part of the matrix itself.
+        """
+        rows, columns = weight.shape
+        layer = nn.Linear(columns, rows, bias=False)
+        layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+        holder = nn.ModuleDict({"layer": layer})
+        r, alpha = rank_and_alpha(self.config, module)
+        config = LoraConfig(
+            r=r,
+            lora_alpha=alpha,  # type: ignore[arg-type]
+            use_rslora=bool(self.config.get("use_rslora")),
+            init_lora_weights=self.config["init_lora_weights"],
+            target_modules=["layer"],
+        )
+        inject_adapter_in_model(config, holder)
+        return holder["layer"].base_layer.weight.detach() - weight.float()  # type: ignore
+
     def _factor_names(self, module: str) -> list[str]:
         parts = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
         return [f"{_PREFIX}{module}.{part}" for part in parts]
@@ -83,10 +120,15 @@ class AdapterFiles:
 
 def lora_scale(config: dict[str, Any], module: str) -> float:
     """Return ``alpha / r`` (``alpha / √r`` for rsLoRA) of `module`, as PEFT reads its patterns."""
+    r, alpha = rank_and_alpha(config, module)
+    return alpha / (r**0.5 if config.get("use_rslora") else r)
+
+
+def rank_and_alpha(config: dict[str, Any], module: str) -> tuple[int, float]:
+    """Return r and alpha of `module`, as PEFT reads its patterns."""
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     r = ranks.get(get_pattern_key(list(ranks), module), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
-    return alpha / (r**0.5 if config.get("use_rslora") else r)
+    return r, alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
 
 
 def _whole(delta: Tensor) -> Change:

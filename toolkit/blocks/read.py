@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from toolkit.blocks.mlp import MLP, Activation, Change, MLPChange
@@ -77,13 +78,13 @@ def module_change(base: nn.Module, tuned: nn.Module) -> Change:
 
 def _lora_factors(base: Any, tuned: Any) -> tuple[Tensor, ...]:
     """B and A of plain LoRAs on base's own weights; nothing where `tuned` is anything else."""
-    if not hasattr(tuned, "lora_A") or not hasattr(base, "weight"):
+    is_lora: bool = isinstance(tuned, LoraLayer)  # no narrowing: PEFT's types are loose
+    if not is_lora or not hasattr(base, "weight"):
         return ()
     names = tuned.active_adapters
-    plain = all(name in tuned.lora_A and not tuned.use_dora.get(name) for name in names)
+    plain = all(_is_plain(tuned, name) for name in names)
     shared = tuned.get_base_layer().weight.data_ptr() == base.weight.data_ptr()
-    biased = any(tuned.lora_B[name].bias is not None for name in names if name in tuned.lora_B)
-    if not (plain and shared) or biased:
+    if not (plain and shared):
         return ()
     ups = [tuned.lora_B[name].weight.detach() * tuned.scaling[name] for name in names]
     downs = [tuned.lora_A[name].weight.detach() for name in names]
@@ -103,6 +104,14 @@ def is_transposed(module: nn.Module) -> bool:
 def linear_modules(block: nn.Module) -> dict[str, nn.Module]:
     """Return the linear modules of a block by their names in it."""
     return {name: module for name, module in block.named_modules() if is_linear(module)}
+
+
+def _is_plain(tuned: Any, name: str) -> bool:
+    """Return whether PEFT adds B A x for this adapter, and nothing else (DoRA, biases, ...)."""
+    if name not in tuned.lora_A or getattr(tuned, "lora_variant", {}).get(name) is not None:
+        return False
+    factors = tuned.lora_A[name], tuned.lora_B[name]
+    return all(type(factor) is nn.Linear and factor.bias is None for factor in factors)
 
 
 @torch.no_grad()

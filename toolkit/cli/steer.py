@@ -9,7 +9,7 @@ from rich.table import Table as Grid
 
 from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.errors import InputError
-from toolkit.runtime.console import bad_input, console, errors
+from toolkit.runtime.console import bad_input, console, errors, quiet_transformers
 
 steer_app = typer.Typer(no_args_is_help=True, help="Steering adapters: fit, train, judge.")
 
@@ -342,7 +342,6 @@ def _train(
         load_model,
         load_tokenizer,
         parse_dtype,
-        quiet_transformers,
     )
 
     precision = parse_dtype(dtype)

@@ -30,9 +30,8 @@ from torch.utils import _pytree as pytree
 
 from toolkit.documents.batches import Batch
 from toolkit.documents.tokens import Encoded, Positions
-from toolkit.errors import InputError
+from toolkit.errors import InputError, one_line
 from toolkit.models.hooks import Call, capture, first, with_hidden_state
-from toolkit.models.loading import one_line
 from toolkit.models.runner import BlockRunner, States
 from toolkit.tables.table import Table
 

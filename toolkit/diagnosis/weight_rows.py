@@ -1,6 +1,5 @@
 """Every linear module's change: of a pair in memory, or streamed from safetensors files."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,16 +13,15 @@ from torch import Tensor
 from toolkit.analysis.weight_change import weight_row
 from toolkit.blocks.adapter_files import AdapterFiles
 from toolkit.blocks.mlp import Change
-from toolkit.blocks.read import affine, linear_modules, module_change
+from toolkit.blocks.read import affine, is_transposed, linear_modules, module_change
 from toolkit.errors import InputError
-from toolkit.models.loading import plain_folder
+from toolkit.models.loading import model_source
+from toolkit.models.locations import blocks_of
+from toolkit.models.offload import empty_model, renamed
 from toolkit.models.peft_adapter import is_adapter
 from toolkit.models.runner import BlockRunner
-from toolkit.models.weight_files import WeightFiles
+from toolkit.models.weight_files import WeightFiles, model_paths
 from toolkit.runtime.processes import ALONE, Processes
-
-_LAYER = re.compile(r"^(?:.*?\.)?(?:layers|h|blocks)\.(\d+)\.(.+)\.weight$")
-_CONV1D = re.compile(r"\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
 
 
 def weight_rows(
@@ -45,33 +43,39 @@ class StreamedWeights:
     """The rows of every matrix's change, from files: one matrix of each model is in memory.
 
     `base` and `tuned` are what `ModelPair.load` takes, except that hub ids must be downloaded.
-    `unserved` names what an adapter changes beside matrices of numbered blocks.
+    `unserved` names what an adapter changes beside matrices of the language model's blocks.
     """
 
     def __init__(self, base: str | Path, tuned: str | Path) -> None:
-        self._ours, folder = _Matrices(Path(plain_folder(base))), Path(tuned)
+        self._ours, folder = _Matrices(Path(model_source(base))), Path(tuned)
         self.unserved: list[str] = []
         if is_adapter(folder):
             files = AdapterFiles(folder)
             self._theirs: AdapterFiles | _Matrices = files
-            outside = [name for name in files.saved if not _LAYER.match(name)]
+            outside = files.changed - self._ours.places.keys()
             self.unserved = sorted({*files.unserved, *outside})
         else:
-            self._theirs = _Matrices(Path(plain_folder(tuned)))
+            self._theirs = _Matrices(Path(model_source(tuned)))
+            if different := self._ours.places.keys() ^ self._theirs.places.keys():
+                raise InputError(f"{min(different)!r} is in one of the two models only")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for name in sorted(self._ours.files.names, key=_place):
-            found = _LAYER.match(name)
-            if found and name in self._theirs:
-                weight = self._ours[name]
-                if weight.ndim == 2:
-                    yield _row(int(found[1]), found[2], weight, self._change(name))
+        for name, (layer, module) in self._ours.places.items():
+            if name not in self._theirs:
+                continue
+            weight = self._ours[name]
+            if weight.ndim == 2:
+                yield _row(layer, module, weight, self._change(name))
+            elif weight.ndim == 3 and isinstance(self._theirs, _Matrices):
+                tuned = self._theirs[name]
+                for expert, (ours, theirs) in enumerate(zip(weight, tuned, strict=True)):
+                    yield _row(layer, f"{module}.{expert}", ours, _difference(ours, theirs, name))
 
     def _change(self, name: str) -> Change:
         if isinstance(self._theirs, AdapterFiles):
             ours = self._ours
             return self._theirs.change(name, ours.__getitem__, ours.is_transposed(name))
-        return _difference(self._ours, self._theirs, name)
+        return _difference(self._ours[name], self._theirs[name], name)
 
 
 def _module_row(base: BlockRunner, tuned: BlockRunner, layer: int, name: str) -> dict[str, Any]:
@@ -84,34 +88,46 @@ def _row(layer: int, module: str, weight: Tensor, change: Change) -> dict[str, A
     return {"layer": layer, "module": module, **asdict(weight_row(weight, change))}
 
 
-def _place(name: str) -> tuple[int, str]:
-    found = _LAYER.match(name)
-    return (int(found[1]), found[2]) if found else (-1, name)
-
-
 class _Matrices:
-    """A model folder's tensors by name, each read when it is asked for, matrices as `[out, in]`."""
+    """The tensors of a model's blocks by the model's own names, read when asked for, `[out, in]`.
+
+    `places` gives the block and the name in it of each. Experts that transformers merges on loading
+    keep the names of the files.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.files = WeightFiles(folder)
-        config = folder / "config.json"
-        family = json.loads(config.read_text()).get("model_type") if config.is_file() else None
-        self.transposed = family == "gpt2"  # its files hold [in, out]
+        self.files = WeightFiles(model_paths(folder))
+        model = empty_model(folder, "auto")
+        modules = dict(model.named_modules())
+        numbers = {id(block): layer for layer, block in enumerate(blocks_of(model))}
+        prefixes = {f"{n}.": numbers[id(m)] for n, m in modules.items() if id(m) in numbers}
+        self.places: dict[str, tuple[int, str]] = {}
+        self._stored: dict[str, str] = {}
+        self._transposed = {f"{n}.weight" for n, m in modules.items() if is_transposed(m)}
+        order = {name: index for index, name in enumerate(model.state_dict())}
+        found = sorted(renamed(model, self.files.names), key=lambda each: order.get(each[1], -1))
+        for stored, name, merged in found:
+            prefix = next((p for p in prefixes if name.startswith(p)), None)
+            if prefix is None or len(self.files.shape(stored)) < 2:
+                continue
+            known = stored if merged else name
+            inside = re.sub(r"^.*?\.\d+\.", "", stored) if merged else name.removeprefix(prefix)
+            self.places[known] = prefixes[prefix], inside.removesuffix(".weight")
+            self._stored[known] = stored
 
     def __contains__(self, name: str) -> bool:
-        return name in self.files
+        return name in self._stored
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.files[name]
+        tensor = self.files[self._stored[name]]
         return tensor.T if self.is_transposed(name) else tensor
 
     def is_transposed(self, name: str) -> bool:
         """Return whether the files hold the matrix `name` as `[in, out]`."""
-        return self.transposed and bool(_CONV1D.search(name))
+        return name in self._transposed
 
 
-def _difference(ours: _Matrices, theirs: _Matrices, name: str) -> Change:
-    weight, tuned = ours[name], theirs[name]
+def _difference(weight: Tensor, tuned: Tensor, name: str) -> Change:
     if weight.shape != tuned.shape:
         raise InputError(
             f"{name} is {tuple(weight.shape)} in the base and {tuple(tuned.shape)} in the tuned "

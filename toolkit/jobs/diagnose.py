@@ -11,8 +11,8 @@ from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 from toolkit.documents.corpus import Corpus, DataFile
-from toolkit.errors import InputError
-from toolkit.models.loading import one_line, parse_dtype
+from toolkit.errors import InputError, one_line
+from toolkit.models.loading import parse_dtype
 from toolkit.models.outline import Outline, outline
 from toolkit.models.pair import ModelPair
 from toolkit.planning.estimate import RunPlan, plan

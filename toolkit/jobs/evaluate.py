@@ -13,8 +13,9 @@ from toolkit.documents.tasks import make_task
 from toolkit.documents.tasks.task import Example, Task, chance
 from toolkit.evaluation.accuracy import bootstrap, correct, prompts_of
 from toolkit.evaluation.reference import Reference
-from toolkit.models.loading import load_model, load_tokenizer, parse_dtype, quiet_transformers
+from toolkit.models.loading import load_model, load_tokenizer, parse_dtype
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.console import quiet_transformers
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
 

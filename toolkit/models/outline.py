@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.models.loading import load_config, quiet_transformers
+from toolkit.models.loading import load_config
 from toolkit.models.pair import compare_configs, shared_tokenizer
 from toolkit.models.peft_adapter import factor_entries, is_adapter
+from toolkit.runtime.console import quiet_transformers
 
 
 @dataclass(frozen=True)

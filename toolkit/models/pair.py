@@ -20,14 +20,14 @@ from toolkit.models.loading import (
     model_folder,
     parse_dtype,
     plain_folder,
-    quiet_transformers,
 )
 from toolkit.models.locations import BRANCHES, causal_lm, resolve
 from toolkit.models.offload import Offload, offloaded, state_tensors
-from toolkit.models.peft_adapter import is_adapter, with_adapter
+from toolkit.models.peft_adapter import WroteToBaseError, is_adapter, with_adapter
 from toolkit.models.runner import BlockRunner
 from toolkit.models.verify import prove
 from toolkit.runtime.check import Check
+from toolkit.runtime.console import quiet_transformers
 
 
 @dataclass
@@ -69,7 +69,11 @@ class ModelPair:
             read = _offloaded if offload else _in_memory
             if is_adapter(tuned):
                 base_model, ours = read(base, dtype, device)
-                tuned_model, theirs = with_adapter(base_model, ours, base, Path(tuned))
+                try:
+                    tuned_model, theirs = with_adapter(base_model, ours, base, Path(tuned))
+                except WroteToBaseError:
+                    base_model, ours = read(base, dtype, device)
+                    tuned_model, theirs = with_adapter(base_model, ours, base, Path(tuned), False)
             else:
                 compare_configs(load_config(base), load_config(tuned))
                 base_model, ours = read(base, dtype, device)

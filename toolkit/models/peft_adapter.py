@@ -4,60 +4,76 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from toolkit.errors import InputError
-from toolkit.models.loading import one_line, plain_folder
+from toolkit.models.loading import ADAPTER_CONFIG, load_config, plain_folder, require_model
+from toolkit.models.locations import causal_lm
 from toolkit.models.offload import Offload, beside, with_stand_ins
-from toolkit.models.weight_files import WeightFiles
+from toolkit.models.weight_files import (
+    INDEX,
+    ONE_FILE,
+    WeightFiles,
+    adapter_path,
+    model_paths,
+    require_finite,
+)
 
-ADAPTER_CONFIG = "adapter_config.json"
+COMPARED = 8  # tensors of two folders that say whether these are one model
 
 
 def is_adapter(source: str | Path) -> bool:
-    return (Path(source) / ADAPTER_CONFIG).is_file()
+    """Tell whether `source` is the folder of a PEFT adapter, and of nothing else."""
+    folder = Path(source)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return False
+    if any((folder / name).is_file() for name in (ONE_FILE, INDEX)):
+        require_model(folder)  # says that there are two
+    return True
+
+
+class WroteToBaseError(Exception):
+    """Loading an adapter changed tensors of its base: it needs a copy of them."""
 
 
 def with_adapter(
-    base: nn.Module, offload: Offload | None, base_source: str | Path, folder: Path
+    base: nn.Module,
+    offload: Offload | None,
+    base_source: str | Path,
+    folder: Path,
+    share: bool = True,
 ) -> tuple[nn.Module, Offload | None]:
-    """`base` with the PEFT adapter in `folder`, as a second model that shares base's tensors."""
-    from peft import PeftConfig, PeftModel
+    """`base` with the PEFT adapter in `folder`, as a second model that shares base's tensors.
+
+    Without `share` it has tensors of its own. Raises `WroteToBaseError` where loading the adapter
+    has changed base's tensors all the same (KaSA): base must then be read again.
+    """
+    from peft import PeftConfig
     from peft.utils import get_peft_model_state_dict
 
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise InputError(
-            f"{folder} has no adapter_model.safetensors: save the adapter as safetensors "
-            "(pickled adapters are not read)"
-        )
-    _check_adapter_base(json.loads((folder / ADAPTER_CONFIG).read_text()), base_source, folder)
-    config = PeftConfig.from_pretrained(str(folder))
+    names = set(WeightFiles([adapter_path(folder)]).names)
+    recorded = _record(folder)
+    _check_adapter_base(recorded, base_source, folder)
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever PEFT finds wrong with the file
+        raise InputError(f"cannot read {folder / ADAPTER_CONFIG}: {_reason(error)}") from error
     if config.is_prompt_learning:
         raise InputError(f"{folder} is a prompt-learning adapter: it changes no weight of a block")
-    names = set(WeightFiles(folder).names)
-    shared: dict[int, Any] = {}
+    share = share and _leaves_base_alone(config, names)
     if offload:
-        if not _leaves_base_alone(config, names):
+        if not share:
             raise InputError(
                 f"{folder} changes weights of its base when it is loaded, which --offload cannot "
                 "do: merge it into a model folder"
             )
         with_stand_ins(base)
-    if _leaves_base_alone(config, names):
-        shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
-    try:
-        # PEFT looks on the hub for what the adapter calls its base, and warns that it is not there.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tuned = PeftModel.from_pretrained(copy.deepcopy(base, shared), folder)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the adapter {folder} does not fit the base model {base_source}: {one_line(error)}"
-        ) from error
+    tuned = _loaded(base, base_source, folder, share)
     expected = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
     # Tensors of the model itself, such as embeddings, may be saved along with an adapter.
     different = sorted((names ^ expected) - (tuned.state_dict().keys() & names))
@@ -67,11 +83,90 @@ def with_adapter(
             f"tensor {different[0]!r} is on one side only"
         )
     tuned = tuned.to(next(base.parameters()).device).eval().requires_grad_(False)
-    if not offload:
-        return tuned, None
-    beside_base = beside(offload, tuned)
-    offload.release()
+    for name, parameter in tuned.named_parameters():
+        require_finite(name, parameter, str(folder))
+    beside_base = None
+    if offload:
+        beside_base = beside(offload, tuned)
+        offload.release()
+    _prove_inner(tuned, config, folder)
     return tuned, beside_base
+
+
+def _loaded(base: nn.Module, base_source: str | Path, folder: Path, share: bool) -> nn.Module:
+    from peft import PeftModel
+
+    tensors = (*base.parameters(), *base.buffers()) if share else ()
+    before = _hashes(tensors)
+    try:
+        # PEFT looks on the hub for what the adapter calls its base, and warns that it is not there.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copied: Any = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
+            tuned = PeftModel.from_pretrained(copied, folder)
+    except Exception as error:  # whatever PEFT finds wrong with the two
+        raise InputError(
+            f"the adapter {folder} does not fit the base model {base_source}: {_reason(error)}"
+        ) from error
+    if _hashes(tensors) != before:
+        raise WroteToBaseError
+    return tuned
+
+
+def _hashes(tensors: Iterable[Tensor]) -> list[int]:
+    some = (t for t in tensors if t.is_floating_point() and not t.is_meta)
+    return [int(torch.hash_tensor(t).view(torch.int64)) for t in some]
+
+
+@torch.no_grad()
+def _prove_inner(tuned: Any, config: Any, folder: Path) -> None:
+    """Raise InputError unless the model inside answers as the PEFT model around it does.
+
+    Adapters that act in the outer model's own call (activated LoRA, X-LoRA) would be lost in a
+    march, which runs the inner model's blocks.
+    """
+    inner = causal_lm(tuned)
+    embedding = inner.get_input_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(embedding.num_embeddings, (1, 16), generator=generator)
+    trigger = getattr(config, "alora_invocation_tokens", None) or ()
+    ids[0, 6 : 6 + len(trigger)] = torch.tensor(trigger[:10], dtype=torch.long)
+    batch = {"input_ids": ids.to(embedding.weight.device)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    try:
+        outer, own = (model(**batch, use_cache=False).logits for model in (tuned, inner))
+        same = torch.equal(outer, own)
+        reason = "its effect is in the PEFT model's own call, not in the blocks"
+    except Exception as error:  # the adapter wants more than tokens
+        same, reason = False, _reason(error)
+    if not same:
+        raise InputError(
+            f"the adapter {folder} ({config.peft_type.value}) cannot be followed block by block: "
+            f"{reason}; merge it into a model folder, if it can be merged"
+        )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        kind = record["peft_type"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG} is no adapter's configuration ({_reason(error)}): expected "
+            "what PEFT's save_pretrained writes"
+        ) from error
+    from peft import PeftType
+
+    if kind not in PeftType.__members__:
+        raise InputError(f"{folder} is a {kind} adapter, which this version of PEFT does not know")
+    return record
+
+
+def _reason(error: Exception) -> str:
+    """Return an exception's message in one line, the shapes that PEFT lists below it included."""
+    if isinstance(error, KeyError):
+        return f"{error} is not there"
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _leaves_base_alone(config: Any, names: set[str]) -> bool:
@@ -85,18 +180,49 @@ def _leaves_base_alone(config: Any, names: set[str]) -> bool:
     return plain_start and all("lora_" in name for name in names)
 
 
-def _check_adapter_base(config: dict, base: str | Path, folder: Path) -> None:
-    """By the last part of the names, since folders move."""
+def _check_adapter_base(config: dict[str, Any], base: str | Path, folder: Path) -> None:
+    """Raise InputError where the adapter names another base than the one that is given.
+
+    Names agree by their last part, since folders move; a hub's snapshot folder has the name of its
+    repository. Where both are here, their content decides.
+    """
     recorded = config.get("base_model_name_or_path")
     if not recorded:
         return
-    names = {Path(name).name for name in (str(base), plain_folder(base))}
-    if Path(recorded).name not in names:
-        raise InputError(
-            f"the adapter {folder} is of another base: it names {recorded!r}, the base given is "
-            f"{str(base)!r}; if they are the same model, correct base_model_name_or_path in its "
-            f"{ADAPTER_CONFIG}"
-        )
+    theirs = Path(recorded)
+    ours = Path(plain_folder(base))
+    if theirs.is_dir() and ours.is_dir():
+        if _same_model(theirs, ours):
+            return
+    elif {_repository(theirs)} & {_repository(Path(str(base))), _repository(ours)}:
+        return
+    raise InputError(
+        f"the adapter {folder} is of another base: it names {recorded!r}, the base given is "
+        f"{str(base)!r}; if they are the same model, give it under that name (a link will do)"
+    )
+
+
+def _repository(path: Path) -> str:
+    """Return a model's name without its owner: of a hub's snapshot folder, the repository's."""
+    cached = [part for part in path.parts if part.startswith("models--")]
+    return cached[-1].split("--")[-1] if cached else path.name
+
+
+def _same_model(a: Path, b: Path) -> bool:
+    """Return whether two folders hold one model: configuration, names, and some tensors."""
+    if a.resolve() == b.resolve():
+        return True
+    try:
+        if load_config(a).to_diff_dict() != load_config(b).to_diff_dict():
+            return False
+        ours, theirs = (WeightFiles(model_paths(folder)) for folder in (a, b))
+    except InputError:  # no model is there any more
+        return _repository(a) == _repository(b)
+    names = sorted(ours.names)
+    some = {names[i * (len(names) - 1) // COMPARED] for i in range(COMPARED + 1)}
+    return names == sorted(theirs.names) and all(
+        ours[n].dtype == theirs[n].dtype and torch.equal(ours[n], theirs[n]) for n in some
+    )
 
 
 def factor_entries(folder: Path) -> int | None:
@@ -105,7 +231,7 @@ def factor_entries(folder: Path) -> int | None:
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         return 0  # `ModelPair.load` says what is wrong with it
-    files = WeightFiles(folder)
+    files = WeightFiles([adapter_path(folder)])
     shapes = {name: files.shape(name) for name in files.names}
     if not _leaves_base_alone(PeftConfig.from_pretrained(str(folder)), set(shapes)):
         return None

@@ -22,3 +22,19 @@ def bad_input() -> Iterator[None]:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             errors.print(f"oracle: {' '.join(str(error).split())}")
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep back transformers' own progress bars and reports, which would print between ours."""
+    from transformers.utils import logging  # takes a second to import
+
+    level, was_shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if was_shown:
+            logging.enable_progress_bar()
