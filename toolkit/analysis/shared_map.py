@@ -39,10 +39,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class SharedMap:
-    """``Δ = B x + c``: `matrix` `[d, d_x]` (None for one vector), `bias` `[d]`."""
+    """``Δ = B x + c``: `matrix` `[d, d_x]` (None for one vector), `bias` `[d]`.
+
+    `remaining` is what it leaves of what is wanted of the tokens that it was fitted on, and of
+    those that stopped it, `[n, d]`.
+    """
 
     matrix: Tensor | None
     bias: Tensor
+    remaining: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.matrix is None:
@@ -73,10 +78,12 @@ def fit_shared(
     still = (fit.x.new_zeros(d_in, 0), fit.x.new_zeros(d_in))
     wanted = (fit.wanted, validation.wanted)
     (_, vector), remaining = _cgls(problems, nothing, scale, still, iterations, wanted)
+    maps: dict[Rank, SharedMap] = {
+        0: SharedMap(None, scale.unscale(vector), torch.cat(tuple(remaining)))
+    }
     start = (fit.x.new_zeros(d_in, d_x), vector)
     (first, bias), remaining = _cgls(problems, inputs, scale, start, iterations, remaining)
     left, sizes, right = torch.linalg.svd(first, full_matrices=False)
-    maps: dict[Rank, SharedMap] = {0: SharedMap(None, scale.unscale(vector))}
     widest = (first, bias), remaining
     for rank in ranks_below(d_x, ranks):
         if rank in (0, "full"):
@@ -85,11 +92,11 @@ def fit_shared(
         start = (left[:, :rank] * sizes[:rank], bias)
         (factor, c), remaining = _cgls(problems, features, scale, start, iterations)
         widest = (factor @ right[:rank], c), remaining
-        maps[rank] = scale.map(*widest[0])
+        maps[rank] = scale.map(*widest[0], remaining)
     if "full" in ranks:  # on from the widest: so that its rank costs it nothing
         start, remaining = widest
-        found, _ = _cgls(problems, inputs, scale, start, iterations, remaining)
-        maps["full"] = scale.map(*found)
+        found, remaining = _cgls(problems, inputs, scale, start, iterations, remaining)
+        maps["full"] = scale.map(*found, remaining)
     return maps
 
 
@@ -140,9 +147,9 @@ class _Coordinates:
         """``root⁻¹ g`` of rows g: the adjoint of `unscale`."""
         return torch.linalg.solve_triangular(self.root, pulled.T, upper=False).T
 
-    def map(self, matrix: Tensor, bias: Tensor) -> SharedMap:
+    def map(self, matrix: Tensor, bias: Tensor, remaining: Sequence[Tensor]) -> SharedMap:
         in_x = self.unscale((matrix @ self.whitener).T).T
-        return SharedMap(in_x, self.unscale(bias) - in_x @ self.mean)
+        return SharedMap(in_x, self.unscale(bias) - in_x @ self.mean, torch.cat(tuple(remaining)))
 
 
 def _root(second_moment: Tensor, relative_ridge: float) -> Tensor:
@@ -184,7 +191,7 @@ def _cgls(
     best, least, worse = (start, left), float(left[1].square().sum()), 0
     steepest = direction = gradient(left[0])
     size = _dot(steepest, steepest)
-    for _ in range(iterations):
+    for iteration in range(iterations):
         moved = [effect(p, z, direction) for p, z in zip(problems, features, strict=True)]
         step = size / max(float(moved[0].double().square().sum()), 1e-300)
         parameters = _plus(parameters, step, direction)
@@ -193,6 +200,8 @@ def _cgls(
         if error < least:
             best, least, worse = (parameters, left), error, 0
         elif (worse := worse + 1) == 2:
+            break
+        if iteration == iterations - 1:  # another direction would not be taken
             break
         steepest = gradient(left[0])
         last, size = size, _dot(steepest, steepest)

@@ -100,7 +100,7 @@ class AdapterFiles:
         """
         rows, columns = weight.shape
         layer = nn.Linear(columns, rows, bias=False)
-        layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+        layer.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
         holder = nn.ModuleDict({"layer": layer})
         r, alpha = rank_and_alpha(self.config, module)
         config = LoraConfig(

@@ -45,7 +45,7 @@ def moment_pairs(mode: Mode, branches: tuple[str, ...]) -> list[tuple[str, str]]
     return pairs
 
 
-PLACE_TOKENS = 8192  # on which places are compared; as many, or all, of the fit tokens
+PLACE_TOKENS = 5120  # on which places are compared; as many, or all, of the fit tokens
 
 
 class Samples:

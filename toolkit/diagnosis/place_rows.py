@@ -17,7 +17,7 @@ from toolkit.adapters.vector import FixedVector
 from toolkit.analysis.linear_fit import Rank, fit_linear, ranks_below
 from toolkit.analysis.shared_map import Problem, SharedMap, explained, fit_shared
 from toolkit.blocks.parts import BlockParts, PlaceSample
-from toolkit.diagnosis.reach_rows import Row, shared_row, validating
+from toolkit.diagnosis.reach_rows import Judged, Row, validating
 from toolkit.fitting.spec import FitSpec
 from toolkit.statistics import MomentSums
 
@@ -64,13 +64,11 @@ def _through_the_block(
         return Problem(jacobian, sample.pre_mlp, sample.forced_delta)
 
     stops = validating(len(fit))
-    training, validation = problem(fit.where(~stops)), problem(fit.where(stops))
-    maps = fit_shared(training, validation, PLACE_RANKS, ITERATIONS)
-    seen, unseen = problem(fit), problem(held_out)
+    seen = problem(fit.where(~stops)), problem(fit.where(stops))
+    maps = fit_shared(*seen, PLACE_RANKS, ITERATIONS)
+    judged = Judged(seen, problem(held_out), sublayer, held_out.stream)
     labels = {"location": "pre_mlp", "target": "block"}
-    for rank, shared in maps.items():
-        found = shared_row(shared, seen, unseen, sublayer, held_out.stream)
-        rows.append({**labels, "rank": rank} | found)
+    rows += [{**labels, "rank": rank} | judged.row(shared) for rank, shared in maps.items()]
     return maps
 
 

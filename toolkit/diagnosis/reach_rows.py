@@ -213,13 +213,14 @@ def shared_reach_rows(parts: BlockParts, fit: Sample, held_out: Sample) -> Itera
     for target in TARGETS:
         labels = {"location": "mlp_in", "target": target}
         problem = at_mlp(target)
-        seen, unseen = problem(fit), problem(held_out)
-        if not bool(seen.wanted.any()) or not bool(unseen.wanted.any()):
-            continue
         stops = validating(len(fit))
-        maps = fit_shared(problem(Sample(fit.h[~stops])), problem(Sample(fit.h[stops])))
-        for rank, shared in maps.items():
-            yield {**labels, "rank": rank} | shared_row(shared, seen, unseen, mlp, held_out.h)
+        seen = problem(Sample(fit.h[~stops])), problem(Sample(fit.h[stops]))
+        unseen = problem(held_out)
+        if not any(bool(p.wanted.any()) for p in seen) or not bool(unseen.wanted.any()):
+            continue
+        judged = Judged(seen, unseen, mlp, held_out.h)
+        for rank, shared in fit_shared(*seen).items():
+            yield {**labels, "rank": rank} | judged.row(shared)
 
 
 def validating(n: int) -> Tensor:
@@ -227,30 +228,37 @@ def validating(n: int) -> Tensor:
     return torch.arange(n) % _VALIDATION == 0
 
 
-def shared_row(
-    shared: SharedMap,
-    seen: Problem,
-    unseen: Problem,
-    function: Callable[[Tensor], Tensor],
-    x: Tensor,
-) -> Row:
-    """Say what one map for all tokens brings about on fit tokens and on held-out tokens.
+class Judged:
+    """What maps for all tokens bring about: on the fit tokens `seen`, and on held-out ones.
 
     `function` is what the Jacobian is of; it is taken at `x` on the held-out tokens, and steered.
     """
-    steering = shared(unseen.x)
-    reached = function(x + steering) - function(x)
-    on_fit = seen.wanted - seen.jacobian.push(shared(seen.x))
-    share, sem = explained(unseen.wanted - unseen.jacobian.push(steering), unseen.wanted)
-    return {
-        "explained_fit": explained(on_fit, seen.wanted)[0],
-        "explained_heldout": share,
-        "explained_heldout_sem": sem,
-        "nonlinear_heldout": explained(unseen.wanted - reached, unseen.wanted)[0],
-        "size": float(steering.norm() / x.norm()),
-        "n_fit": len(seen.x),
-        "n_heldout": len(unseen.x),
-    }
+
+    def __init__(
+        self,
+        seen: tuple[Problem, Problem],
+        unseen: Problem,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+    ) -> None:
+        self.wanted = torch.cat([problem.wanted for problem in seen])
+        self.unseen, self.function, self.x = unseen, function, x
+        self.plain = function(x)
+
+    def row(self, shared: SharedMap) -> Row:
+        """Return the numbers of one map."""
+        unseen, steering = self.unseen, shared(self.unseen.x)
+        reached = self.function(self.x + steering) - self.plain
+        share, sem = explained(unseen.wanted - unseen.jacobian.push(steering), unseen.wanted)
+        return {
+            "explained_fit": explained(shared.remaining, self.wanted)[0],
+            "explained_heldout": share,
+            "explained_heldout_sem": sem,
+            "nonlinear_heldout": explained(unseen.wanted - reached, unseen.wanted)[0],
+            "size": float(steering.norm() / self.x.norm()),
+            "n_fit": len(self.wanted),
+            "n_heldout": len(unseen.x),
+        }
 
 
 def scale_rows(parts: BlockParts, h: Tensor, scales: Sequence[float] = SCALES) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from toolkit.analysis.divergence import Divergences, recovered
-from toolkit.documents.corpus import pad_token
 from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import Evaluation
@@ -125,9 +124,7 @@ def _answers(
     pair: ModelPair, asked: list[Encoded], candidate: Candidate, n_new: int
 ) -> list[list[int]]:
     """Return the steered model's greedy tokens for each prompt."""
-    prompts = make_prompts(
-        [document.prompt_ids for document in asked], pad_token(pair.tokenizer), pair.device
-    )
+    prompts = make_prompts([document.prompt_ids for document in asked], pair.pad_id, pair.device)
     ends = end_tokens(causal_lm(pair.tuned), pair.tokenizer)
     with candidate.attached(pair.base, pair.base_runner.sites):
         found, _ = greedy(pair.base, prompts, prefill(pair.base, prompts), n_new, ends)

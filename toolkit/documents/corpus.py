@@ -117,10 +117,13 @@ class Corpus:
         """Raise InputError unless tokens of fit and of held-out documents count."""
         for held_out, name in ((False, "fit"), (True, "held-out")):
             if not any(b.counted.any() for b in self.batches if b.held_out == held_out):
+                cut = any(d.response_start is not None and len(d.ids) <= d.response_start
+                          for d in self.encoded if d.held_out == held_out)  # fmt: skip
                 raise InputError(
                     f"no token of the {name} documents counts (positions: {self.positions}): "
-                    "give more or longer documents"
-                )
+                    + ("documents are cut before their response, raise --max-length" if cut else
+                       "give more or longer documents")
+                )  # fmt: skip
 
     def _batched(self, documents: Sequence[Encoded], batch_tokens: int) -> list[Batch]:
         return make_batches(
@@ -128,6 +131,10 @@ class Corpus:
         )
 
 
-def pad_token(tokenizer: Any) -> int:
-    """The token that pads; 0 where the tokenizer has none, since padding is known by its place."""
-    return tokenizer.pad_token_id or 0
+def pad_token(tokenizer: Any, rows: float = float("inf")) -> int:
+    """The token that pads: the tokenizer's, or 0 where a model of `rows` embeddings lacks it.
+
+    Padding is known by its place; any token will do.
+    """
+    found = tokenizer.pad_token_id or 0
+    return found if found < rows else 0

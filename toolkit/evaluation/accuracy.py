@@ -31,7 +31,8 @@ def answers(
 ) -> list[str]:
     """Return what `model` says greedily to each prompt, up to the end of sequence."""
     prompts = prompts_of(tokenizer, examples)
-    pad_id = pad_token(tokenizer)
+    language_model = causal_lm(model)
+    pad_id = pad_token(tokenizer, language_model.get_input_embeddings().num_embeddings)
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=new_tokens,
@@ -40,7 +41,6 @@ def answers(
     )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     said: dict[int, str] = {}
-    language_model = causal_lm(model)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = make_prompts([prompts[i] for i in rows], pad_id, language_model.device)

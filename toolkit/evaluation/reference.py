@@ -98,11 +98,12 @@ class Reference:
     ) -> None:
         model = causal_lm(tuned)
         device, ends = next(tuned.parameters()).device, end_tokens(model, tokenizer)
+        pad_id = pad_token(tokenizer, model.get_input_embeddings().num_embeddings)
         size = batch_size or max(len(prompts), 1)
         self.batches = [
             PromptBatch(
                 tuned,
-                make_prompts(prompts[i : i + size], pad_token(tokenizer), device),
+                make_prompts(prompts[i : i + size], pad_id, device),
                 n_new,
                 ends,
             )

@@ -72,7 +72,7 @@ def _run_in(processes: Processes, job: Job) -> Run:
         known = outline(job.base, job.tuned)
         corpus = Corpus.of(data.documents, known.tokenizer, **job.options.reading)
         # The first process asks for all, before any of them has read a model.
-        processes.from_first(lambda: require_memory(_plan(job, known, corpus, False).places))
+        processes.from_first(lambda: _ask_for_memory(job, known, corpus))
     pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device, job.offload)
     request = {
         "base": pair.hashes[0],
@@ -101,6 +101,16 @@ def _run_in(processes: Processes, job: Job) -> Run:
         publish(run, workspace.folder)
         workspace.close()
     return run
+
+
+def _ask_for_memory(job: Job, known: Outline, corpus: Corpus) -> None:
+    """Refuse a run that needs more memory than is free; one that cannot be planned goes on."""
+    try:
+        places = _plan(job, known, corpus, False).places
+    except Exception as error:  # a family whose shapes are not read yet may run all the same
+        errors.print(f"the memory that this run needs is not known ({one_line(error)})")
+        return
+    require_memory(places)
 
 
 def plan_job(job: Job, timed: bool = True) -> RunPlan:

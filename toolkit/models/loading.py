@@ -64,6 +64,7 @@ def load_model(
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `require_whole` names them
                 **plain,
             )
     except Exception as error:  # whatever transformers finds wrong with a folder

@@ -65,6 +65,21 @@ def causal_lm(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def learned_positions(model: nn.Module) -> float:
+    """Return how many positions the model has learned embeddings for; no end where it has none.
+
+    They are a table beside the tokens' own, of the length that the configuration names or a few
+    rows longer (OPT).
+    """
+    inner = causal_lm(model)
+    named = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+    tokens = inner.get_input_embeddings()
+    tables = (m for m in inner.modules() if isinstance(m, nn.Embedding) and m is not tokens)
+    if named and any(0 <= table.num_embeddings - named <= 2 for table in tables):
+        return named
+    return float("inf")
+
+
 def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
     """Return the blocks of the language model in `model`, in order."""
     engine = _engine(causal_lm(model))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from toolkit.documents.corpus import Corpus, Reading
+from toolkit.documents.corpus import Corpus, Reading, pad_token
 from toolkit.errors import InputError
 from toolkit.models.loading import (
     fingerprint,
@@ -21,7 +21,7 @@ from toolkit.models.loading import (
     parse_dtype,
     plain_folder,
 )
-from toolkit.models.locations import BRANCHES, causal_lm, resolve
+from toolkit.models.locations import BRANCHES, causal_lm, learned_positions, resolve
 from toolkit.models.offload import Offload, offloaded, state_tensors
 from toolkit.models.peft_adapter import WroteToBaseError, is_adapter, with_adapter
 from toolkit.models.runner import BlockRunner
@@ -98,6 +98,12 @@ class ModelPair:
         `offloads` bring the weights of models whose blocks have none.
         """
         compare_configs(base.config, tuned.config)
+        ours, theirs = (next(model.parameters()).dtype for model in (base, tuned))
+        if ours != theirs:
+            raise InputError(
+                f"the base is in {_word(ours)} and the fine-tune in {_word(theirs)}: give one "
+                "precision for both, such as --dtype float32"
+            )
         _compare_shapes(base, tuned)
         base_runner = BlockRunner(base.eval(), resolve(base), offloads[0])
         tuned_runner = BlockRunner(tuned.eval(), resolve(tuned), offloads[1])
@@ -113,6 +119,12 @@ class ModelPair:
             checks,
             base_runner.sites.unavailable | refused,
         )
+
+    @property
+    def pad_id(self) -> int:
+        """The token that pads: the tokenizer's, where the models have it."""
+        embedding = self.base_runner.model.get_input_embeddings()
+        return pad_token(self.tokenizer, embedding.num_embeddings)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -148,8 +160,36 @@ class ModelPair:
         `reading` are the arguments of `Corpus.of`.
         """
         if isinstance(documents, Corpus):
-            return documents.on(self.device)
-        return Corpus.of(documents, self.tokenizer, self.device, **reading)
+            corpus = documents.on(self.device)
+        else:
+            corpus = Corpus.of(documents, self.tokenizer, self.device, **reading)
+        self._require_readable(corpus)
+        return corpus if corpus.pad_id == self.pad_id else replace(corpus, pad_id=self.pad_id)
+
+    def _require_readable(self, corpus: Corpus) -> None:
+        """Raise InputError where documents hold tokens or positions that the models lack."""
+        models = self.base_runner.model, self.tuned_runner.model
+        rows = min(model.get_input_embeddings().num_embeddings for model in models)
+        largest = max(max((*d.ids, *d.prompt_ids)) for d in corpus.encoded)
+        if largest >= rows:
+            raise InputError(
+                f"documents hold token {largest} ({self.tokenizer.decode([largest])!r}), the "
+                f"models' embeddings have {rows} rows: the tokenizer was extended and the models "
+                "were not resized; give the tokenizer that belongs to them"
+            )
+        positions = min(learned_positions(model) for model in models)
+        longest = max(len(document.ids) for document in corpus.encoded)
+        if longest > positions:
+            raise InputError(
+                f"a document has {longest} tokens, the models' learned positions end at "
+                f"{positions}: give --max-length {positions}"
+            )
+        asked = max((len(d.prompt_ids) for d in corpus.held_out), default=0)
+        if asked >= positions:
+            raise InputError(
+                f"a prompt has {asked} tokens, the models' learned positions end at "
+                f"{positions}: leave out such long prompts (prompts are never cut)"
+            )
 
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:
@@ -161,6 +201,10 @@ class ModelPair:
     def n_parameters(self) -> int:
         """How many parameters the base model has."""
         return sum(parameter.numel() for parameter in self.base.parameters())
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _in_memory(source: str | Path, dtype: Any, device: Any) -> tuple[nn.Module, None]:

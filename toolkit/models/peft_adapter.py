@@ -53,16 +53,11 @@ def with_adapter(
     Without `share` it has tensors of its own. Raises `WroteToBaseError` where loading the adapter
     has changed base's tensors all the same (KaSA): base must then be read again.
     """
-    from peft import PeftConfig
     from peft.utils import get_peft_model_state_dict
 
     names = set(WeightFiles([adapter_path(folder)]).names)
-    recorded = _record(folder)
-    _check_adapter_base(recorded, base_source, folder)
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # whatever PEFT finds wrong with the file
-        raise InputError(f"cannot read {folder / ADAPTER_CONFIG}: {_reason(error)}") from error
+    config = _config(folder)
+    _check_adapter_base(config.base_model_name_or_path, base_source, folder)
     if config.is_prompt_learning:
         raise InputError(f"{folder} is a prompt-learning adapter: it changes no weight of a block")
     share = share and _leaves_base_alone(config, names)
@@ -146,20 +141,23 @@ def _prove_inner(tuned: Any, config: Any, folder: Path) -> None:
         )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> Any:
+    """Read the adapter's configuration; raises InputError where it is none that PEFT knows."""
+    from peft import PeftConfig, PeftType
+
     try:
-        record = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        kind = record["peft_type"]
+        kind = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["peft_type"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(
             f"{folder / ADAPTER_CONFIG} is no adapter's configuration ({_reason(error)}): expected "
             "what PEFT's save_pretrained writes"
         ) from error
-    from peft import PeftType
-
     if kind not in PeftType.__members__:
         raise InputError(f"{folder} is a {kind} adapter, which this version of PEFT does not know")
-    return record
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever PEFT finds wrong with the file
+        raise InputError(f"cannot read {folder / ADAPTER_CONFIG}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -180,13 +178,12 @@ def _leaves_base_alone(config: Any, names: set[str]) -> bool:
     return plain_start and all("lora_" in name for name in names)
 
 
-def _check_adapter_base(config: dict[str, Any], base: str | Path, folder: Path) -> None:
+def _check_adapter_base(recorded: str | None, base: str | Path, folder: Path) -> None:
     """Raise InputError where the adapter names another base than the one that is given.
 
     Names agree by their last part, since folders move; a hub's snapshot folder has the name of its
     repository. Where both are here, their content decides.
     """
-    recorded = config.get("base_model_name_or_path")
     if not recorded:
         return
     theirs = Path(recorded)
@@ -226,13 +223,11 @@ def _same_model(a: Path, b: Path) -> bool:
 
 
 def factor_entries(folder: Path) -> int | None:
-    from peft import PeftConfig
-
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():
         return 0  # `ModelPair.load` says what is wrong with it
     files = WeightFiles([adapter_path(folder)])
     shapes = {name: files.shape(name) for name in files.names}
-    if not _leaves_base_alone(PeftConfig.from_pretrained(str(folder)), set(shapes)):
+    if not _leaves_base_alone(_config(folder), set(shapes)):
         return None
     return sum(math.prod(shape) for shape in shapes.values())

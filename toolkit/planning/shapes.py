@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from toolkit.blocks.read import is_transposed
+from toolkit.models.loading import auto_class
 from toolkit.models.locations import BRANCHES, causal_lm, mlp_projections, resolve
 
 
@@ -66,7 +66,7 @@ class ModelShape:
     def of_config(cls, config: Any) -> "ModelShape":
         """Return the shape of the causal language model that `config` describes."""
         with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            model = auto_class(config).from_config(copy.deepcopy(config))
         model.tie_weights()  # which emptying has undone
         return cls.of(model)
 

@@ -1,13 +1,19 @@
 """The terminal: what is said on it, and how bad input ends a command."""
 
+import errno
+import json
 import os
+import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
 import typer
 from rich.console import Console
 
-from toolkit.errors import InputError
+from toolkit.errors import InputError, one_line
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 console = Console(highlight=False)
@@ -15,13 +21,52 @@ console = Console(highlight=False)
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Bad input is one line on stderr and exit code 2; on each machine one process speaks."""
+    """Bad input is one line on stderr and exit code 2; on each machine one process speaks.
+
+    So is an error that nobody expected, with exit code 1 and a file that has the traceback.
+    """
     try:
         yield
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             errors.print(f"oracle: {' '.join(str(error).split())}")
         raise typer.Exit(2) from None
+    except (click.exceptions.Exit, click.Abort, click.ClickException):
+        raise
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.ENOTDIR,
+        ):
+            raise _unexpected(error) from None
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            where = f" ({error.filename})" if error.filename else ""
+            errors.print(
+                f"oracle: {error.strerror}{where}: make room or give another --out; the same "
+                "command goes on from what is kept"
+            )
+        raise typer.Exit(2) from None
+    except Exception as error:
+        raise _unexpected(error) from None
+
+
+def _unexpected(error: Exception) -> typer.Exit:
+    """Say in one line that the program failed, and keep the traceback and the versions."""
+    from toolkit.runtime.provenance import versions
+
+    handle, name = tempfile.mkstemp(prefix="oracle-error-", suffix=".log")
+    told = {"command": sys.argv, **versions()}
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+        file.write(json.dumps(told, indent=2, default=str) + "\n")
+    errors.print(
+        f"oracle: this should not have happened ({type(error).__name__}: {one_line(error)[:200]}); "
+        f"please report it with {name}"
+    )
+    return typer.Exit(1)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import set_seed
 from transformers.modeling_outputs import CausalLMOutput
 
 from toolkit.adapters.collection import Adapters
-from toolkit.documents.corpus import Corpus, pad_token
+from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import Encoded
 from toolkit.errors import InputError
 from toolkit.models.generation import end_tokens, make_prompts
@@ -139,8 +139,7 @@ def continuations(
 
     From its own distribution, whole, at temperature 1.
     """
-    tuned, tokenizer = pair.tuned, pair.tokenizer
-    pad_id = pad_token(tokenizer)
+    tuned, tokenizer, pad_id = pair.tuned, pair.tokenizer, pair.pad_id
     ends = set(end_tokens(causal_lm(tuned), tokenizer))
     rows: list[Row] = []
     set_seed(seed)
