@@ -1,11 +1,13 @@
 """Attaching adapters to a live model, for forward passes, training and generation."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from toolkit.adapters.adapter import Adapter
 from toolkit.adapters.collection import Adapters
@@ -37,29 +39,63 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
     with ExitStack() as stack:
         stack.enter_context(within(language_model, tokens.enter, tokens.leave))
         # Some call the base model directly; and OPT's language model goes round it.
-        stack.enter_context(before(language_model.base_model, tokens.read))
+        stack.enter_context(within(language_model.base_model, tokens.enter, tokens.leave))
         for layer, adapter in adapters.by_layer.items():
+            for module in (sites.blocks[layer], *sites.blocks[layer].children()):
+                stack.enter_context(before(module, tokens.at_module))
             edit = _edit(adapter.to(language_model.device), tokens)
             stack.enter_context(replace(sites.at[adapters.location, layer], edit))
         yield
 
 
 class _Tokens:
-    """Which of the tokens that are in the model now are steered: `where`, `[batch, length]`."""
+    """Which of the tokens that are in the model now are steered: `where`, `[batch, length]`.
+
+    Where gradient checkpointing runs a block again in the backward pass, perhaps after another
+    forward pass, the pass that it belongs to is known by the tensors that its modules are given.
+    """
 
     def __init__(self, positions: Positions) -> None:
         self.positions = positions
-        self.labels: Tensor | None = None
         self.where: Tensor | None = None
+        self._calls: list[Tensor | None] = []  # labels of the calls that are under way
+        self._thread = 0
+        self._passes: Any = WeakTensorKeyDictionary()  # of a pass's tensors, its `where`s
 
     def enter(self, call: Call) -> None:
-        self.labels = call.kwargs.get("labels")
+        labels = call.kwargs.get("labels")
+        self._calls.append(labels if labels is not None or not self._calls else self._calls[-1])
+        if not torch.compiler.is_compiling():
+            thread = threading.get_ident()
+            if (
+                len(self._calls) > 1 and self._thread != thread
+            ):  # whose `leave` follows all the same
+                raise RuntimeError("a steered model runs in two threads at once: steer one in each")
+            self._thread = thread
         self.read(call)
 
     def leave(self) -> None:
-        self.labels = None
+        self._calls.pop()
+        if not self._calls:
+            self.where = None
+
+    def at_module(self, call: Call) -> None:
+        """Remember what a block is called with, or find out which pass it is run again for."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        tensors = list(_tensors([call.args[1:], call.kwargs]))
+        if self._calls:
+            for tensor in tensors:
+                if all(known is not self.where for known in self._passes.get(tensor, ())):
+                    self._passes[tensor] = (*self._passes.get(tensor, ()), self.where)
+            return
+        of = [self._passes[tensor] for tensor in tensors if tensor in self._passes]
+        common = [w for w in of[0] if all(any(w is v for v in other) for other in of)] if of else []
+        if len(common) == 1:
+            self.where = common[0]
 
     def read(self, call: Call) -> None:
+        labels = self._calls[-1]
         ids = call.kwargs.get("input_ids", call.args[0] if call.args else None)
         inputs = ids if ids is not None else call.kwargs["inputs_embeds"]
         n_rows, n_new = inputs.shape[:2]
@@ -72,9 +108,37 @@ class _Tokens:
             if seen == 0:  # padding stands on the left: after a cache there is none
                 mask &= _are_tokens(attended)
         mask, n_seen = mask.bool(), mask.shape[1] - n_new
+        starts = _packed_starts(call.kwargs.get("position_ids"), mask[:, n_seen:])
+        if starts is not None:
+            self.where = self.positions.packed(mask[:, n_seen:], starts)
+            return
         prompt = torch.zeros_like(mask)
-        prompt[:, n_seen:] = prompt_tokens(mask[:, n_seen:], self.labels, n_seen)
+        prompt[:, n_seen:] = prompt_tokens(mask[:, n_seen:], labels, n_seen)
         self.where = self.positions.of(mask, prompt)[:, n_seen:]
+
+
+def _packed_starts(places: Any, mask: Tensor) -> Tensor | None:
+    """Return where sequences begin that are packed into one row, by their places; None if none are.
+
+    `mask` says which of the tokens are no padding.
+    """
+    if not isinstance(places, Tensor) or places.ndim != 2 or places.shape[1] != mask.shape[1]:
+        return None
+    places = places.expand(len(mask), -1)
+    again = (places[:, 1:] != places[:, :-1] + 1) & mask[:, 1:] & mask[:, :-1]
+    return places == 0 if bool(again.any()) else None
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a block's arguments."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from _tensors(value)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
 
 
 def _are_tokens(attended: Any) -> Any:
@@ -97,7 +161,11 @@ def _edit(adapter: Adapter, tokens: _Tokens) -> Edit:
         return adapter(states.to(dtype))
 
     def edit(states: Tensor) -> Tensor:
-        assert tokens.where is not None
+        if tokens.where is None:
+            raise RuntimeError(
+                "a block runs outside of its model's forward pass (gradient checkpointing?), and "
+                "which tokens it is to steer cannot be told: train without checkpointing"
+            )
         return steered_by(change, tokens.where)(states)
 
     return edit

@@ -56,6 +56,15 @@ class Positions:
         left = prompt.sum(1, keepdim=True) - behind  # 0 for the last
         return where & prompt & ((behind <= self.first + 1) | (left < self.last))
 
+    def packed(self, mask: Tensor, starts: Tensor) -> Tensor:
+        """The tokens to steer, bool, in rows that hold several sequences, begun at `starts`."""
+        if self.first is not None:
+            raise InputError(
+                f"positions {self} cannot be told in rows that hold several sequences: run one "
+                "sequence a row"
+            )
+        return mask if self.sink else mask & ~starts
+
 
 def prompt_tokens(mask: Tensor, labels: Tensor | None, n_seen: int) -> Tensor:
     """Return which of the tokens that enter a model are the prompt's, bool `[batch, length]`.
