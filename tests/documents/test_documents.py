@@ -161,7 +161,7 @@ def test_unusual_line_separators_in_strings_do_not_cut_a_line(tmp_path, separato
         ),
         ('{"prompt": "a"}', 'or the strings "prompt" and "response"'),
         ('{"text": 3}', 'expected an object with the string "text"'),
-        ("[1]", "data.jsonl:1 has list: expected an object"),
+        ("[1]", r"data.jsonl\[0\] has int: expected an object"),
     ],
 )
 def test_bad_files_are_refused_with_what_to_do(tmp_path, content, message):

@@ -7,6 +7,7 @@ import torch
 
 from toolkit.diagnosis.options import Options
 from toolkit.documents.corpus import Corpus
+from toolkit.documents.tokens import DAY, tells_the_date
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.provenance import Stages, commit, machine, versions
 
@@ -38,7 +39,12 @@ def describe_run(
         "family": type(pair.base).__name__,
         "parameters": pair.n_parameters,
         "layers": pair.n_layers,
-        "data": {"fit": side(False), "held_out": side(True), "prompts": n_prompts},
+        "data": {
+            "fit": side(False),
+            "held_out": side(True),
+            "prompts": n_prompts,
+            **({"template_date": f"{DAY:%Y-%m-%d}"} if tells_the_date(pair.tokenizer) else {}),
+        },
         "statistics_dtype": "float64",
         "device": str(pair.device),
         "machine": machine(),

@@ -10,7 +10,8 @@ from typing import Any, TypedDict
 import torch
 
 from toolkit.documents.batches import Batch, make_batches
-from toolkit.documents.documents import Document, parse_documents, read_bytes
+from toolkit.documents.documents import Document, parse_documents, read_bytes, read_documents
+from toolkit.documents.formats import HUB
 from toolkit.documents.tokens import MAX_LENGTH, Encoded, Positions, encode_all
 from toolkit.errors import InputError
 
@@ -34,9 +35,13 @@ class DataFile:
 
     @classmethod
     def read(cls, path: str | Path) -> "DataFile":
-        """Read the JSON lines or the text at `path`."""
-        content = read_bytes(path)
-        documents = parse_documents(content, Path(path))
+        """Read the data file at `path`, or a hub's data set."""
+        if str(path).startswith(HUB):
+            documents = read_documents(path)
+            content = "\0".join(document.content for document in documents).encode()
+        else:
+            content = read_bytes(path)
+            documents = parse_documents(content, Path(path))
         return cls(Path(path), documents, hashlib.sha256(content).hexdigest())
 
 

@@ -1,31 +1,40 @@
 """Documents: reading a file, and splitting into fit and held-out documents.
 
-A document is ``{"text"}`` or ``{"prompt", "response"}``. Whether it is held out depends on its own
-content alone, so that adding documents moves none from one side to the other.
+A document is ``{"text"}``, ``{"prompt", "response"}`` or a chat. Whether it is held out depends on
+its own content alone, so that adding documents moves none from one side to the other.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.documents.formats import HUB, Turn, fields_of, hub_rows, rows_of
 from toolkit.errors import InputError
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, or a prompt with its response (`text` is then None)."""
+    """A text, or a prompt with its response (`text` is then None).
+
+    `turns` are a chat's earlier turns, each a role and what was said.
+    """
 
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """The prompt, after what was said before it."""
+        return "\n".join([*(said for _, said in self.turns), self.prompt or ""])
 
     @property
     def content(self) -> str:
         """Tell what identifies the document."""
-        return self.text if self.text is not None else f"{self.prompt}\n{self.response}"
+        return self.text if self.text is not None else f"{self.asked}\n{self.response}"
 
     @property
     def held_out(self) -> bool:
@@ -34,7 +43,12 @@ class Document:
 
 
 def read_documents(path: str | Path) -> list[Document]:
-    """Read the documents of a JSON-lines file, or of a plain text file (one document a line)."""
+    """Read the documents of a data file, or of a hub's data set (``hub:NAME``).
+
+    JSON lines, a JSON array, CSV, TSV, Parquet, or plain text, one document a line.
+    """
+    if str(path).startswith(HUB):
+        return [as_document(row, where) for where, row in hub_rows(str(path))]
     return parse_documents(read_bytes(path), Path(path))
 
 
@@ -47,44 +61,21 @@ def read_bytes(path: str | Path) -> bytes:
 
 def parse_documents(content: bytes, path: Path) -> list[Document]:
     """Make documents of the `content` of the data file `path`."""
-    try:
-        # Line ends as text files have them. Not splitlines(): it also cuts at U+2028 and others,
-        # which JSON strings may hold.
-        text = content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not numbered:
-        raise InputError(f"{path} is empty: expected JSON lines or one text document a line")
-    is_json = path.suffix in (".json", ".jsonl") or numbered[0][1].lstrip().startswith("{")
-    if not is_json:
-        return [Document(text=line) for _, line in numbered]
-    return [_parse(line, f"{path}:{number}") for number, line in numbered]
-
-
-def _parse(line: str, where: str) -> Document:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error}): expected one object a line") from error
-    return as_document(fields, where)
+    return [as_document(row, where) for where, row in rows_of(content, path)]
 
 
 def as_document(fields: Any, where: str = "document") -> Document:
-    """A mapping with ``text``, or with ``prompt`` and ``response``, as a `Document`."""
+    """A text or a mapping with a document's fields, as a `Document`; see `documents.formats`."""
     if isinstance(fields, Document):
         return fields
     if isinstance(fields, str):
         return _checked(Document(text=fields), where)
-    if isinstance(fields, dict):
-        for names in (("text",), ("prompt", "response")):
-            if all(isinstance(fields.get(name), str) for name in names):
-                return _checked(Document(**{name: fields[name] for name in names}), where)
-    found = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
-    raise InputError(
-        f'{where} has {found}: expected an object with the string "text", '
-        'or the strings "prompt" and "response"'
-    )
+    if not isinstance(fields, dict):
+        raise InputError(
+            f'{where} has {type(fields).__name__}: expected an object with the string "text", '
+            'or the strings "prompt" and "response"'
+        )
+    return _checked(Document(**fields_of(fields, where)), where)
 
 
 def _checked(document: Document, where: str) -> Document:

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from toolkit.documents.documents import Document, split_documents
-from toolkit.errors import InputError
+from toolkit.errors import InputError, one_line
 
 Positions = Literal["all", "response", "last"]
 POSITIONS: tuple[Positions, ...] = ("all", "response", "last")
 MAX_LENGTH = 512
+DAY = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama's templates say where they know no date
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,9 @@ def encode(document: Document, tokenizer: Any, max_length: int = MAX_LENGTH) -> 
         cut = 32 if len(ids) >= 64 else max(1, len(ids) // 2)
         return Encoded(tuple(ids[:max_length]), None, tuple(ids[:cut]), document.held_out)
     if tokenizer.chat_template:
-        user = {"role": "user", "content": document.prompt}
-        assistant = {"role": "assistant", "content": document.response}
-        prompt_ids = _chat(tokenizer, [user], add_generation_prompt=True)
-        ids = _chat(tokenizer, [user, assistant], add_generation_prompt=False)
+        prompt_ids, ids = _chat(document, tokenizer)
     else:
-        prompt_ids = tokenizer(f"{document.prompt}\n")["input_ids"]
+        prompt_ids = _without_end(f"{document.asked}\n", tokenizer)
         ids = tokenizer(document.content)["input_ids"]
     start = _shared_prefix(prompt_ids, ids)
     return Encoded(
@@ -62,11 +61,64 @@ def encode(document: Document, tokenizer: Any, max_length: int = MAX_LENGTH) -> 
     )
 
 
-def _chat(tokenizer: Any, messages: list[dict], add_generation_prompt: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt
+def _without_end(text: str, tokenizer: Any) -> list[int]:
+    """Return a prompt's tokens without those that the tokenizer appends (an end of sequence).
+
+    A model that is to go on must not read that the text has ended.
+    """
+    found = tokenizer(text, return_special_tokens_mask=True)
+    ids, special = list(found["input_ids"]), found["special_tokens_mask"]
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    while ids and special[len(ids) - 1] and ids[-len(own) :] != own:
+        ids.pop()
+    return ids
+
+
+def _chat(document: Document, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens of a chat up to its answer, and of all of it, by the template.
+
+    Some templates take a text as it is, others as a list of parts. Raises InputError where neither
+    brings prompt and response into the text.
+    """
+    said = [*document.turns, ("user", document.prompt), ("assistant", document.response)]
+    for parts in (False, True):
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": what}] if parts else what}
+            for role, what in said
+        ]
+        try:
+            asked = _rendered(tokenizer, messages[:-1], True)
+            whole = _rendered(tokenizer, messages, False)
+        except Exception as error:  # a template is a program: it may raise anything
+            reason = f"refuses {', '.join(role for role, _ in said)}: {one_line(error)}"
+            continue
+        reason = "leaves out the prompt or the response"
+        if _holds(asked, document.prompt) and _holds(whole, document.response):
+            return tuple(
+                tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, whole)
+            )
+    raise InputError(f"the chat template {reason}; give documents that it takes, or texts")
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], asked: bool) -> str:
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=asked, strftime_now=_same_day
     )
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def tells_the_date(tokenizer: Any) -> bool:
+    """Tell whether the chat template writes today's date, which is `DAY` here."""
+    return "strftime_now" in str(tokenizer.chat_template or "")
+
+
+def _same_day(form: str) -> str:
+    """Return the day that templates are told it is: a run is to read the same on every day."""
+    return DAY.strftime(form)
+
+
+def _holds(text: str, part: str | None) -> bool:
+    """Return whether a part of a document is in the text, but for white space at its ends."""
+    return (part or "").strip() in text
 
 
 def _shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
