@@ -12,9 +12,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from toolkit.adapters.adapter import Adapter
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.positions import Positions, prompt_tokens
+from toolkit.errors import InputError
 from toolkit.models.edits import steered_by
 from toolkit.models.hooks import Call, Edit, before, replace, within
-from toolkit.models.locations import Sites, causal_lm, resolve
+from toolkit.models.locations import Sites, causal_lm, resolve, width_of
 
 
 @contextmanager
@@ -27,15 +28,9 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
     torch.compile takes no notice of hooks that come later.
     """
     sites = sites or resolve(model)
-    if reason := sites.unavailable.get(adapters.location):
-        raise ValueError(f"this model has no {adapters.location!r}: {reason}")
-    if lacking := [k for k in adapters.by_layer if (adapters.location, k) not in sites.at]:
-        raise ValueError(
-            f"adapters for block {lacking[0]} at {adapters.location!r}: this model has blocks 0 to "
-            f"{sites.n_layers - 1}"
-        )
-    tokens = _Tokens(adapters.positions)
     language_model = causal_lm(model)
+    _require_fit(language_model, adapters, sites)
+    tokens = _Tokens(adapters.positions)
     with ExitStack() as stack:
         stack.enter_context(within(language_model, tokens.enter, tokens.leave))
         # Some call the base model directly; and OPT's language model goes round it.
@@ -46,6 +41,31 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
             edit = _edit(adapter.to(language_model.device), tokens)
             stack.enter_context(replace(sites.at[adapters.location, layer], edit))
         yield
+
+
+@torch.no_grad()
+def _require_fit(model: Any, adapters: Adapters, sites: Sites) -> None:
+    """Raise InputError where the model lacks the adapters' location, a block or their width."""
+    if reason := sites.unavailable.get(adapters.location):
+        raise InputError(f"this model has no {adapters.location!r}: {reason}")
+    if lacking := [k for k in adapters.by_layer if (adapters.location, k) not in sites.at]:
+        raise InputError(
+            f"adapters for block {lacking[0]} at {adapters.location!r}: this model has blocks 0 to "
+            f"{sites.n_layers - 1}"
+        )
+    width = width_of(model.config.get_text_config(), adapters.location)
+    for layer, adapter in adapters.by_layer.items():
+        parameter = next(adapter.parameters())
+        state = torch.zeros(1, width, dtype=parameter.dtype, device=parameter.device)
+        try:
+            fits = adapter(state).shape == state.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise InputError(
+                f"the adapter of block {layer} is of another width than this model's {width} at "
+                f"{adapters.location!r}: expected adapters that were made for it"
+            )
 
 
 class _Tokens:

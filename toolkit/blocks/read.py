@@ -132,9 +132,10 @@ def affine(module: Any) -> tuple[Tensor, Tensor]:
 def _activation(config: Any) -> Activation:
     from transformers.activations import ACT2FN
 
+    inner = config.get_text_config()
     for name in ("hidden_act", "hidden_activation", "activation_function", "activation"):
-        if getattr(config, name, None):
-            return ACT2FN[getattr(config, name)]
+        if getattr(inner, name, None):
+            return ACT2FN[getattr(inner, name)]
     raise ValueError(f"{type(config).__name__} does not name its MLP's activation")
 
 
@@ -183,7 +184,7 @@ def _sublayer(sites: Sites, layer: int, mlp: MLP) -> MLPSublayer:
 
 def heads_at(runner: BlockRunner, layer: int) -> HeadOutputs:
     """Return how the outputs of one block's heads reach the stream."""
-    sites, n_heads = runner.sites, runner.model.config.num_attention_heads
+    sites, n_heads = runner.sites, runner.model.config.get_text_config().num_attention_heads
     projection, outer = sites.at["heads", layer].module, sites.at["pre_mlp", layer].module
     post = None if projection in set(outer.modules()) else outer
     return HeadOutputs(*affine(projection), n_heads, post)

@@ -23,6 +23,7 @@ from toolkit.cli.steer import (
 )
 from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console
+from toolkit.runtime.output import own_folder
 
 
 @steer_app.command("distil")
@@ -62,7 +63,7 @@ def distil(
         from toolkit.adapters.collection import Adapters
         from toolkit.adapters.kinds import KINDS
         from toolkit.documents.documents import read_documents
-        from toolkit.jobs.distil import DistilRequest, distil_adapters
+        from toolkit.jobs.distil import RECORD, DistilRequest, distil_adapters
         from toolkit.models.loading import parse_dtype
         from toolkit.models.pair import ModelPair
         from toolkit.training.methods import Method
@@ -71,6 +72,7 @@ def distil(
             raise InputError(f"--kind is {kind!r}: expected one of {', '.join(KINDS)}")
         if min(steps, batch_size) < 1 or sweeps < 0 or (rate is not None and rate <= 0):
             raise InputError("--steps, --batch-size and --rate must be above 0, --sweeps 0 or more")
+        own_folder(out, RECORD, "checkpoints")
         documents = read_documents(data)
         first = Adapters.from_pretrained(start) if start else None
         method = Method(f"{location} {kind}", kind, location, as_rank(rank), positions)

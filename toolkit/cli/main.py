@@ -13,6 +13,7 @@ from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.cli.steer import finetune, steer_app, table
 from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console, errors
+from toolkit.runtime.output import own_file
 
 if TYPE_CHECKING:
     from toolkit.jobs.diagnose import Job
@@ -194,6 +195,7 @@ def weights(
         from toolkit.diagnosis.weight_rows import StreamedWeights
         from toolkit.tables.table import Table
 
+        own_file(out, "layer,module,")
         found = StreamedWeights(base, tuned)
         table = Table.of("weights", list(found))
         if found.unserved:

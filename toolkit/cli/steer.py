@@ -10,6 +10,7 @@ from rich.table import Table as Grid
 from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console, errors, quiet_transformers
+from toolkit.runtime.output import own_file, own_folder
 
 steer_app = typer.Typer(no_args_is_help=True, help="Steering adapters: fit, train, judge.")
 
@@ -179,6 +180,7 @@ def fit(
         from toolkit.models.loading import parse_dtype
         from toolkit.models.pair import ModelPair
 
+        out = own_folder(out, "adapters.json")
         documents = read_documents(data)
         pair = ModelPair.load(base, tuned, parse_dtype(dtype), device)
         best = fit == "best"
@@ -224,6 +226,8 @@ def evaluate(
     with bad_input():
         from toolkit.jobs.evaluate import judge
 
+        if out is not None:
+            own_file(out, "{")
         found = judge(base, (task, train, test), adapters or [], tuned, n, dtype, device, not quiet)
         show(("who", "accuracy", "95 % interval", "KL(tuned ‖ x)", "recovered"), found["rows"])
         console.print(f"chance {found['chance']:.3f}, {found['questions']} questions")

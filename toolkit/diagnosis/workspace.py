@@ -9,9 +9,9 @@ moment leaves the last finished block and candidate, from which any number of pr
 import json
 import shutil
 from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,6 +21,7 @@ from toolkit.diagnosis.block_statistics import BlockStatistics
 from toolkit.errors import InputError
 from toolkit.evaluation.rank_search import KeptRound
 from toolkit.fitting.block_result import KeptMarch
+from toolkit.runtime.output import LOCK, locked, require_writable
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.records import write_json, write_tensors
 
@@ -35,6 +36,7 @@ class Workspace:
     request: dict[str, Any]
     keep_statistics: bool = False
     processes: Processes = ALONE
+    _lock: IO[str] | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -88,10 +90,16 @@ class Workspace:
         Killed on the way, the same request finds all it needs in one folder or the other.
         """
         replaced = self.out.with_name(f"{self.out.name}.replaced")
-        if self.out.exists():
+        (self.folder / LOCK).unlink(missing_ok=True)
+        if (self.out / RUN).is_file():
             shutil.rmtree(replaced, ignore_errors=True)
             self.out.rename(replaced)
-        self.folder.rename(self.out)
+        if self.out.is_dir():  # an empty one, which somebody may be in
+            for path in sorted(self.folder.iterdir(), key=lambda path: path.name == RUN):
+                path.rename(self.out / path.name)
+            self.folder.rmdir()
+        else:
+            self.folder.rename(self.out)
         for folder in (
             self.march.folder,
             self.outcomes.folder,
@@ -101,19 +109,32 @@ class Workspace:
             shutil.rmtree(self.out / folder.name, ignore_errors=True)
         (self.out / REQUEST).unlink()
         shutil.rmtree(replaced, ignore_errors=True)
+        self.release()
 
     def abandon(self) -> None:
         """Remove the folder: the input was bad."""
-        if self.processes.first:
+        if self.processes.first and self._lock:
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.release()
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self._lock:
+            self._lock.close()
+        self._lock = None
 
     def _open(self) -> bool:
+        require_writable(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(self.folder)
         known = self.folder / REQUEST
         if known.is_file() and json.loads(known.read_text()) == json.loads(
             json.dumps(self.request)
         ):
             return self.march.started
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         for folder in (self.march.folder, self.outcomes.folder):
             folder.mkdir(parents=True)
         write_json(self.request, known)
@@ -152,6 +173,7 @@ class TensorFolder(MutableMapping[str, dict[str, Tensor]]):
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """A finished run is not overwritten unless asked; another folder never is."""
+    require_writable(out)
     if not out.exists():
         return
     is_run = (out / RUN).is_file()

@@ -15,7 +15,7 @@ from toolkit.documents.documents import Document
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.documents.tokens import encode
 from toolkit.models.generation import end_tokens, make_prompts
-from toolkit.models.locations import causal_lm
+from toolkit.models.locations import causal_lm, n_embeddings
 
 RESAMPLES = 2000
 
@@ -32,7 +32,7 @@ def answers(
     """Return what `model` says greedily to each prompt, up to the end of sequence."""
     prompts = prompts_of(tokenizer, examples)
     language_model = causal_lm(model)
-    pad_id = pad_token(tokenizer, language_model.get_input_embeddings().num_embeddings)
+    pad_id = pad_token(tokenizer, n_embeddings(language_model))
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=new_tokens,

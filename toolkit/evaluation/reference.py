@@ -18,7 +18,7 @@ from toolkit.models.generation import (
     make_prompts,
     prefill,
 )
-from toolkit.models.locations import causal_lm
+from toolkit.models.locations import causal_lm, n_embeddings
 
 PROMPTS_A_BATCH = 16  # that are generated from together
 
@@ -98,7 +98,7 @@ class Reference:
     ) -> None:
         model = causal_lm(tuned)
         device, ends = next(tuned.parameters()).device, end_tokens(model, tokenizer)
-        pad_id = pad_token(tokenizer, model.get_input_embeddings().num_embeddings)
+        pad_id = pad_token(tokenizer, n_embeddings(model))
         size = batch_size or max(len(prompts), 1)
         self.batches = [
             PromptBatch(

@@ -20,6 +20,7 @@ from toolkit.documents.tasks import make_task
 from toolkit.documents.tasks.task import chance
 from toolkit.errors import InputError
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.output import own_folder
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
 from toolkit.tables import drawing as draw
@@ -94,6 +95,7 @@ def make_table(
     and ``.png`` draw it.
     """
     started = time.perf_counter()
+    out = own_folder(out, "runs/request.json")
     _check(out, request)
     bench = request.bench()
     workers = workers or _workers(bench)

@@ -12,7 +12,7 @@ from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 from toolkit.documents.corpus import Corpus, DataFile
 from toolkit.errors import InputError, one_line
-from toolkit.models.loading import parse_dtype
+from toolkit.models.loading import parse_dtype, require_device
 from toolkit.models.outline import Outline, outline
 from toolkit.models.pair import ModelPair
 from toolkit.planning.estimate import RunPlan, plan
@@ -41,6 +41,8 @@ class Job:
 
     def __post_init__(self) -> None:
         parse_dtype(self.dtype)
+        require_device(self.device)
+        object.__setattr__(self, "out", self.out.resolve())  # a link stays one
 
 
 def run_job(job: Job) -> Run | None:
@@ -95,6 +97,9 @@ def _run_in(processes: Processes, job: Job) -> Run:
         )
     except InputError:
         workspace.abandon()
+        raise
+    except BaseException:
+        workspace.release()
         raise
     if processes.first:
         run.info["data"].update(file=str(job.data), sha256=data.sha256)

@@ -13,6 +13,7 @@ from toolkit.evaluation.reference import Reference
 from toolkit.fitting.closed_form import fit_adapters
 from toolkit.fitting.spec import FitSpec
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.output import own_folder
 from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
 from toolkit.training.distillation import continuations, default_options, distil, set_apart
@@ -51,6 +52,7 @@ def distil_adapters(
     An interrupted run goes on from its checkpoints. Returns the record, which is also
     ``out/distillation.json``.
     """
+    out = own_folder(out, RECORD, "checkpoints")
     method, checkpoints = asked.method, out / "checkpoints"
     fit, _ = set_apart(corpus.fit)
     sampled = continuations(pair, fit, asked.new_tokens, asked.seed, show_progress)

@@ -14,6 +14,7 @@ from toolkit.documents.tasks.task import Task
 from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import bootstrap, correct, merit
 from toolkit.models.locations import resolve
+from toolkit.runtime.output import own_folder
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
@@ -55,6 +56,7 @@ def train_method(
     goes on: finished rates are in the record, the unfinished one in its checkpoints. Returns the
     record, which is also ``out/training.json``; `longer` in it counts the examples left out.
     """
+    out = own_folder(out, RECORD)
     task, method, options, start = asked.task, asked.method, asked.options, asked.start
     validation = task.examples("validation", asked.n_validation)
     examples = task.examples("train", asked.n_train)

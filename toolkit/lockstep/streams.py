@@ -1,5 +1,6 @@
 """Streams: the residual states of all tokens, as they travel from block to block."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,21 @@ class Stream:
         return sum(states.nbytes for states in self._enters.values())
 
 
+def reserve(path: Path, n_bytes: int) -> None:
+    """Take the room that a mapped file needs on the disk.
+
+    Where there is none this raises OSError; a write to a file without room ends the process.
+    """
+    with path.open("ab") as file:
+        if n_bytes and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+
+
 def _map(batches: Mapping[int, Batch], shape: Shape, path: Path) -> dict[int, Tensor]:
     page = _PAGE // shape.dtype.itemsize
     sizes = [batch.ids.numel() * shape.width for batch in batches.values()]
     rooms = [-(-size // page) * page for size in sizes]
+    reserve(path, sum(rooms) * shape.dtype.itemsize)
     flat = torch.from_file(str(path), shared=True, size=sum(rooms), dtype=shape.dtype)
     return {
         index: part[:size].view(*batch.ids.shape, shape.width)

@@ -42,6 +42,19 @@ def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype | str:
     return name if name == "auto" else getattr(torch, name)
 
 
+def require_device(name: str | torch.device) -> torch.device:
+    """Return the device of that name. Raises InputError unless there is one here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"--device {name} cannot be used here ({one_line(error)}): expected cpu, cuda, "
+            "cuda:0, mps, ..."
+        ) from error
+    return device
+
+
 def load_model(
     source: str | Path, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu"
 ) -> Any:
@@ -51,6 +64,7 @@ def load_model(
     GGUF weights are read, and no code from the source is run. Raises InputError unless the files
     hold every tensor of the model, and nothing else.
     """
+    require_device(device)
     folder, config = model_source(source), load_config(source)
     auto, plain = auto_class(config, source), plain_weights(config, str(source))
     if Path(folder).is_dir():

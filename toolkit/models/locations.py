@@ -65,6 +65,23 @@ def causal_lm(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def width_of(config: Any, location: str) -> int:
+    """Count how many numbers a token's state has at `location`, from a model's configuration."""
+    if location != "heads":
+        return config.hidden_size
+    head_dim = getattr(config, "head_dim", None)
+    return config.num_attention_heads * (
+        head_dim or config.hidden_size // config.num_attention_heads
+    )
+
+
+def n_embeddings(model: nn.Module) -> int:
+    """Count the tokens that the model has an embedding of."""
+    embedding = causal_lm(model).get_input_embeddings()
+    inner = getattr(embedding, "get_base_layer", lambda: embedding)()  # where PEFT wraps it
+    return inner.weight.shape[0]
+
+
 def learned_positions(model: nn.Module) -> float:
     """Return how many positions the model has learned embeddings for; no end where it has none.
 
@@ -73,8 +90,8 @@ def learned_positions(model: nn.Module) -> float:
     """
     inner = causal_lm(model)
     named = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
-    tokens = inner.get_input_embeddings()
-    tables = (m for m in inner.modules() if isinstance(m, nn.Embedding) and m is not tokens)
+    tokens = set(inner.get_input_embeddings().modules())
+    tables = (m for m in inner.modules() if isinstance(m, nn.Embedding) and m not in tokens)
     if named and any(0 <= table.num_embeddings - named <= 2 for table in tables):
         return named
     return float("inf")

@@ -21,7 +21,7 @@ from toolkit.models.loading import (
     parse_dtype,
     plain_folder,
 )
-from toolkit.models.locations import BRANCHES, causal_lm, learned_positions, resolve
+from toolkit.models.locations import BRANCHES, causal_lm, learned_positions, n_embeddings, resolve
 from toolkit.models.offload import Offload, offloaded, state_tensors
 from toolkit.models.peft_adapter import WroteToBaseError, is_adapter, with_adapter
 from toolkit.models.runner import BlockRunner
@@ -123,8 +123,7 @@ class ModelPair:
     @property
     def pad_id(self) -> int:
         """The token that pads: the tokenizer's, where the models have it."""
-        embedding = self.base_runner.model.get_input_embeddings()
-        return pad_token(self.tokenizer, embedding.num_embeddings)
+        return pad_token(self.tokenizer, n_embeddings(self.base))
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -169,7 +168,7 @@ class ModelPair:
     def _require_readable(self, corpus: Corpus) -> None:
         """Raise InputError where documents hold tokens or positions that the models lack."""
         models = self.base_runner.model, self.tuned_runner.model
-        rows = min(model.get_input_embeddings().num_embeddings for model in models)
+        rows = min(n_embeddings(model) for model in models)
         largest = max(max((*d.ids, *d.prompt_ids)) for d in corpus.encoded)
         if largest >= rows:
             raise InputError(

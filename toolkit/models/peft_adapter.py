@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import InputError
 from toolkit.models.loading import ADAPTER_CONFIG, load_config, plain_folder, require_model
-from toolkit.models.locations import causal_lm
+from toolkit.models.locations import causal_lm, n_embeddings
 from toolkit.models.offload import Offload, beside, with_stand_ins
 from toolkit.models.weight_files import (
     INDEX,
@@ -123,7 +123,7 @@ def _prove_inner(tuned: Any, config: Any, folder: Path) -> None:
     inner = causal_lm(tuned)
     embedding = inner.get_input_embeddings()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(embedding.num_embeddings, (1, 16), generator=generator)
+    ids = torch.randint(n_embeddings(inner), (1, 16), generator=generator)
     trigger = getattr(config, "alora_invocation_tokens", None) or ()
     ids[0, 6 : 6 + len(trigger)] = torch.tensor(trigger[:10], dtype=torch.long)
     batch = {"input_ids": ids.to(embedding.weight.device)}

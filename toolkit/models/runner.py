@@ -28,7 +28,7 @@ from toolkit.models.hooks import (
     tuple_sizes,
     with_hidden_state,
 )
-from toolkit.models.locations import Sites, causal_lm
+from toolkit.models.locations import Sites, causal_lm, n_embeddings
 from toolkit.models.offload import Offload
 
 States = dict[str, Tensor]
@@ -55,7 +55,7 @@ class BlockRunner:
             return False
         model = self.model
         device = model.get_input_embeddings().weight.device
-        ids = torch.arange(4, device=device)[None] % model.get_input_embeddings().num_embeddings
+        ids = torch.arange(4, device=device)[None] % n_embeddings(model)
         with self.resident(0):
             call = call_of(
                 self.sites.blocks[0], lambda: model.base_model(input_ids=ids, use_cache=False)

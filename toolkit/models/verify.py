@@ -7,7 +7,7 @@ import torch
 from toolkit.documents.batches import Batch
 from toolkit.models.deltas import wide
 from toolkit.models.hooks import capture, constant, replace
-from toolkit.models.locations import BRANCHES
+from toolkit.models.locations import BRANCHES, n_embeddings
 from toolkit.models.runner import BlockRunner
 from toolkit.runtime.check import Check, check
 
@@ -34,7 +34,7 @@ def prove(base: BlockRunner, tuned: BlockRunner) -> tuple[list[Check], dict[str,
 def _short_batch(runner: BlockRunner) -> Batch:
     """Two rows of random tokens, of which the second is padded."""
     model = runner.model
-    n_tokens = model.get_input_embeddings().num_embeddings
+    n_tokens = n_embeddings(model)
     ids = torch.randint(n_tokens, (2, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[1, 8:] = False

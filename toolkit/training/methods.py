@@ -16,7 +16,7 @@ from toolkit.adapters.kinds import KINDS
 from toolkit.analysis.linear_fit import Rank
 from toolkit.errors import InputError
 from toolkit.fitting.spec import FitSpec
-from toolkit.models.locations import Sites, resolve
+from toolkit.models.locations import Sites, resolve, width_of
 from toolkit.training.lora_overlap import Overlap
 from toolkit.training.trainer import Trainee
 
@@ -167,16 +167,6 @@ def new_adapters(model: Any, method: Method, sites: Sites) -> Adapters:
         width_of(config, method.location),
         method.positions,
         **options_of(config, method),
-    )
-
-
-def width_of(config: Any, location: str) -> int:
-    """Count how many numbers a token's state has at `location`, from a model's configuration."""
-    if location != "heads":
-        return config.hidden_size
-    head_dim = getattr(config, "head_dim", None)
-    return config.num_attention_heads * (
-        head_dim or config.hidden_size // config.num_attention_heads
     )
 
 

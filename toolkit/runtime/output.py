@@ -1,0 +1,79 @@
+"""Folders and files that commands write: nothing that a command did not make is overwritten."""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from toolkit.errors import InputError
+
+LOCK = "lock"
+
+
+def own_folder(out: Path, *records: str) -> Path:
+    """Return `out`, links resolved, as a folder that a command may write, before it does any work.
+
+    It is new, empty, or holds one of the `records` that the command leaves. Raises InputError
+    where it is anything else, or cannot be written.
+    """
+    out = out.resolve()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give --out the name of a folder")
+    made = any((out / record).exists() for record in records)
+    if out.is_dir() and any(out.iterdir()) and not made:
+        raise InputError(
+            f"{out} holds files that this command did not make (no {records[0]}): give --out "
+            "another name"
+        )
+    require_writable(out)
+    return out
+
+
+def own_file(out: Path, begins: str) -> None:
+    """Raise InputError where `out` is a file that does not begin as the command's own files do."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: give --out the name of a file")
+    if out.is_file() and out.stat().st_size:
+        with out.open("rb") as file:
+            if file.read(len(begins.encode())) != begins.encode():
+                raise InputError(
+                    f"{out} was not made by this command, and is left as it is: give --out another "
+                    "name"
+                )
+    require_writable(out.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise InputError unless a file can be made in `folder`, or in what it will be made in."""
+    folder = folder.absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{folder} cannot be made: {there} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"{there} cannot be written: {error.strerror}") from error
+
+
+def locked(folder: Path) -> IO[str]:
+    """Lock `folder`, which is there, for as long as the returned file is open.
+
+    Raises InputError, with the process that holds it, where another one does.
+    """
+    file = (folder / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise InputError(
+            f"process {holder} is writing to {folder}: wait until it has ended, or give another "
+            "--out"
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
