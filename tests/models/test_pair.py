@@ -268,7 +268,9 @@ def test_an_adapter_of_another_base_is_refused(folders, lora):
     path = lora / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"base_model_name_or_path": "someone/other-model"}))
-    with pytest.raises(InputError, match=r"another base: it names 'someone/other-model'.*correct"):
+    with pytest.raises(
+        InputError, match=r"another base: it names 'someone/other-model'.*under that name"
+    ):
         ModelPair.load(folders / "base", lora)
     path.write_text(json.dumps(config | {"base_model_name_or_path": "moved/to/base"}))
     ModelPair.load(folders / "base", lora)

@@ -36,8 +36,10 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
         # Some call the base model directly; and OPT's language model goes round it.
         stack.enter_context(within(language_model.base_model, tokens.enter, tokens.leave))
         for layer, adapter in adapters.by_layer.items():
-            for module in (sites.blocks[layer], *sites.blocks[layer].children()):
-                stack.enter_context(before(module, tokens.at_module))
+            block = sites.blocks[layer]
+            stack.enter_context(before(block, tokens.at_module))
+            for module in block.children():  # hooks of the block itself are not run again
+                stack.enter_context(before(module, tokens.again))
             edit = _edit(adapter.to(language_model.device), tokens)
             stack.enter_context(replace(sites.at[adapters.location, layer], edit))
         yield
@@ -99,9 +101,14 @@ class _Tokens:
         if not self._calls:
             self.where = None
 
+    def again(self, call: Call) -> None:
+        """Do the same for a module inside a block, where a backward pass may run it again."""
+        if torch.is_grad_enabled():
+            self.at_module(call)
+
     def at_module(self, call: Call) -> None:
         """Remember what a block is called with, or find out which pass it is run again for."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return
         tensors = list(_tensors([call.args[1:], call.kwargs]))
         if self._calls:

@@ -41,9 +41,10 @@ def places_task(
     adapters: dict[FitSpec, Adapter] = {}
     arriving = ["pre_mlp", "post_mlp", "post_block"][not parallel :]
     if not bool(fit.forced_delta.any()) or not bool(held_out.forced_delta.any()):
-        still = FixedVector(torch.zeros(fit.pre_mlp.shape[1], dtype=dtype))
         rows = [_nothing(location, fit, held_out) for location in arriving]
-        return {"shared_reach": rows}, dict.fromkeys(specs, still)
+        return {"shared_reach": rows}, {
+            spec: FixedVector(torch.zeros(fit.pre_mlp.shape[1], dtype=dtype)) for spec in specs
+        }
     if not parallel and parts.sublayer is not None:
         maps = _through_the_block(parts, fit, held_out, rows)
         adapters = {spec: _adapter(maps[spec.rank_at(0)], spec.rank_at(0), dtype) for spec in specs}

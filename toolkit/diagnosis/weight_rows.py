@@ -56,6 +56,8 @@ class StreamedWeights:
             self.unserved = sorted({*files.unserved, *outside})
         else:
             self._theirs = _Matrices(Path(model_source(tuned)))
+            for name in self._ours.places.keys() & self._theirs.places.keys():
+                _require_same(self._ours.shape(name), self._theirs.shape(name), name)
             if different := self._ours.places.keys() ^ self._theirs.places.keys():
                 raise InputError(f"{min(different)!r} is in one of the two models only")
 
@@ -69,13 +71,13 @@ class StreamedWeights:
             elif weight.ndim == 3 and isinstance(self._theirs, _Matrices):
                 tuned = self._theirs[name]
                 for expert, (ours, theirs) in enumerate(zip(weight, tuned, strict=True)):
-                    yield _row(layer, f"{module}.{expert}", ours, _difference(ours, theirs, name))
+                    yield _row(layer, f"{module}.{expert}", ours, _difference(ours, theirs))
 
     def _change(self, name: str) -> Change:
         if isinstance(self._theirs, AdapterFiles):
             ours = self._ours
             return self._theirs.change(name, ours.__getitem__, ours.is_transposed(name))
-        return _difference(self._ours[name], self._theirs[name], name)
+        return _difference(self._ours[name], self._theirs[name])
 
 
 def _module_row(base: BlockRunner, tuned: BlockRunner, layer: int, name: str) -> dict[str, Any]:
@@ -122,16 +124,23 @@ class _Matrices:
         tensor = self.files[self._stored[name]]
         return tensor.T if self.is_transposed(name) else tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor in the files."""
+        return self.files.shape(self._stored[name])
+
     def is_transposed(self, name: str) -> bool:
         """Return whether the files hold the matrix `name` as `[in, out]`."""
         return name in self._transposed
 
 
-def _difference(weight: Tensor, tuned: Tensor, name: str) -> Change:
-    if weight.shape != tuned.shape:
+def _require_same(ours: tuple[int, ...], theirs: tuple[int, ...], name: str) -> None:
+    if ours != theirs:
         raise InputError(
-            f"{name} is {tuple(weight.shape)} in the base and {tuple(tuned.shape)} in the tuned "
-            "model: expected two models of one shape"
+            f"{name} is {ours} in the base and {theirs} in the tuned model: expected two models of "
+            "one shape"
         )
+
+
+def _difference(weight: Tensor, tuned: Tensor) -> Change:
     delta = tuned.to(torch.promote_types(tuned.dtype, torch.float32)) - weight
     return Change((delta,), delta.new_zeros(len(delta)))

@@ -9,9 +9,9 @@ moment leaves the last finished block and candidate, from which any number of pr
 import json
 import shutil
 from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,7 +21,7 @@ from toolkit.diagnosis.block_statistics import BlockStatistics
 from toolkit.errors import InputError
 from toolkit.evaluation.rank_search import KeptRound
 from toolkit.fitting.block_result import KeptMarch
-from toolkit.runtime.output import LOCK, locked, require_writable
+from toolkit.runtime.output import LOCK, lock, require_writable, unlock
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.records import write_json, write_tensors
 
@@ -36,7 +36,6 @@ class Workspace:
     request: dict[str, Any]
     keep_statistics: bool = False
     processes: Processes = ALONE
-    _lock: IO[str] | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -90,7 +89,7 @@ class Workspace:
         Killed on the way, the same request finds all it needs in one folder or the other.
         """
         replaced = self.out.with_name(f"{self.out.name}.replaced")
-        (self.folder / LOCK).unlink(missing_ok=True)
+        unlock(self.folder)
         if (self.out / RUN).is_file():
             shutil.rmtree(replaced, ignore_errors=True)
             self.out.rename(replaced)
@@ -109,24 +108,21 @@ class Workspace:
             shutil.rmtree(self.out / folder.name, ignore_errors=True)
         (self.out / REQUEST).unlink()
         shutil.rmtree(replaced, ignore_errors=True)
-        self.release()
 
     def abandon(self) -> None:
         """Remove the folder: the input was bad."""
-        if self.processes.first and self._lock:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.processes.first:
             self.release()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:
         """Let another run have the folder."""
-        if self._lock:
-            self._lock.close()
-        self._lock = None
+        unlock(self.folder)
 
     def _open(self) -> bool:
         require_writable(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = locked(self.folder)
+        lock(self.folder)
         known = self.folder / REQUEST
         if known.is_file() and json.loads(known.read_text()) == json.loads(
             json.dumps(self.request)

@@ -95,7 +95,7 @@ def make_table(
     and ``.png`` draw it.
     """
     started = time.perf_counter()
-    out = own_folder(out, "runs/request.json")
+    out = own_folder(out, "table.json", "runs/request.json")
     _check(out, request)
     bench = request.bench()
     workers = workers or _workers(bench)

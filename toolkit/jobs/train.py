@@ -13,6 +13,7 @@ from toolkit.documents.corpus import pad_token
 from toolkit.documents.tasks.task import Task
 from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import bootstrap, correct, merit
+from toolkit.models.generation import end_tokens
 from toolkit.models.locations import resolve
 from toolkit.runtime.output import own_folder
 from toolkit.runtime.progress import progress
@@ -60,7 +61,7 @@ def train_method(
     task, method, options, start = asked.task, asked.method, asked.options, asked.start
     validation = task.examples("validation", asked.n_validation)
     examples = task.examples("train", asked.n_train)
-    limits = asked.max_length, asked.skip_longer
+    limits = asked.max_length, asked.skip_longer, end_tokens(base, tokenizer)
     rows, n_longer = supervise_all(examples, tokenizer, *limits)
     judged, _ = supervise_all(validation, tokenizer, *limits)
     pad_id = pad_token(tokenizer)

@@ -1,12 +1,22 @@
-"""Greedy generation and the logits of generated tokens, batched and left-padded."""
+"""Greedy generation and the logits of generated tokens, batched and left-padded.
+
+A model whose cache does not go on where whole passes would (some state-space models, and those
+without a cache of keys and values) reads every token anew: `WITHOUT_CACHE` has it.
+"""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+
+from toolkit.models.locations import causal_lm
+
+WITHOUT_CACHE: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,10 @@ def make_prompts(
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A model that has read its prompts: the logits after the last token, and its cache."""
+    """A model that has read its prompts: the logits after the last token, and its cache.
+
+    `cache` is None where the model reads every token anew.
+    """
 
     logits: Tensor
     cache: Any
@@ -52,6 +65,8 @@ class Prefilled:
 @torch.no_grad()
 def prefill(model: nn.Module, prompts: Prompts) -> Prefilled:
     """Let `model` read `prompts` once, for `greedy` and `continuation_logits` to go on from."""
+    if causal_lm(model) in WITHOUT_CACHE:
+        return Prefilled(_whole(model, prompts.ids, prompts.mask, 1)[:, -1], None)
     output = model(
         input_ids=prompts.ids,
         attention_mask=prompts.mask.long(),
@@ -60,6 +75,20 @@ def prefill(model: nn.Module, prompts: Prompts) -> Prefilled:
         logits_to_keep=1,
     )
     return Prefilled(output.logits[:, -1], output.past_key_values)
+
+
+def _whole(model: nn.Module, ids: Tensor, mask: Tensor, n: int) -> Tensor:
+    """Return the logits of the last `n` tokens `[n_rows, n, vocabulary]`, from one pass over all.
+
+    The model is told places, and how many logits are wanted, where it can be told.
+    """
+    told = {
+        "position_ids": positions_of(mask),
+        "logits_to_keep": n,
+    }
+    known = inspect.signature(causal_lm(model).forward).parameters
+    told = {name: value for name, value in told.items() if name in known}
+    return model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **told).logits[:, -n:]
 
 
 @torch.no_grad()
@@ -75,6 +104,10 @@ def greedy(
     ids = start.logits.argmax(-1, keepdim=True)
     while ids.shape[1] < n_new:
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        if cache is None:
+            logits.append(_whole(model, torch.cat([prompts.ids, ids], 1), mask, 1)[:, -1])
+            ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
+            continue
         output = model(
             input_ids=ids[:, -1:],
             attention_mask=mask.long(),
@@ -95,6 +128,8 @@ def continuation_logits(
 
     `[n_prompts, n_new, vocabulary]`.
     """
+    if start.cache is None:
+        return whole_logits(model, prompts, generated)
     n_read = generated.ids.shape[1] - 1
     mask = torch.cat([prompts.mask, prompts.mask.new_ones(len(prompts.mask), n_read)], 1)
     if n_read == 0:
@@ -115,13 +150,7 @@ def whole_logits(model: nn.Module, prompts: Prompts, generated: Generated) -> Te
     ids = torch.cat([prompts.ids, generated.ids[:, :-1]], 1)
     n_new = generated.ids.shape[1]
     mask = torch.cat([prompts.mask, prompts.mask.new_ones(len(prompts.mask), n_new - 1)], 1)
-    return model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions_of(mask),
-        use_cache=False,
-        logits_to_keep=n_new,
-    ).logits
+    return _whole(model, ids, mask, n_new)
 
 
 def positions_of(mask: Tensor) -> Tensor:

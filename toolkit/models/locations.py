@@ -13,6 +13,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from toolkit.errors import InputError, one_line
 from toolkit.models.hooks import Site
 
 # The toolkit's name of each location and interp-engine's name of the same point.
@@ -99,14 +100,21 @@ def learned_positions(model: nn.Module) -> float:
 
 def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
     """Return the blocks of the language model in `model`, in order."""
-    engine = _engine(causal_lm(model))
-    return tuple(engine.resolve_point("resid_post", layer)[0] for layer in range(engine.n_layers))
+    return resolve(model).blocks
 
 
 def resolve(model: nn.Module) -> Sites:
-    """Find every location of `model`, a causal language model (PEFT-wrapped or not)."""
-    engine = _engine(causal_lm(model))
-    blocks = tuple(engine.resolve_point("resid_post", layer)[0] for layer in range(engine.n_layers))
+    """Find every location of `model`, a causal language model (PEFT-wrapped or not).
+
+    Where nothing is known of a family but its blocks, what leaves them is all there is.
+    """
+    try:
+        engine = _engine(causal_lm(model))
+        blocks = tuple(
+            engine.resolve_point("resid_post", layer)[0] for layer in range(engine.n_layers)
+        )
+    except Exception as error:  # interp-engine raises several kinds, each with its reason
+        return _blocks_alone(causal_lm(model), one_line(error))
     at: dict[tuple[str, int], Site] = {}
     unavailable: dict[str, str] = {}
     for name, point in POINTS.items():
@@ -120,6 +128,21 @@ def resolve(model: nn.Module) -> Sites:
     return Sites(blocks, at, unavailable)
 
 
+def _blocks_alone(model: Any, reason: str) -> Sites:
+    """Find the one list of as many modules as the configuration names, below the language model."""
+    n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if len(lists) != 1:
+        raise InputError(
+            f"a {type(model).__name__} has {len(lists)} lists of {n_layers} blocks, where one is "
+            f"expected ({reason}): this family is not served yet"
+        )
+    blocks = tuple(lists[0])
+    at = {("post_block", layer): Site(block, "output") for layer, block in enumerate(blocks)}
+    others = [name for name in POINTS if name != "post_block"]
+    return Sites(blocks, at, dict.fromkeys(others, re.sub(r"\s+", " ", reason)))
+
+
 def mlp_projections(model: nn.Module) -> list[dict[str, nn.Module]]:
     """Each block's MLP projections: ``pre`` (activated), ``linear`` (the ungated branch), ``down``.
 
@@ -127,8 +150,11 @@ def mlp_projections(model: nn.Module) -> list[dict[str, nn.Module]]:
     MLP without a gate has no ``linear``. Raises ValueError, with the reason, where a block has no
     such dense MLP.
     """
-    engine = _engine(causal_lm(model))
-    return [_projections(engine, layer) for layer in range(engine.n_layers)]
+    try:
+        engine = _engine(causal_lm(model))
+        return [_projections(engine, layer) for layer in range(engine.n_layers)]
+    except Exception as error:  # interp-engine raises several kinds, each with its reason
+        raise ValueError(one_line(error)) from error
 
 
 def _projections(engine: Any, layer: int) -> dict[str, nn.Module]:

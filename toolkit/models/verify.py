@@ -1,11 +1,23 @@
 """What must hold before any number is believed, tested on one short batch when a pair is made."""
 
+import math
 from contextlib import ExitStack
 
 import torch
+from torch import Tensor
 
 from toolkit.documents.batches import Batch
+from toolkit.errors import InputError, one_line
 from toolkit.models.deltas import wide
+from toolkit.models.generation import (
+    WITHOUT_CACHE,
+    Generated,
+    Prompts,
+    continuation_logits,
+    make_prompts,
+    prefill,
+    whole_logits,
+)
 from toolkit.models.hooks import capture, constant, replace
 from toolkit.models.locations import BRANCHES, n_embeddings
 from toolkit.models.runner import BlockRunner
@@ -16,14 +28,24 @@ from toolkit.runtime.check import Check, check
 def prove(base: BlockRunner, tuned: BlockRunner) -> tuple[list[Check], dict[str, str]]:
     """Prove the three identities and the march's own, for the base and the tuned model.
 
-    Returns the checks, and the locations that the model refuses in fact, with the reason.
+    Returns the checks, and the locations that the model refuses in fact, with the reason. Raises
+    InputError where a model cannot be run block by block at all.
     """
+    try:
+        return _proofs(base, tuned)
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"a {type(base.model).__name__} cannot be followed block by block: {one_line(error)}"
+        ) from error
+
+
+def _proofs(base: BlockRunner, tuned: BlockRunner) -> tuple[list[Check], dict[str, str]]:
     batch = _short_batch(base)
     checks: list[Check] = []
     refused: dict[str, str] = {}
     for name, blocks in (("base", base), ("tuned", tuned)):
         checks += [_hidden_states(name, blocks, batch), _write_back(name, blocks, batch)]
-        checks.append(_march(name, blocks, batch))
+        checks += [_march(name, blocks, batch), _causal(name, blocks), _cached(name, blocks)]
         residual = _residual(name, blocks, batch)
         checks.append(residual)
         if residual.status == "failed":
@@ -89,6 +111,65 @@ def _march(name: str, runner: BlockRunner, batch: Batch) -> Check:
     return check(
         f"march identity ({name})", same, "marching reproduces the model's states and logits"
     )
+
+
+def _causal(name: str, runner: BlockRunner) -> Check:
+    """A token's prediction must not depend on later tokens, nor on other rows or their padding."""
+    batch = _short_batch(runner)
+    together = _forward(runner, batch).logits
+    rows = [(0, 8), (0, 12), (1, 8)]
+    given = [batch.ids[i : i + 1, :n] for i, n in rows]
+    alone = [runner.model(input_ids=ids, use_cache=False).logits[0] for ids in given]
+    padded = make_prompts([ids[0].tolist() for ids in given[1:]], 0, batch.ids.device)
+    read = Generated(batch.ids[:, :1], torch.ones(2, 1, dtype=torch.bool))
+    last = whole_logits(runner.model, padded, read)[:, 0]  # padded on the left, as prompts are
+    pairs = [(together[i, :n], a) for (i, n), a in zip(rows, alone, strict=True)]
+    pairs += [(ours, a[-1]) for ours, a in zip(last, alone[1:], strict=True)]
+    worst = max(_difference(a, b) for a, b in pairs)
+    bound = _tolerance(together.dtype)
+    if worst > bound:
+        raise InputError(
+            f"the {name} model's predictions depend on later tokens or on other documents of a "
+            f"batch (logits differ by {worst:.1e} of their size): it cannot be followed in batches"
+        )
+    return check(
+        f"each document for itself ({name})",
+        True,
+        f"alone, cut short and in a padded batch logits agree to {worst:.1e} (bound {bound:.0e})",
+    )
+
+
+def _cached(name: str, runner: BlockRunner) -> Check:
+    """Find out whether the model's cache goes on as whole passes do; else it is not used."""
+    model, batch = runner.model, _short_batch(runner)
+    prompts = Prompts(batch.ids[:, :8], batch.mask[:, :8])
+    read = Generated(batch.ids[:, 8:], torch.ones(2, 4, dtype=torch.bool))
+    whole = whole_logits(model, prompts, read)
+    try:
+        found = continuation_logits(model, prompts, prefill(model, prompts), read)
+        worst, reason = _difference(found, whole), ""
+    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
+        worst, reason = float("inf"), f" ({one_line(error)})"
+    bound, title = _tolerance(whole.dtype), f"cached passes ({name})"
+    if worst <= bound:
+        return Check(title, "passed", f"with a cache logits agree with whole passes to {worst:.1e}")
+    WITHOUT_CACHE.add(model)
+    how = f"differ by {worst:.1e} of their size" if math.isfinite(worst) else "are not to be had"
+    return Check(
+        title,
+        "not applicable",
+        f"with a cache logits {how}{reason}: every token is read anew, without one",
+    )
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest entry."""
+    return float((wide(a) - wide(b)).abs().max() / wide(b).abs().max().clamp_min(1e-30))
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """How far logits may differ by the order of sums: some thousand roundings."""
+    return 4096 * torch.finfo(dtype).eps if dtype.itemsize > 2 else 0.1
 
 
 def _residual(name: str, runner: BlockRunner, batch: Batch) -> Check:

@@ -75,7 +75,7 @@ class ModelShape:
         """Return the shape of `model`, which may be on the meta device."""
         sites, live = resolve(model), causal_lm(model)
         config = live.config.get_text_config()
-        heads = config.num_attention_heads
+        heads = getattr(config, "num_attention_heads", None) or 1
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         try:

@@ -4,7 +4,6 @@ import fcntl
 import os
 import tempfile
 from pathlib import Path
-from typing import IO
 
 from toolkit.errors import InputError
 
@@ -57,23 +56,35 @@ def require_writable(folder: Path) -> None:
         raise InputError(f"{there} cannot be written: {error.strerror}") from error
 
 
-def locked(folder: Path) -> IO[str]:
-    """Lock `folder`, which is there, for as long as the returned file is open.
+def lock(folder: Path) -> None:
+    """Lock `folder`, which is there, against other processes until `unlock`, or until this ends.
 
     Raises InputError, with the process that holds it, where another one does.
     """
-    file = (folder / LOCK).open("a+")
+    path = folder / LOCK
+    if path in _held:
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
+        os.close(descriptor)
+        holder = path.read_text().strip() or "unknown"
         raise InputError(
             f"process {holder} is writing to {folder}: wait until it has ended, or give another "
             "--out"
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    _held[path] = descriptor
+
+
+def unlock(folder: Path) -> None:
+    """Let other processes have `folder`."""
+    descriptor = _held.pop(folder / LOCK, None)
+    if descriptor is not None:
+        (folder / LOCK).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+_held: dict[Path, int] = {}  # locks of this process

@@ -27,17 +27,22 @@ class TooLongError(InputError):
 
 
 def supervise_all(
-    examples: Sequence[Example], tokenizer: Any, max_length: int, skip_longer: bool = False
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    skip_longer: bool = False,
+    ends: Sequence[int] = (),
 ) -> tuple[list[dict[str, list[int]]], int]:
     """Tokenise `examples` for training; the rows, and how many longer ones were left out.
 
+    `ends` are the tokens at which the model stops (none: the tokenizer's end of sequence).
     Without `skip_longer` a set that has longer ones is refused, with their number and longest
     length.
     """
     rows, longer = [], []
     for example in examples:
         try:
-            rows.append(supervised(example, tokenizer, max_length))
+            rows.append(supervised(example, tokenizer, max_length, ends))
         except TooLongError as error:
             longer.append(error.length)
     if longer and not (skip_longer and rows):
@@ -49,20 +54,29 @@ def supervise_all(
     return rows, len(longer)
 
 
-def supervised(example: Example, tokenizer: Any, max_length: int) -> dict[str, list[int]]:
+def supervised(
+    example: Example, tokenizer: Any, max_length: int, ends: Sequence[int] = ()
+) -> dict[str, list[int]]:
     """``input_ids`` and ``labels``: the response's tokens and one end of sequence.
 
     The chat template ends a turn itself, where there is one. An example longer than `max_length`
     is refused: cut off, it would teach no answer.
     """
+    own = tokenizer.eos_token_id
+    ends = tuple(ends) or (() if own is None else (own,))
+    if not ends:
+        raise InputError(
+            "neither the tokenizer nor the model's generation_config.json names an end of "
+            "sequence: a model trained so would never stop; set eos_token_id"
+        )
     document = Document(prompt=example.prompt, response=example.response)
     encoded = encode(document, tokenizer, sys.maxsize)
     ids, start = list(encoded.ids), encoded.response_start
-    if not tokenizer.chat_template and ids[-1:] != [tokenizer.eos_token_id]:  # some add their own
-        ids.append(tokenizer.eos_token_id)
+    if not tokenizer.chat_template and ids[-1] not in ends:  # some add their own
+        ids.append(ends[0] if own is None else own)
     if len(ids) > max_length:
         raise TooLongError(example, len(ids), max_length)
-    if start is None or start >= len(ids) or tokenizer.eos_token_id not in ids[start:]:
+    if start is None or start >= len(ids) or not set(ends) & set(ids[start:]):
         raise InputError(
             f"the chat template gives the response of {example.prompt[:60]!r}... no end of "
             "sequence: a model trained so would never stop"
