@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+FLOOR_NATS = 1e-6  # a token: a KL below it is rounding
+
 
 @dataclass(frozen=True)
 class Divergences:

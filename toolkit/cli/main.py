@@ -202,7 +202,10 @@ def weights(
             names = ", ".join(found.unserved)
             errors.print(f"no rows for what is no matrix of a numbered block: {names}")
         if table.frame.empty:
-            raise InputError(f"{base} and {tuned} share no matrix of a numbered block")
+            raise InputError(
+                f"{base} and {tuned} share no matrix of a block that can be read from files alone: "
+                "the table `weights` of `oracle diagnose` reads the models"
+            )
         table.frame.to_csv(out, index=False, lineterminator="\n")
         console.print(table.finding(), soft_wrap=True)
         console.print(f"table: {out.resolve()}", soft_wrap=True)

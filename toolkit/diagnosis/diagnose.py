@@ -10,6 +10,7 @@ from toolkit.adapters.collection import Adapters
 from toolkit.blocks.parts import BlockPartsReader
 from toolkit.diagnosis.block_statistics import MLP_INPUT, SUBLAYER_STATES
 from toolkit.diagnosis.checks import (
+    changed_after_blocks,
     check_noise,
     check_oracle,
     check_sketch,
@@ -31,7 +32,7 @@ from toolkit.diagnosis.workspace import Workspace
 from toolkit.documents.batches import Batch
 from toolkit.documents.corpus import Corpus
 from toolkit.evaluation.allocation import BlockErrorRows, BlockErrors
-from toolkit.evaluation.candidates import ORACLE, Candidate
+from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import FORCINGS, Evaluation, Forcing, evaluate, n_comparisons
 from toolkit.evaluation.rank_search import Known, RankSearch, smallest_ranks
 from toolkit.evaluation.recommend import recommend
@@ -261,7 +262,11 @@ class _Diagnosis:
         return [
             check_tokens(n_fit, d_model),
             check_noise(frame, noise.table.frame, noise.reason),
-            check_oracle(evaluation.divergences[ORACLE, "tuned"]),
+            check_oracle(
+                evaluation.divergences[ORACLE, "tuned"],
+                evaluation.divergences[NONE, "tuned"],
+                changed_after_blocks(pair),
+            ),
             check_upstream(frame, first_changed_block(pair)),
             *pair.checks,
             *unavailable,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 
 from toolkit.analysis.weight_change import weight_row
@@ -23,11 +24,11 @@ from toolkit.models.runner import BlockRunner
 from toolkit.models.weight_files import WeightFiles, model_paths
 from toolkit.runtime.processes import ALONE, Processes
 
+Row = dict[str, Any]
 
-def weight_rows(
-    base: BlockRunner, tuned: BlockRunner, processes: Processes = ALONE
-) -> list[dict[str, Any]]:
-    """A row for every linear module of every block of two models.
+
+def weight_rows(base: BlockRunner, tuned: BlockRunner, processes: Processes = ALONE) -> list[Row]:
+    """A row for every matrix of every block of two models: linear modules, and fused experts.
 
     All `processes` share the matrices.
     """
@@ -36,7 +37,14 @@ def weight_rows(
         for layer, block in enumerate(base.sites.blocks)
         for name in linear_modules(block)
     ]
-    return processes.spread(tasks)
+    tasks += [
+        partial(_expert_rows, base, tuned, layer, name)
+        for layer, block in enumerate(base.sites.blocks)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 3
+    ]
+    rows = [row for found in processes.spread(tasks) for row in found]
+    return sorted(rows, key=lambda row: row["layer"])
 
 
 class StreamedWeights:
@@ -61,7 +69,7 @@ class StreamedWeights:
             if different := self._ours.places.keys() ^ self._theirs.places.keys():
                 raise InputError(f"{min(different)!r} is in one of the two models only")
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Row]:
         for name, (layer, module) in self._ours.places.items():
             if name not in self._theirs:
                 continue
@@ -80,13 +88,37 @@ class StreamedWeights:
         return _difference(self._ours[name], self._theirs[name])
 
 
-def _module_row(base: BlockRunner, tuned: BlockRunner, layer: int, name: str) -> dict[str, Any]:
+def _module_row(base: BlockRunner, tuned: BlockRunner, layer: int, name: str) -> list[Row]:
     with base.resident(layer), tuned.resident(layer):
         ours, theirs = (b.sites.blocks[layer].get_submodule(name) for b in (base, tuned))
-        return _row(layer, name, affine(ours)[0], module_change(ours, theirs))
+        return [_row(layer, name, affine(ours)[0], module_change(ours, theirs))]
 
 
-def _row(layer: int, module: str, weight: Tensor, change: Change) -> dict[str, Any]:
+def _expert_rows(base: BlockRunner, tuned: BlockRunner, layer: int, name: str) -> list[Row]:
+    """Return a row for every expert of a parameter that holds a matrix for each."""
+    with base.resident(layer), tuned.resident(layer):
+        ours = base.sites.blocks[layer].get_parameter(name).detach()
+        theirs = _experts(tuned.sites.blocks[layer], name)
+        return [
+            _row(layer, f"{name}.{expert}", weight, _difference(weight, other))
+            for expert, (weight, other) in enumerate(zip(ours, theirs, strict=True))
+        ]
+
+
+@torch.no_grad()
+def _experts(block: Any, name: str) -> Tensor:
+    """Return the experts' matrices `[experts, rows, columns]`, what PEFT adds to them included."""
+    module, _, leaf = name.rpartition(".")
+    owner = block.get_submodule(module)
+    added: list[Tensor] = []
+    while isinstance(owner, ParamWrapper):  # nested, one for each parameter that is adapted
+        if owner.parameter_name == leaf:
+            added += [owner.get_delta_weight(adapter) for adapter in owner.active_adapters]
+        owner = owner.base_layer
+    return sum(added, getattr(owner, leaf).detach())
+
+
+def _row(layer: int, module: str, weight: Tensor, change: Change) -> Row:
     return {"layer": layer, "module": module, **asdict(weight_row(weight, change))}
 
 

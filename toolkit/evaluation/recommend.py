@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from toolkit.analysis.divergence import Divergences, recovered
+from toolkit.analysis.divergence import FLOOR_NATS, Divergences, recovered
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import Evaluation
 
@@ -45,11 +45,15 @@ def recommend(
 ) -> Recommendation | None:
     """Choose for `target`; None where nothing recovers more than no steering does.
 
+    So too where there is nothing to recover: where the models differ by rounding alone.
+
     Without a bound (a single prompt) no target is reached.
     """
     found = {c: evaluation.divergences[c, "tuned"] for c in candidates}
     base = evaluation.divergences[NONE, "tuned"]
     scores = {c: recovered(d, base) for c, d in found.items()}
+    if base.mean < FLOOR_NATS:
+        return None
     if not scores or max(score for score, _ in scores.values()) <= WORTHLESS:
         return None
     width = critical_value(list(found.values()), base)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from toolkit.analysis.divergence import FLOOR_NATS
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.tables.words import NAMES, plus_minus
 
@@ -21,10 +22,17 @@ FITS = {
 }
 
 
-def headline(recommendation: dict[str, Any] | None, nothing_changed: bool) -> str:
-    """Return the answer of the whole run."""
+def headline(
+    recommendation: dict[str, Any] | None, nothing_changed: bool, base_kl: float = math.nan
+) -> str:
+    """Return the answer of the whole run; `base_kl` are the nats a token without steering."""
     if nothing_changed:
         return "The two models agree everywhere: nothing changed."
+    if base_kl < FLOOR_NATS:
+        return (
+            "On these prompts the tuned model predicts what the base model does "
+            f"({base_kl:.1e} nats a token, which is rounding): there is nothing to recover here."
+        )
     if recommendation is None:
         return (
             "None of the adapters that were fitted recovers anything of this fine-tune: none "

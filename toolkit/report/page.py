@@ -69,7 +69,9 @@ def _rank_search(found: RankSearch) -> dict[str, Any]:
 
 def _headline(run: Run) -> str:
     changed = bool(run.spectrum.frame.rms.any())
-    return headline(run.recommendation, nothing_changed=not changed and run.recommendation is None)
+    nothing = not changed and run.recommendation is None
+    unsteered = run.steerability.frame.query("kind == 'none'").kl
+    return headline(run.recommendation, nothing, float(unsteered.iloc[0]))
 
 
 def _beside(run: Run) -> list[str]:
