@@ -14,7 +14,7 @@ from toolkit.models.verify import prove
 
 FAMILIES = ["llama", "gemma2", "gemma3", "olmo2", "qwen3", "phi3", "gpt2", "neox", "opt", "falcon",
             "mixtral"]  # fmt: skip
-N_PROOFS = 4  # captured states, write-back, march identity, residual identity
+N_PROOFS = 6  # captured states, write-back, march identity, own document, cache, residual identity
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -42,7 +42,7 @@ def test_scaled_branches_are_refused_with_the_figure():
     checks, refused = prove(*[BlockRunner(model, resolve(model))] * 2)
     assert set(refused) == {"pre_mlp", "post_mlp"}
     assert all("of the largest entry" in reason for reason in refused.values())
-    failed = {check.name for check in checks if check.status == "failed"}
+    failed = {check.name for check in checks if check.status != "passed"}
     assert failed == {"residual identity (base)", "residual identity (tuned)"}
 
 
@@ -52,7 +52,7 @@ def test_a_wrong_location_is_found():
     sites = resolve(model)
     sites.at["pre_mlp", 1] = Site(tiny.blocks_of(model)[1].mlp, "output")
     checks, refused = prove(BlockRunner(model, sites), BlockRunner(model, resolve(model)))
-    assert "residual identity (base)" in {c.name for c in checks if c.status == "failed"}
+    assert "residual identity (base)" in {c.name for c in checks if c.status != "passed"}
     assert "pre_mlp" in refused
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from toolkit.documents.corpus import Corpus, Reading, pad_token
-from toolkit.errors import InputError
+from toolkit.errors import InputError, one_line
 from toolkit.models.loading import (
     fingerprint,
     load_config,
@@ -105,8 +105,7 @@ class ModelPair:
                 "precision for both, such as --dtype float32"
             )
         _compare_shapes(base, tuned)
-        base_runner = BlockRunner(base.eval(), resolve(base), offloads[0])
-        tuned_runner = BlockRunner(tuned.eval(), resolve(tuned), offloads[1])
+        base_runner, tuned_runner = _runner(base, offloads[0]), _runner(tuned, offloads[1])
         checks, refused = prove(base_runner, tuned_runner)
         return cls(
             base,
@@ -200,6 +199,17 @@ class ModelPair:
     def n_parameters(self) -> int:
         """How many parameters the base model has."""
         return sum(parameter.numel() for parameter in self.base.parameters())
+
+
+def _runner(model: nn.Module, offload: Offload | None) -> BlockRunner:
+    try:
+        return BlockRunner(model.eval(), resolve(model), offload)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a family raises on a single token
+        raise InputError(
+            f"a {type(causal_lm(model)).__name__} cannot be run: {one_line(error)}"
+        ) from error
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -84,6 +84,7 @@ def with_adapter(
     if offload:
         beside_base = beside(offload, tuned)
         offload.release()
+    _require_same_modules(base, tuned, config, folder)
     _prove_inner(tuned, config, folder)
     return tuned, beside_base
 
@@ -111,6 +112,17 @@ def _loaded(base: nn.Module, base_source: str | Path, folder: Path, share: bool)
 def _hashes(tensors: Iterable[Tensor]) -> list[int]:
     some = (t for t in tensors if t.is_floating_point() and not t.is_meta)
     return [int(torch.hash_tensor(t).view(torch.int64)) for t in some]
+
+
+def _require_same_modules(base: Any, tuned: Any, config: Any, folder: Path) -> None:
+    """Raise InputError where the adapter put another module in the place of one of base's."""
+    inner = dict(causal_lm(tuned).named_modules())
+    for name, _ in causal_lm(base).named_modules():
+        if name not in inner:
+            raise InputError(
+                f"the adapter {folder} ({config.peft_type.value}) puts other modules in the place "
+                f"of {name!r}: the two models cannot be compared module by module"
+            )
 
 
 @torch.no_grad()
