@@ -60,6 +60,8 @@ class Options:
                 f"recover is {self.recover} and distil {self.distil}: expected a share between 0 "
                 "and 1, and a number of steps"
             )
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}: expected a whole number from 0 to 2^32 - 1")
         if self.max_kl is not None:
             require_bound(self.max_kl)
 

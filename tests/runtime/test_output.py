@@ -1,0 +1,60 @@
+"""Nothing that a command did not make is overwritten, and a lock names who writes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from toolkit import InputError
+from toolkit.runtime.output import lock, own_file, own_folder, unlock
+
+
+def test_a_folder_of_others_is_refused(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.safetensors").write_text("precious")
+    with pytest.raises(InputError, match="did not make"):
+        own_folder(tmp_path / "theirs", "training.json")
+    (tmp_path / "theirs" / "training.json").write_text("{}")
+    own_folder(tmp_path / "theirs", "training.json")
+
+
+def test_new_and_empty_folders_are_taken_and_links_followed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert own_folder(tmp_path / "new" / "one", "r") == tmp_path / "new" / "one"
+    assert own_folder(tmp_path / "link", "r") == tmp_path / "empty"
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_made_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        own_folder(tmp_path / "file" / "x", "r")
+    with pytest.raises(InputError, match="is a file"):
+        own_folder(tmp_path / "file", "r")
+
+
+def test_a_file_of_others_is_left_as_it_is(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="left as it is"):
+        own_file(tmp_path / "notes", "layer,module,")
+    (tmp_path / "rows.csv").write_text("layer,module,rows\n")
+    own_file(tmp_path / "rows.csv", "layer,module,")
+    own_file(tmp_path / "new.csv", "layer,module,")
+
+
+def test_a_locked_folder_names_its_process(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from toolkit.runtime.output import lock; "
+        "lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {other.pid} is writing"):
+            lock(tmp_path)
+        other.kill()
+    lock(tmp_path)  # the lock of a process that was killed is gone
+    lock(tmp_path)  # ours already
+    unlock(tmp_path)
+    assert not list(tmp_path.iterdir())
