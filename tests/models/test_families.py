@@ -38,10 +38,7 @@ def plain_rms(pair, documents):
     total, n = 0.0, 0
     for document in documents:
         ids = torch.tensor([document.ids])
-        states = [
-            outputs(m, r, ids)
-            for m, r in ((pair.base, pair.base_runner), (pair.tuned, pair.tuned_runner))
-        ]
+        states = [outputs(runner, ids) for runner in (pair.base_runner, pair.tuned_runner)]
         deltas = [(t - b).double()[0, 1:].square().sum() for b, t in zip(*states, strict=True)]
         total, n = total + torch.stack(deltas), n + ids.shape[1] - 1
     return (total / n).sqrt().numpy()

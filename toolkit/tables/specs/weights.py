@@ -48,7 +48,7 @@ def finding(frame: pd.DataFrame) -> str:
         return UNMEASURED
     rows = frame[frame.norm_2 > 0]
     if rows.empty:
-        return "No matrix of a block changed (norms, biases and embeddings are not in this table)."
+        return "Nothing changed in any matrix (norms, biases and embeddings are not in this table)."
     largest = rows.loc[rows.norm_2.idxmax()]
     downs = rows[rows.module.str.contains("down|c_proj|4h_to_h|fc2")]
     share = f"At most {downs.outside.max():.1%} of a down projection's change"
