@@ -116,13 +116,14 @@ def _hashes(tensors: Iterable[Tensor]) -> list[int]:
 
 def _require_same_modules(base: Any, tuned: Any, config: Any, folder: Path) -> None:
     """Raise InputError where the adapter put another module in the place of one of base's."""
-    inner = dict(causal_lm(tuned).named_modules())
     for name, _ in causal_lm(base).named_modules():
-        if name not in inner:
+        try:
+            causal_lm(tuned).get_submodule(name)  # PEFT's wrappers hand on what they wrap
+        except AttributeError as error:
             raise InputError(
                 f"the adapter {folder} ({config.peft_type.value}) puts other modules in the place "
                 f"of {name!r}: the two models cannot be compared module by module"
-            )
+            ) from error
 
 
 @torch.no_grad()
