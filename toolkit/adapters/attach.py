@@ -39,7 +39,7 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
             block = sites.blocks[layer]
             stack.enter_context(before(block, tokens.at_module))
             for module in block.children():  # hooks of the block itself are not run again
-                stack.enter_context(before(module, tokens.again))
+                stack.enter_context(before(module, tokens.inside))
             edit = _edit(adapter.to(language_model.device), tokens)
             stack.enter_context(replace(sites.at[adapters.location, layer], edit))
         yield
@@ -82,16 +82,15 @@ class _Tokens:
         self.where: Tensor | None = None
         self._calls: list[Tensor | None] = []  # labels of the calls that are under way
         self._thread = 0
-        self._passes: Any = WeakTensorKeyDictionary()  # of a pass's tensors, its `where`s
+        # The `where` of the one pass that a tensor belongs to; None where several were given it.
+        self._passes: Any = WeakTensorKeyDictionary()
 
     def enter(self, call: Call) -> None:
         labels = call.kwargs.get("labels")
         self._calls.append(labels if labels is not None or not self._calls else self._calls[-1])
         if not torch.compiler.is_compiling():
             thread = threading.get_ident()
-            if (
-                len(self._calls) > 1 and self._thread != thread
-            ):  # whose `leave` follows all the same
+            if len(self._calls) > 1 and self._thread != thread:
                 raise RuntimeError("a steered model runs in two threads at once: steer one in each")
             self._thread = thread
         self.read(call)
@@ -101,11 +100,6 @@ class _Tokens:
         if not self._calls:
             self.where = None
 
-    def again(self, call: Call) -> None:
-        """Do the same for a module inside a block, where a backward pass may run it again."""
-        if torch.is_grad_enabled():
-            self.at_module(call)
-
     def at_module(self, call: Call) -> None:
         """Remember what a block is called with, or find out which pass it is run again for."""
         if torch.compiler.is_compiling():
@@ -113,13 +107,16 @@ class _Tokens:
         tensors = list(_tensors([call.args[1:], call.kwargs]))
         if self._calls:
             for tensor in tensors:
-                if all(known is not self.where for known in self._passes.get(tensor, ())):
-                    self._passes[tensor] = (*self._passes.get(tensor, ()), self.where)
+                only = self._passes.get(tensor, self.where) is self.where
+                self._passes[tensor] = self.where if only else None
             return
-        of = [self._passes[tensor] for tensor in tensors if tensor in self._passes]
-        common = [w for w in of[0] if all(any(w is v for v in other) for other in of)] if of else []
-        if len(common) == 1:
-            self.where = common[0]
+        known = (self._passes.get(tensor) for tensor in tensors)
+        self.where = next((where for where in known if where is not None), self.where)
+
+    def inside(self, call: Call) -> None:
+        """Do the same at a module inside a block, where a backward pass may run it again."""
+        if torch.is_grad_enabled():
+            self.at_module(call)
 
     def read(self, call: Call) -> None:
         labels = self._calls[-1]
