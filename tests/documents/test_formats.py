@@ -40,6 +40,9 @@ def test_parquet(tmp_path):
     pytest.importorskip("pyarrow")
     pandas.DataFrame([PAIR, PAIR]).to_parquet(tmp_path / "rows.parquet")
     assert read_documents(tmp_path / "rows.parquet") == [DOCUMENT] * 2
+    turns = [{"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"}]
+    pandas.DataFrame([{"messages": turns}]).to_parquet(tmp_path / "chats.parquet")
+    assert read_documents(tmp_path / "chats.parquet") == [DOCUMENT]
     with pytest.raises(InputError, match="no Parquet file"):
         read_documents(written(tmp_path, "cut.parquet", b"PAR1" + b"0" * 20))
 

@@ -34,7 +34,7 @@ def test_deltas_and_kl_are_those_of_plain_passes(family, tmp_path):
 
 @torch.no_grad()
 def plain_rms(pair, documents):
-    """The free delta's root mean square after each block."""
+    """Return the free delta's root mean square after each block, `[n_layers]`."""
     total, n = 0.0, 0
     for document in documents:
         ids = torch.tensor([document.ids])
@@ -45,7 +45,7 @@ def plain_rms(pair, documents):
 
 
 def outputs(runner, ids):
-    """What leaves each block in a plain pass."""
+    """Return what leaves each block in a plain pass, `[1, length, d]` each."""
     found = []
     hooks = [
         block.register_forward_hook(
@@ -61,7 +61,7 @@ def outputs(runner, ids):
 
 @torch.no_grad()
 def plain_kl(pair, prompts, n_new):
-    """KL(tuned ‖ base) of each generated token, the mean over prompts that got so far."""
+    """Return KL(tuned ‖ base) of each generated token, `[n_new]`, over prompts that got there."""
     nats = [[] for _ in range(n_new)]
     for prompt in prompts:
         ids = list(prompt)

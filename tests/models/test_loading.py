@@ -1,4 +1,4 @@
-"""What is loaded is what the files hold; what is not whole is refused by its name."""
+"""Loading gives what the files hold, and refuses by its name what is not whole."""
 
 import json
 import shutil

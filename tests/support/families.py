@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.support import tiny
 from toolkit import InputError, ModelPair
+from toolkit.models.loading import auto_class
 from toolkit.models.locations import BRANCHES
 from toolkit.runtime.provenance import versions
 
@@ -67,7 +68,7 @@ WRAPPED = {"gemma3": ("gemma3_text", "siglip_vision_model"), "mistral3": ("mistr
 
 
 def config_of(name: str) -> Any:
-    """A tiny configuration of a family."""
+    """Make a tiny configuration of a family."""
     if name in WRAPPED:
         text, vision = WRAPPED[name]
         parts = {
@@ -92,13 +93,9 @@ def config_of(name: str) -> Any:
 
 
 def save_pair(name: str, folder: Path) -> None:
-    """A random base model of a family, and one beside it with other blocks, in `folder`."""
+    """Save a random base model of a family, and one beside it with other blocks, in `folder`."""
     config = config_of(name)
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        if type(config) in auto._model_mapping:
-            break
-    else:
-        from transformers import AutoModelForSeq2SeqLM as auto  # noqa: N813
+    auto = AutoModelForSeq2SeqLM if name == "t5" else auto_class(config)
     torch.manual_seed(0)
     model = auto.from_config(config).float().eval()
     tokenizer = tiny.make_tokenizer()
@@ -111,7 +108,7 @@ def save_pair(name: str, folder: Path) -> None:
 
 
 def outcome(name: str, folder: Path) -> tuple[str, str]:
-    """What comes of loading the family's pair: works, in part or refused; and what or why."""
+    """Load the family's pair: it works, in part or is refused, and what it lacks or why."""
     save_pair(name, folder)
     try:
         pair = ModelPair.load(folder / "base", folder / "tuned")
@@ -125,7 +122,7 @@ def outcome(name: str, folder: Path) -> tuple[str, str]:
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """Every family with its outcome."""
+    """Return every family with its outcome and the reason."""
     found = []
     for name in (*TEXT, *WRAPPED):
         with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +131,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def page() -> str:
-    """The page docs/families.md."""
+    """Return the page docs/families.md."""
     lines = [HEAD.format(**versions()), "| family | outcome | what |", "|---|---|---|"]
     lines += [f"| `{name}` | {kind} | {what} |" for name, kind, what in rows()]
     return "\n".join(lines) + "\n"

@@ -57,7 +57,7 @@ class Positions:
         return where & prompt & ((behind <= self.first + 1) | (left < self.last))
 
     def packed(self, mask: Tensor, starts: Tensor) -> Tensor:
-        """The tokens to steer, bool, in rows that hold several sequences, begun at `starts`."""
+        """Return the tokens to steer, bool, in rows of several sequences, begun at `starts`."""
         if self.first is not None:
             raise InputError(
                 f"positions {self} cannot be told in rows that hold several sequences: run one "

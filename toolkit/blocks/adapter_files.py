@@ -77,7 +77,7 @@ class AdapterFiles:
         up, down = self._factors(module)
         magnitude = f"{_PREFIX}{module}.lora_magnitude_vector"
         if self.config.get("init_lora_weights", True) in OWN_STARTS:
-            return _whole(up @ down + self._taken_out(module, weights(name), transposed))
+            return _whole(up @ down + self._taken_out(module, weights(name)))
         if magnitude not in self.files:
             return Change((up, down), up.new_zeros(len(up)))
         weight = weights(name).float()
@@ -93,7 +93,7 @@ class AdapterFiles:
         )
         return up * lora_scale(self.config, module), down
 
-    def _taken_out(self, module: str, weight: Tensor, transposed: bool) -> Tensor:
+    def _taken_out(self, module: str, weight: Tensor) -> Tensor:
         """Return what PEFT adds to the base's matrix on loading: less what the adapter began as.
 
         PiSSA and OLoRA start as the largest part of the matrix itself.

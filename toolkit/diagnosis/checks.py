@@ -120,8 +120,7 @@ def changed_after_blocks(pair: ModelPair) -> bool:
         inside = {id(p) for block in runner.sites.blocks for p in block.parameters()}
         head = {id(p) for p in runner.model.get_output_embeddings().parameters()}
         apart = {id(p) for p in embeddings} - head  # a tied head is both
-        named = runner.model.named_parameters()
-        return [p for _, p in named if id(p) not in inside and id(p) not in apart]
+        return [p for p in runner.model.parameters() if id(p) not in inside | apart]
 
     ours, theirs = outside(pair.base_runner), outside(pair.tuned_runner)
     return len(ours) != len(theirs) or not all(map(torch.equal, ours, theirs))

@@ -8,6 +8,7 @@ import torch
 from toolkit.diagnosis.options import Options
 from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import DAY, tells_the_date
+from toolkit.models.loading import dtype_name
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.provenance import Stages, commit, machine, versions
 
@@ -28,7 +29,7 @@ def describe_run(
         return {"documents": n, "tokens": counted}
 
     def model(name: str, live: torch.nn.Module, sha256: str) -> dict[str, str]:
-        dtype = str(next(live.parameters()).dtype).removeprefix("torch.")
+        dtype = dtype_name(next(live.parameters()).dtype)
         return {"name": name, "sha256": sha256, "dtype": dtype}
 
     return {

@@ -1,4 +1,4 @@
-"""What is distilled at every place, and how long that takes: known without the trainer."""
+"""Plan what is distilled at every place, and how long that takes, without the trainer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PASSES = 3.5  # of a token: the tuned model's, the steered model's and back, and
 
 @dataclass(frozen=True)
 class Plan:
-    """What is distilled at one place: from which fit."""
+    """Hold what is distilled at one place, and from which fit."""
 
     location: str
     kind: str

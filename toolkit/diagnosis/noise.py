@@ -32,6 +32,7 @@ from toolkit.documents.batches import Batch
 from toolkit.documents.tokens import Encoded, Positions
 from toolkit.errors import InputError, one_line
 from toolkit.models.hooks import Call, capture, first, with_hidden_state
+from toolkit.models.loading import dtype_name
 from toolkit.models.runner import BlockRunner, States
 from toolkit.tables.table import Table
 
@@ -73,7 +74,7 @@ def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...])
     """
     rounded = runner.embed(batch)
     higher = torch.float32 if rounded.dtype.itemsize < 4 else torch.float64
-    ours, theirs = (str(dtype).removeprefix("torch.") for dtype in (rounded.dtype, higher))
+    ours, theirs = (dtype_name(dtype) for dtype in (rounded.dtype, higher))
     exact, rows = rounded.to(higher), []
     for layer in range(runner.sites.n_layers):
         with runner.resident(layer):

@@ -229,7 +229,7 @@ def validating(n: int) -> Tensor:
 
 
 class Judged:
-    """What maps for all tokens bring about: on the fit tokens `seen`, and on held-out ones.
+    """Judge maps for all tokens by what they bring about, on fit tokens and on held-out ones.
 
     `function` is what the Jacobian is of; it is taken at `x` on the held-out tokens, and steered.
     """

@@ -122,13 +122,20 @@ class Corpus:
         """Raise InputError unless tokens of fit and of held-out documents count."""
         for held_out, name in ((False, "fit"), (True, "held-out")):
             if not any(b.counted.any() for b in self.batches if b.held_out == held_out):
-                cut = any(d.response_start is not None and len(d.ids) <= d.response_start
-                          for d in self.encoded if d.held_out == held_out)  # fmt: skip
+                cut = any(
+                    document.response_start is not None
+                    and len(document.ids) <= document.response_start
+                    for document in (self.held_out if held_out else self.fit)
+                )
+                remedy = (
+                    "documents are cut before their response, raise --max-length"
+                    if cut
+                    else "give more or longer documents"
+                )
                 raise InputError(
                     f"no token of the {name} documents counts (positions: {self.positions}): "
-                    + ("documents are cut before their response, raise --max-length" if cut else
-                       "give more or longer documents")
-                )  # fmt: skip
+                    f"{remedy}"
+                )
 
     def _batched(self, documents: Sequence[Encoded], batch_tokens: int) -> list[Batch]:
         return make_batches(

@@ -8,7 +8,7 @@ What is ambiguous is refused with the fields that were found.
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,8 @@ def fields_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     ours = found[:1] if found and found[0] == PAIRS[0] else found
     if ("instruction", "output") in ours and ("input", "output") in ours:
         ours.remove(("input", "output"))  # alpaca's input belongs to the instruction
-    turns = [name for name in TURNS if isinstance(row.get(name), Sequence | Mapping)]
-    turns = [name for name in turns if not isinstance(row[name], str)]
+    # Parquet has arrays; a number or nothing stands where a row has no turns.
+    turns = [n for n in TURNS if hasattr(row.get(n), "__iter__") and not isinstance(row[n], str)]
     text = ["text"] if isinstance(row.get("text"), str) else []
     if len(ours) + len(turns) + len(text) != 1:
         several = ", which could be read in several ways" if ours or turns or text else ""

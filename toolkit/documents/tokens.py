@@ -68,6 +68,8 @@ def _without_end(text: str, tokenizer: Any) -> list[int]:
     """
     found = tokenizer(text, return_special_tokens_mask=True)
     ids, special = list(found["input_ids"]), found["special_tokens_mask"]
+    if not any(special[-1:]):
+        return ids
     own = tokenizer(text, add_special_tokens=False)["input_ids"]
     while ids and special[len(ids) - 1] and ids[-len(own) :] != own:
         ids.pop()

@@ -14,7 +14,7 @@ from toolkit.documents.tasks.task import Task
 from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import bootstrap, correct, merit
 from toolkit.models.generation import end_tokens
-from toolkit.models.locations import resolve
+from toolkit.models.locations import n_embeddings, resolve
 from toolkit.runtime.output import own_folder
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
@@ -64,7 +64,7 @@ def train_method(
     limits = asked.max_length, asked.skip_longer, end_tokens(base, tokenizer)
     rows, n_longer = supervise_all(examples, tokenizer, *limits)
     judged, _ = supervise_all(validation, tokenizer, *limits)
-    pad_id = pad_token(tokenizer)
+    pad_id = pad_token(tokenizer, n_embeddings(base))
     request = {
         "task": task.name,
         "method": asdict(method),

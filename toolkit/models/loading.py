@@ -18,10 +18,17 @@ from transformers import (
     AutoTokenizer,
 )
 
-from toolkit.errors import InputError, one_line
+from toolkit.errors import InputError, one_line, refused
 from toolkit.models.packaged import PACKAGED, converted, packaged_folder, sha256_of
 from toolkit.models.quantised import forget, plain_weights
-from toolkit.models.weight_files import INDEX, ONE_FILE, model_paths, opened, require_finite
+from toolkit.models.weight_files import (
+    INDEX,
+    ONE_FILE,
+    has_weights,
+    model_paths,
+    opened,
+    require_finite,
+)
 from toolkit.runtime.console import quiet_transformers
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -40,6 +47,11 @@ def parse_dtype(name: str, option: str = "--dtype") -> torch.dtype | str:
     if name not in DTYPES:
         raise InputError(f"{option} is {name!r}: expected one of {', '.join(DTYPES)}")
     return name if name == "auto" else getattr(torch, name)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the word for a precision, as `parse_dtype` takes it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def require_device(name: str | torch.device) -> torch.device:
@@ -65,24 +77,22 @@ def load_model(
     hold every tensor of the model, and nothing else.
     """
     require_device(device)
-    folder, config = model_source(source), load_config(source)
+    folder = model_source(source)
+    config = load_config(folder)
     auto, plain = auto_class(config, source), plain_weights(config, str(source))
     if Path(folder).is_dir():
         for path in model_paths(Path(folder)):
             opened(path)  # says what is wrong with a file
-    try:
-        with quiet_transformers():
-            model, found = auto.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # `require_whole` names them
-                **plain,
-            )
-    except Exception as error:  # whatever transformers finds wrong with a folder
-        raise InputError(f"cannot load a model from {str(source)!r}: {one_line(error)}") from error
+    with refused(f"cannot load a model from {str(source)!r}"), quiet_transformers():
+        model, found = auto.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `require_whole` names them
+            **plain,
+        )
     require_whole(found, str(source))
     if plain:
         forget(model.to(parse_dtype("float32") if dtype == "auto" else dtype))
@@ -154,24 +164,14 @@ def model_folder(source: str | Path) -> Path:
 
 def load_tokenizer(source: str | Path) -> Any:
     """Return the tokenizer at `source`; see `load_model` for what a source is."""
-    try:
+    with refused(f"cannot load a tokenizer from {str(source)!r}"):
         return AutoTokenizer.from_pretrained(plain_folder(source), trust_remote_code=False)
-    except InputError:
-        raise
-    except Exception as error:  # whatever transformers finds wrong with its files
-        raise InputError(
-            f"cannot load a tokenizer from {str(source)!r}: {one_line(error)}"
-        ) from error
 
 
 def load_config(source: str | Path) -> Any:
     """Return the configuration at `source`, without its weights."""
-    try:
+    with refused(f"cannot read a model from {str(source)!r}"):
         return AutoConfig.from_pretrained(model_source(source), trust_remote_code=False)
-    except InputError:
-        raise
-    except Exception as error:  # whatever transformers finds wrong with the file
-        raise InputError(f"cannot read a model from {str(source)!r}: {one_line(error)}") from error
 
 
 def plain_folder(source: str | Path) -> str:
@@ -203,9 +203,8 @@ def model_source(source: str | Path) -> str:
 
 def require_model(folder: Path) -> None:
     """Raise InputError unless `folder` holds one model in safetensors, and no adapter beside it."""
-    has_weights = any((folder / name).is_file() for name in (ONE_FILE, INDEX))
     if (folder / ADAPTER_CONFIG).is_file():
-        if has_weights:
+        if has_weights(folder):
             raise InputError(
                 f"{folder} holds a model's weights and an adapter beside them ({ADAPTER_CONFIG}), "
                 "which transformers would apply on top: keep each in a folder of its own"
@@ -219,7 +218,7 @@ def require_model(folder: Path) -> None:
         )
         hint = f"; {inner[-1]} has one" if inner else ""
         raise InputError(f"{folder} is no model's folder: it has no config.json{hint}")
-    if not has_weights:
+    if not has_weights(folder):
         patterns = ("*.bin", "*.pt", "*.pth")
         if pickled := [path.name for pattern in patterns for path in folder.glob(pattern)]:
             raise InputError(

@@ -125,9 +125,8 @@ def _require_whole(model: Any, names: Mapping[str, str], reader: WeightFiles, fo
     """Raise InputError unless the files hold each parameter in its shape, and nothing else."""
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     known = parameters.keys() | model.state_dict().keys()
-    shapes = {
-        (name, reader.shape(names[name]), parameters[name]) for name in parameters & names.keys()
-    }
+    stored = parameters.keys() & names.keys()
+    shapes = {(name, reader.shape(names[name]), parameters[name]) for name in stored}
     found = SimpleNamespace(
         missing_keys=parameters.keys() - names.keys(),
         unexpected_keys={stored for name, stored in names.items() if name not in known},

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from toolkit.documents.corpus import Corpus, Reading, pad_token
-from toolkit.errors import InputError, one_line
+from toolkit.errors import InputError, refused
 from toolkit.models.loading import (
+    dtype_name,
     fingerprint,
     load_config,
     load_model,
@@ -98,11 +99,11 @@ class ModelPair:
         `offloads` bring the weights of models whose blocks have none.
         """
         compare_configs(base.config, tuned.config)
-        ours, theirs = (next(model.parameters()).dtype for model in (base, tuned))
+        ours, theirs = (dtype_name(next(model.parameters()).dtype) for model in (base, tuned))
         if ours != theirs:
             raise InputError(
-                f"the base is in {_word(ours)} and the fine-tune in {_word(theirs)}: give one "
-                "precision for both, such as --dtype float32"
+                f"the base is in {ours} and the fine-tune in {theirs}: give one precision "
+                "for both, such as --dtype float32"
             )
         _compare_shapes(base, tuned)
         base_runner, tuned_runner = _runner(base, offloads[0]), _runner(tuned, offloads[1])
@@ -202,18 +203,8 @@ class ModelPair:
 
 
 def _runner(model: nn.Module, offload: Offload | None) -> BlockRunner:
-    try:
+    with refused(f"a {type(causal_lm(model)).__name__} cannot be run"):
         return BlockRunner(model.eval(), resolve(model), offload)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a family raises on a single token
-        raise InputError(
-            f"a {type(causal_lm(model)).__name__} cannot be run: {one_line(error)}"
-        ) from error
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _in_memory(source: str | Path, dtype: Any, device: Any) -> tuple[nn.Module, None]:

@@ -16,10 +16,10 @@ from toolkit.models.loading import ADAPTER_CONFIG, load_config, plain_folder, re
 from toolkit.models.locations import causal_lm, n_embeddings
 from toolkit.models.offload import Offload, beside, with_stand_ins
 from toolkit.models.weight_files import (
-    INDEX,
-    ONE_FILE,
+    ADAPTER_FILE,
     WeightFiles,
     adapter_path,
+    has_weights,
     model_paths,
     require_finite,
 )
@@ -32,7 +32,7 @@ def is_adapter(source: str | Path) -> bool:
     folder = Path(source)
     if not (folder / ADAPTER_CONFIG).is_file():
         return False
-    if any((folder / name).is_file() for name in (ONE_FILE, INDEX)):
+    if has_weights(folder):
         require_model(folder)  # says that there are two
     return True
 
@@ -236,8 +236,7 @@ def _same_model(a: Path, b: Path) -> bool:
 
 
 def factor_entries(folder: Path) -> int | None:
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
+    if not (folder / ADAPTER_FILE).is_file():
         return 0  # `ModelPair.load` says what is wrong with it
     files = WeightFiles([adapter_path(folder)])
     shapes = {name: files.shape(name) for name in files.names}

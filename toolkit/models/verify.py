@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from toolkit.documents.batches import Batch
-from toolkit.errors import InputError, one_line
+from toolkit.errors import InputError, one_line, refused
 from toolkit.models.deltas import wide
 from toolkit.models.generation import (
     WITHOUT_CACHE,
@@ -31,30 +31,23 @@ def prove(base: BlockRunner, tuned: BlockRunner) -> tuple[list[Check], dict[str,
     Returns the checks, and the locations that the model refuses in fact, with the reason. Raises
     InputError where a model cannot be run block by block at all.
     """
-    try:
+    with refused(f"a {type(base.model).__name__} cannot be followed block by block"):
         return _proofs(base, tuned)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a family's blocks raise when they are run alone
-        raise InputError(
-            f"a {type(base.model).__name__} cannot be followed block by block: {one_line(error)}"
-        ) from error
 
 
 def _proofs(base: BlockRunner, tuned: BlockRunner) -> tuple[list[Check], dict[str, str]]:
     batch = _short_batch(base)
     checks: list[Check] = []
-    refused: dict[str, str] = {}
+    unavailable: dict[str, str] = {}
     for name, blocks in (("base", base), ("tuned", tuned)):
         checks += [_hidden_states(name, blocks, batch), _write_back(name, blocks, batch)]
-        checks += [_march(name, blocks, batch), _causal(name, blocks), _cached(name, blocks)]
+        checks += [proof(name, blocks, batch) for proof in (_march, _causal, _cached)]
         residual = _residual(name, blocks, batch)
         checks.append(residual)
-        if residual.status == "not applicable" and not blocks.sites.unavailable.keys() & set(
-            BRANCHES
-        ):
-            refused |= dict.fromkeys(("pre_mlp", "post_mlp"), residual.detail)
-    return checks, refused
+        lacking = blocks.sites.unavailable.keys() & set(BRANCHES)
+        if residual.status != "passed" and not lacking:
+            unavailable |= dict.fromkeys(("pre_mlp", "post_mlp"), residual.detail)
+    return checks, unavailable
 
 
 def _short_batch(runner: BlockRunner) -> Batch:
@@ -123,19 +116,18 @@ def _march(name: str, runner: BlockRunner, batch: Batch) -> Check:
             f"a {type(runner.model).__name__} cannot be followed block by block: run one by one, "
             "its blocks do not give the model's own states"
         )
-    return check(
-        f"march identity ({name})", same, "marching reproduces the model's states and logits"
+    return Check(
+        f"march identity ({name})", "passed", "marching reproduces the model's states and logits"
     )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """To the last bit; what overflows is said later, where it is known of which precision."""
+    """Compare to the last bit; what overflows is said later, where its precision is known."""
     return torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def _causal(name: str, runner: BlockRunner) -> Check:
-    """A token's prediction must not depend on later tokens, nor on other rows or their padding."""
-    batch = _short_batch(runner)
+def _causal(name: str, runner: BlockRunner, batch: Batch) -> Check:
+    """Check that predictions depend on no later token, and on no other row or its padding."""
     together = _forward(runner, batch).logits
     rows = [(0, 8), (0, 12), (1, 8)]
     given = [batch.ids[i : i + 1, :n] for i, n in rows]
@@ -152,16 +144,16 @@ def _causal(name: str, runner: BlockRunner) -> Check:
             f"the {name} model's predictions depend on later tokens or on other documents of a "
             f"batch (logits differ by {worst:.1e} of their size): it cannot be followed in batches"
         )
-    return check(
+    return Check(
         f"each document for itself ({name})",
-        True,
+        "passed",
         f"alone, cut short and in a padded batch logits agree to {worst:.1e} (bound {bound:.0e})",
     )
 
 
-def _cached(name: str, runner: BlockRunner) -> Check:
+def _cached(name: str, runner: BlockRunner, batch: Batch) -> Check:
     """Find out whether the model's cache goes on as whole passes do; else it is not used."""
-    model, batch = runner.model, _short_batch(runner)
+    model = runner.model
     prompts = Prompts(batch.ids[:, :8], batch.mask[:, :8])
     read = Generated(batch.ids[:, 8:], torch.ones(2, 4, dtype=torch.bool))
     whole = whole_logits(model, prompts, read)
@@ -183,12 +175,12 @@ def _cached(name: str, runner: BlockRunner) -> Check:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest entry."""
+    """Return the largest difference, relative to the largest entry."""
     return float((wide(a) - wide(b)).abs().max() / wide(b).abs().max().clamp_min(1e-30))
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """How far logits may differ by the order of sums: some thousand roundings."""
+    """Return how far logits may differ by the order of sums: some thousand roundings."""
     return 4096 * torch.finfo(dtype).eps if dtype.itemsize > 2 else 0.1
 
 

@@ -32,8 +32,8 @@ class WeightFiles:
         device: str | torch.device = "cpu",
     ) -> None:
         self.dtype, self.device = dtype, device
-        self._path = {name: path for path in paths for name in opened(path).keys()}  # noqa: SIM118
         self._file = {path: opened(path) for path in paths}
+        self._path = {name: path for path, file in self._file.items() for name in file.keys()}  # noqa: SIM118
         self._live: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
         self._finite: set[str] = set()
 
@@ -80,6 +80,11 @@ def model_paths(folder: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{index} is no index of weights: download it again") from error
     return [folder / name for name in names]
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether a folder holds a model's weights, as transformers names them."""
+    return any((folder / name).is_file() for name in (ONE_FILE, INDEX))
 
 
 def adapter_path(folder: Path) -> Path:

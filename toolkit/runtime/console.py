@@ -17,6 +17,8 @@ from toolkit.errors import InputError, one_line
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 console = Console(highlight=False)
+# What a disk or a folder says that takes no more.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 
 
 @contextmanager
@@ -28,29 +30,27 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            errors.print(f"oracle: {' '.join(str(error).split())}")
+        _say(" ".join(str(error).split()))
         raise typer.Exit(2) from None
     except (click.exceptions.Exit, click.Abort, click.ClickException):
         raise
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.ENOTDIR,
-        ):
+        if error.errno not in NO_ROOM:
             raise _unexpected(error) from None
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            where = f" ({error.filename})" if error.filename else ""
-            errors.print(
-                f"oracle: {error.strerror}{where}: make room or give another --out; the same "
-                "command goes on from what is kept"
-            )
+        where = f" ({error.filename})" if error.filename else ""
+        _say(
+            f"{error.strerror}{where}: make room or give another --out; the same command goes on "
+            "from what is kept"
+        )
         raise typer.Exit(2) from None
     except Exception as error:
         raise _unexpected(error) from None
+
+
+def _say(line: str) -> None:
+    """Print one line, in one process on each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        errors.print(f"oracle: {line}")
 
 
 def _unexpected(error: Exception) -> typer.Exit:
@@ -62,8 +62,8 @@ def _unexpected(error: Exception) -> typer.Exit:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write("".join(traceback.format_exception(error)))
         file.write(json.dumps(told, indent=2, default=str) + "\n")
-    errors.print(
-        f"oracle: this should not have happened ({type(error).__name__}: {one_line(error)[:200]}); "
+    _say(
+        f"this should not have happened ({type(error).__name__}: {one_line(error)[:200]}); "
         f"please report it with {name}"
     )
     return typer.Exit(1)

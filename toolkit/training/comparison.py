@@ -15,13 +15,14 @@ import numpy as np
 
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import recovered
-from toolkit.documents.corpus import pad_token
 from toolkit.documents.documents import Document
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.documents.tokens import Positions
 from toolkit.evaluation.accuracy import bootstrap, correct, merit, prompts_of
 from toolkit.evaluation.reference import Reference
 from toolkit.fitting.closed_form import fit_adapters
+from toolkit.models.generation import end_tokens
+from toolkit.models.locations import causal_lm
 from toolkit.models.pair import ModelPair
 from toolkit.training.examples import supervise_all
 from toolkit.training.methods import Adapted, Method, adapted
@@ -104,13 +105,14 @@ class Bench:
 
     @property
     def pad_id(self) -> int:
-        return pad_token(self.tokenizer)
+        return self.pair.pad_id
 
     def right(self, model: Any, examples: Sequence[Example]) -> np.ndarray:
         return correct(model, self.tokenizer, self.task, examples, self.setting.batch_size)
 
     def _supervised(self, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
-        return supervise_all(examples, self.tokenizer, self.setting.max_length)[0]
+        ends = end_tokens(causal_lm(self.pair.base), self.tokenizer)
+        return supervise_all(examples, self.tokenizer, self.setting.max_length, ends=ends)[0]
 
     def _start(self, method: Method, seed: int) -> tuple[Adapters | None, float]:
         """The method's adapters as they are fitted, and the seconds it took; each seed its own
