@@ -24,7 +24,7 @@ def read(path):
 def execute(notebook):
     executed = copy.deepcopy(notebook)
     where = {"metadata": {"path": str(ROOT / "notebooks")}}
-    NotebookClient(executed, timeout=300, kernel_name="python3", resources=where).execute()
+    NotebookClient(executed, timeout=1200, kernel_name="python3", resources=where).execute()
     return executed
 
 
