@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from tests.support import tiny
-from toolkit import Adapters, InputError, steer
+from tests.support import families, tiny
+from toolkit import Adapters, InputError, ModelPair, steer
 
 IDS = torch.randint(5, 30, (1, 10), generator=torch.Generator().manual_seed(1))
 
@@ -112,3 +112,19 @@ def test_a_prompt_read_in_pieces_is_steered_as_in_one(model):
             cache = output.past_key_values
             parts.append(output.logits)
     assert torch.allclose(torch.cat(parts, 1), whole, rtol=1e-9)
+
+
+def test_blocks_that_run_on_the_last_tokens_alone_are_steered_there(tmp_path):
+    """Generation with Gemma 4: blocks that read earlier ones' keys see the last token only."""
+    families.save_pair("gemma4_text", tmp_path)
+    pair = ModelPair.load(tmp_path / "base", tmp_path / "tuned", dtype="float64")
+    ids = 5 + IDS % 50
+    with steer(pair.base, adapters(pair.base, "post_block")):
+        said = pair.base.generate(
+            ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        whole = pair.base(input_ids=said.sequences, use_cache=False).logits[:, 9:-1]
+    assert torch.allclose(torch.stack(said.logits, 1).double(), whole, atol=1e-6)
+    plain = pair.base(input_ids=said.sequences, use_cache=False).logits[:, 9:-1]
+    assert (plain - whole).abs().max() > 1e-3

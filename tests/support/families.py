@@ -17,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from tests.support import tiny
 from toolkit import InputError, ModelPair
 from toolkit.models.loading import auto_class
-from toolkit.models.locations import BRANCHES
+from toolkit.models.locations import BRANCHES, of_blocks
 from toolkit.runtime.provenance import versions
 
 HEAD = """# Families
@@ -41,6 +41,7 @@ SMALL = {
     "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
     "mamba_chunk_size": 8, "shared_intermediate_size": 16, "state_size": 8,
 }  # fmt: skip
+SLIDING = ["sliding_attention", "full_attention"]
 OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
     "rwkv": {"attention_hidden_size": 32},
@@ -48,18 +49,20 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {"residual_multiplier": 0.5},
     "gptj": {"rotary_dim": 4},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "gemma3n_text": {"intermediate_size": [64, 64], "num_kv_shared_layers": 0,
-                     "layer_types": ["sliding_attention", "full_attention"],
+    "gemma3n_text": {"num_hidden_layers": 4, "intermediate_size": [64] * 4,
+                     "num_kv_shared_layers": 2, "layer_types": SLIDING * 2,
                      "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 60,
                      "laurel_rank": 4, "altup_num_inputs": 2,
-                     "activation_sparsity_pattern": [0.0, 0.0]},
+                     "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
+    "gemma4_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": SLIDING * 2,
+                    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 60},
     "t5": {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4},
 }  # fmt: skip
 TEXT = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "phi3",
     "granite", "smollm3", "glm4", "stablelm", "starcoder2", "gpt2", "gpt_neox", "gptj", "opt",
     "bloom", "mpt", "falcon", "mixtral", "qwen3_moe", "mamba", "mamba2", "jamba",
-    "modernbert-decoder", "recurrent_gemma", "rwkv", "gemma3n_text", "t5",
+    "modernbert-decoder", "recurrent_gemma", "rwkv", "gemma3n_text", "gemma4_text", "t5",
 )  # fmt: skip
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
           "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
@@ -82,7 +85,7 @@ def config_of(name: str) -> Any:
     kind = CONFIG_MAPPING[name]
     default = kind()
     known = getattr(kind, "attribute_map", {})
-    fields = {k: v for k, v in SMALL.items() if hasattr(default, k) or k in known}
+    fields = {k: v for k, v in SMALL.items() if of_blocks(default, k) or k in known}
     fields = {k: v for k, v in fields.items() if not isinstance(getattr(kind, k, None), property)}
     if "qk_rope_head_dim" in fields and "qk_nope_head_dim" in fields:
         fields.pop("head_dim", None)

@@ -80,6 +80,7 @@ class _Tokens:
     def __init__(self, positions: Positions) -> None:
         self.positions = positions
         self.where: Tensor | None = None
+        self._last: int | None = None  # of how many tokens alone logits are wanted
         self._calls: list[Tensor | None] = []  # labels of the calls that are under way
         self._thread = 0
         # The `where` of the one pass that a tensor belongs to; None where several were given it.
@@ -118,8 +119,24 @@ class _Tokens:
         if torch.is_grad_enabled():
             self.at_module(call)
 
+    def of(self, states: Tensor) -> Tensor:
+        """Which of the tokens with `states` are steered, `[batch, length]`.
+
+        Where logits of the last tokens alone are wanted, Gemma 4's later blocks run on these alone.
+        """
+        if self.where is None:
+            raise RuntimeError(
+                "a block runs outside of its model's forward pass (gradient checkpointing?), and "
+                "which tokens it is to steer cannot be told: train without checkpointing"
+            )
+        if states.shape[:-1] == (len(self.where), self._last):
+            return self.where[:, -states.shape[1] :]
+        return self.where
+
     def read(self, call: Call) -> None:
         labels = self._calls[-1]
+        wanted = call.kwargs.get("logits_to_keep")
+        self._last = wanted if isinstance(wanted, int) else None
         ids = call.kwargs.get("input_ids", call.args[0] if call.args else None)
         inputs = ids if ids is not None else call.kwargs["inputs_embeds"]
         n_rows, n_new = inputs.shape[:2]
@@ -185,11 +202,6 @@ def _edit(adapter: Adapter, tokens: _Tokens) -> Edit:
         return adapter(states.to(dtype))
 
     def edit(states: Tensor) -> Tensor:
-        if tokens.where is None:
-            raise RuntimeError(
-                "a block runs outside of its model's forward pass (gradient checkpointing?), and "
-                "which tokens it is to steer cannot be told: train without checkpointing"
-            )
-        return steered_by(change, tokens.where)(states)
+        return steered_by(change, tokens.of(states))(states)
 
     return edit

@@ -148,7 +148,8 @@ class _Diagnosis:
         specs = grid_for(pair.branches, d_model, through)
         release_freed()
         kept = self.workspace.march if self.workspace else None
-        blocks = kept.passed() if kept else []
+        # What blocks leave beside the hidden state is not kept: such a march begins anew.
+        blocks = kept.passed() if kept and not pair.base_runner.carries else []
         march = March(
             pair.base_runner,
             pair.tuned_runner,

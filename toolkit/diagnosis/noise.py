@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 from toolkit.documents.batches import Batch
 from toolkit.documents.tokens import Encoded, Positions
 from toolkit.errors import InputError, one_line
-from toolkit.models.hooks import Call, capture, first, with_hidden_state
+from toolkit.models.hooks import Call, Carried, capture, run_on
 from toolkit.models.loading import dtype_name
 from toolkit.models.runner import BlockRunner, States
 from toolkit.tables.table import Table
@@ -76,10 +76,13 @@ def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...])
     higher = torch.float32 if rounded.dtype.itemsize < 4 else torch.float64
     ours, theirs = (dtype_name(dtype) for dtype in (rounded.dtype, higher))
     exact, rows = rounded.to(higher), []
+    carried = {name: Carried() for name in ("rounded", "free", "forced")}
     for layer in range(runner.sites.n_layers):
         with runner.resident(layer):
             given, call = rounded, runner.call(layer, batch)
-            rounded, states = runner.run(layer, call, given, locations, read=batch.of_counted)
+            rounded, states = runner.run(
+                layer, call, given, locations, read=batch.of_counted, carried=carried["rounded"]
+            )
             if not rounded[batch.mask].isfinite().all():
                 raise InputError(
                     f"the base model's states overflow {ours} in block {layer}: "
@@ -87,8 +90,8 @@ def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...])
                 )
             try:
                 twin = _Twin(runner, layer, call, higher)
-                exact, free = twin.run(exact, locations, batch)
-                _, forced = twin.run(given, locations, batch)
+                exact, free = twin.run(exact, locations, batch, carried["free"])
+                _, forced = twin.run(given, locations, batch, carried["forced"])
             except (RuntimeError, TypeError) as error:  # experts' kernels, some devices: no float64
                 reason = f"this model does not run in {theirs}: {one_line(error)}"
                 return Noise(Table.of("noise", []), ours, theirs, reason)
@@ -109,15 +112,17 @@ class _Twin:
         self.state, self.call, self.dtype = _cast(state, dtype), _cast(call, dtype), dtype
 
     def run(
-        self, hidden: Tensor, locations: tuple[str, ...], batch: Batch
+        self, hidden: Tensor, locations: tuple[str, ...], batch: Batch, carried: Carried
     ) -> tuple[Tensor, States]:
         """As `BlockRunner.run`: the output on `hidden`, and the counted tokens' states."""
-        call = with_hidden_state(self.call, hidden.to(self.dtype))
         sites = self.sites.of_layer(self.layer, locations)
         islands = NoFloat32() if self.dtype == torch.float64 else nullcontext()
         with capture(sites, batch.of_counted) as states, islands:
-            output = first(functional_call(self.block, self.state, call.args, call.kwargs))
+            output = run_on(self._forward, self.call, hidden.to(self.dtype), carried)
         return output, states
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.block, self.state, args, kwargs)
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:

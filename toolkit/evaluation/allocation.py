@@ -225,7 +225,7 @@ def probe_batch(batches: Sequence[Batch], n_tokens: int = PROBE_TOKENS) -> Batch
 def _cost(pair: ModelPair, probe: Propagation, found: ForcedFit) -> tuple[float, float]:
     """Nats for each unit of the error's relative energy, and its growth in the next block."""
     layer, blocks = found.layer, pair.base_runner
-    call = blocks.call(layer, probe.batch)
+    call = blocks.call(layer, probe.batch, own=True)
     state, _ = blocks.run(layer, call, probe.entering[layer], ())
     rank = min(PROBE_RANK, found.fit.directions.shape[1])
     adapter = adapter_from(found.fit, rank, state.dtype).to(state.device)

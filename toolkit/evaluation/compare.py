@@ -179,7 +179,7 @@ class _Comparison:
 
     @cached_property
     def _tuned_states(self) -> tuple[Predictions, dict[str, Tensor]]:
-        with capture(self.tuned_sites.outputs) as states:
+        with capture(self.tuned_sites.leaving) as states:
             logits = whole_logits(self.tuned, self.prompts, self.batch.generated)
         return Predictions(logits), states
 
@@ -217,7 +217,7 @@ class _Comparison:
         """Overwrite every block output of the base model with the tuned model's."""
         states = self._tuned_states[1]
         with ExitStack() as stack:
-            for name, site in self.sites.outputs.items():
+            for name, site in self.sites.leaving.items():
                 stack.enter_context(replace(site, constant(states[name])))
             found, logits = self._whole()
         generated = self.batch.generated

@@ -52,6 +52,8 @@ def fit_adapters(
     results = kept.passed() if kept else []
     if len(results) == pair.n_layers:
         return adapters_of(results, specs)
+    if pair.base_runner.carries:  # what blocks leave beside the hidden state is not kept
+        results = []
     march = march_for(pair, corpus, specs, processes, kept, len(results))
 
     def listen(layer: int) -> dict[FitSpec, FitStatistics]:

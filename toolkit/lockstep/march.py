@@ -7,6 +7,7 @@ and ended at the block, whose arguments (masks, rotary embeddings, ...) are then
 hidden state. Nothing of any model family is written here.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from toolkit.documents.batches import Batch
 from toolkit.lockstep.streams import Shape, Stream
 from toolkit.models.deltas import delta, wide
 from toolkit.models.edits import shift, steerable, steered_by, target_of
-from toolkit.models.hooks import Call
+from toolkit.models.hooks import Call, Carried
 from toolkit.models.locations import INSIDE
 from toolkit.models.runner import BlockRunner, States
 
@@ -105,6 +106,8 @@ class March:
         self._next = self.start
         self._streams: dict[str, Stream] = {}
         self._scratch: dict[str, Stream] = {}
+        # What each stream's blocks left for later ones, by its name and batch.
+        self._carried: dict[tuple[str, int], Carried] = defaultdict(dict)
         self._own = range(len(self.batches)) if self.own is None else self.own
         fit = [index for index in self._own if not self.batches[index].held_out]
         self._shape = Shape.of(self.base.embed(self.batches[0]))
@@ -152,14 +155,22 @@ class March:
             base: States = {}
             if self.free:
                 base_in, locations = self._streams["base"][index], (*self.locations, *self.extra)
-                base_out, base = self.base.run(layer, call, base_in, locations, read=read)
+                base_out, base = self.base.run(
+                    layer, call, base_in, locations, read=read, carried=self._carried["base", index]
+                )
                 self._streams["base"].put(index, base_out)
             forced: States = {}
             if self.forced:
                 locations = (*self.locations, *self.forced_extra)
-                _, forced = self.base.run(layer, call, tuned_in, locations, read=read)
+                left = self._carried["forced", index]
+                _, forced = self.base.run(layer, call, tuned_in, locations, read=read, carried=left)
             tuned_out, tuned = self.tuned.run(
-                layer, tuned_call, tuned_in, self.locations, read=read
+                layer,
+                tuned_call,
+                tuned_in,
+                self.locations,
+                read=read,
+                carried=self._carried["tuned", index],
             )
             if self._has_middle:
                 tuned["resid_mid"] = read(tuned_in) + tuned["pre_mlp"]
@@ -197,7 +208,14 @@ class March:
                 if location in INSIDE:  # the rest of the block reads what is steered
                     edit = steered_by(adapters[name], where)
                     call = self.base.call(layer, batch)
-                    left, _ = self.base.run(layer, call, stream[index], (), {location: edit})
+                    left, _ = self.base.run(
+                        layer,
+                        call,
+                        stream[index],
+                        (),
+                        {location: edit},
+                        carried=self._carried[name, index],
+                    )
                     stream.put(index, left)
                 else:
                     left = stream.left(index)
@@ -212,12 +230,16 @@ class March:
 
         if location in INSIDE and not self._parallel:  # the rest of the block waits for the adapter
             wanted = tuple(dict.fromkeys((location, "pre_mlp")))
-            states = self.base.states_until(layer, call, stream[index], wanted)
+            states = self.base.states_until(
+                layer, call, stream[index], wanted, self._carried[name, index]
+            )
             states = {name: read(state) for name, state in states.items()}
             return {**states, "resid_mid": read(stream[index]) + states["pre_mlp"]}
         scratch = self._scratch.get(name)
         locations = () if location == "post_block" else (location,)
-        left, states = self.base.run(layer, call, stream[index], locations)
+        left, states = self.base.run(
+            layer, call, stream[index], locations, carried=self._carried[name, index]
+        )
         if location not in INSIDE:  # else the block is run again, steered, from the same states
             stream.put(index, left)
         if scratch:

@@ -11,6 +11,7 @@ from torch import Tensor
 from toolkit.documents.batches import Batch
 from toolkit.models.deltas import wide
 from toolkit.models.edits import shift, steerable
+from toolkit.models.hooks import Carried
 from toolkit.models.runner import BlockRunner, States
 
 # What is added to a block's output, from the MLP's output and from it; None: nothing.
@@ -39,6 +40,7 @@ class SingleMarch:
     ) -> None:
         self.runner, self.batches, self.locations = runner, batches, locations
         self._streams = [runner.embed(batch) for batch in batches]
+        self._carried = [Carried() for _ in batches]
         self._written: list[Tensor] = []
         self._next = 0
 
@@ -57,7 +59,9 @@ class SingleMarch:
         self._written = []
         for index, batch in enumerate(self.batches):
             call = self.runner.call(layer, batch)
-            output, states = self.runner.run(layer, call, self._streams[index], self.locations)
+            output, states = self.runner.run(
+                layer, call, self._streams[index], self.locations, carried=self._carried[index]
+            )
             self._streams[index] = output
             if "post_mlp" in states:
                 self._written.append(states["post_mlp"])

@@ -1,9 +1,14 @@
 """Reading, replacing and bypassing activations: the only file that registers hooks.
 
 Every function is a context manager. When it exits, by error or not, the modules are as they were.
+
+A state is `[batch, length, width]`, or all tokens in one row. Where parallel streams pass a block
+together (Gemma 3n), `[streams, batch, length, width]`, the first of them is the state, and the
+others are carried beside it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -11,13 +16,21 @@ import torch
 from torch import Tensor, nn
 
 Edit = Callable[[Tensor], Tensor]
+# What blocks leave for later ones beside the hidden state: parallel streams, and what stands in the
+# mappings among their arguments, by its name and key (Gemma 4: keys and values).
+Carried = dict[tuple[str, Any], Any]
+_STREAMS = ("", "parallel streams")
 
 
 class Site(NamedTuple):
-    """A tensor of a live model: the first input, or the (first) output, of a module."""
+    """A tensor of a live model: the first input, or the (first) output, of a module.
+
+    Of parallel streams it is the first, or, with `whole`, all of them.
+    """
 
     module: nn.Module
     side: Literal["input", "output"]
+    whole: bool = False
 
 
 class Call(NamedTuple):
@@ -62,7 +75,7 @@ def replace(site: Site, edit: Edit) -> Iterator[None]:
     Edits of one site apply in the order in which they were attached.
     """
     register = _replace_input if site.side == "input" else _replace_output
-    handle = register(site.module, edit)
+    handle = register(site.module, edit if site.whole else _in_first_stream(edit))
     try:
         yield
     finally:
@@ -163,14 +176,73 @@ def tuple_sizes(modules: Iterable[nn.Module], run: Callable[[], Any]) -> list[in
 
 def hidden_state(call: Call) -> Tensor:
     """Return the hidden state among a block's arguments: the first one."""
+    given = _given(call)
+    return given[0] if _is_parallel(given) else given
+
+
+def left_beside(call: Call) -> set[tuple[str, Any]]:
+    """Name what a block is given beside the hidden state that earlier blocks have left."""
+    mappings = {k: v for k, v in call.kwargs.items() if isinstance(v, MutableMapping)}
+    names = {(name, key) for name, mapping in mappings.items() for key in mapping}
+    return names | ({_STREAMS} if _is_parallel(_given(call)) else set())
+
+
+def run_on(forward: Callable[..., Any], call: Call, hidden: Tensor, carried: Carried) -> Tensor:
+    """Return what a block's `forward` makes of `call` with another hidden state, `[..., width]`.
+
+    `carried` is what earlier blocks left beside it, to which this one adds. The call can be
+    replayed: its mappings are copied.
+    """
+    kwargs = {
+        name: copy.copy(value) if isinstance(value, MutableMapping) else value
+        for name, value in call.kwargs.items()
+    }
+    mappings = {name: v for name, v in kwargs.items() if isinstance(v, MutableMapping)}
+    for (name, key), value in carried.items():
+        if name:
+            mappings[name][key] = value
+    given = {name: dict(mapping) for name, mapping in mappings.items()}
+    args, kwargs = _with_given(Call(call.args, kwargs), beside(call, hidden, carried))
+    output = first(forward(*args, **kwargs))
+    for name, mapping in mappings.items():
+        for key, value in mapping.items():
+            if given[name].get(key) is not value:
+                carried[name, key] = value
+    if not _is_parallel(output):
+        return output
+    carried[_STREAMS] = output[1:].clone()
+    return output[0]
+
+
+def beside(call: Call, hidden: Tensor, carried: Carried) -> Tensor:
+    """Return `hidden` with the parallel streams that go with it, if there are any."""
+    given = _given(call)
+    if not _is_parallel(given):
+        return hidden
+    return torch.cat([hidden[None], carried.get(_STREAMS, given[1:])])
+
+
+def _given(call: Call) -> Tensor:
     return call.args[0] if call.args else call.kwargs["hidden_states"]
 
 
-def with_hidden_state(call: Call, hidden: Tensor) -> Call:
-    """`call` on another hidden state."""
+def _with_given(call: Call, tensor: Tensor) -> Call:
     if call.args:
-        return Call((hidden, *call.args[1:]), call.kwargs)
-    return Call((), {**call.kwargs, "hidden_states": hidden})
+        return Call((tensor, *call.args[1:]), call.kwargs)
+    return Call((), {**call.kwargs, "hidden_states": tensor})
+
+
+def _is_parallel(tensor: Tensor) -> bool:
+    return tensor.ndim == 4
+
+
+def _in_first_stream(edit: Edit) -> Edit:
+    def edited(tensor: Tensor) -> Tensor:
+        if not _is_parallel(tensor):
+            return edit(tensor)
+        return torch.cat([edit(tensor[0])[None], tensor[1:]])
+
+    return edited
 
 
 def first(output: Any) -> Tensor:
@@ -180,7 +252,7 @@ def first(output: Any) -> Tensor:
 
 def _identity(size: int) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = hidden_state(Call(args, kwargs))
+        hidden = _given(Call(args, kwargs))
         return (hidden, *[None] * (size - 1)) if size else hidden
 
     return forward
@@ -197,6 +269,6 @@ def _replace_output(module: nn.Module, edit: Edit) -> torch.utils.hooks.Removabl
 def _replace_input(module: nn.Module, edit: Edit) -> torch.utils.hooks.RemovableHandle:
     def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         call = Call(args, kwargs)
-        return tuple(with_hidden_state(call, edit(hidden_state(call))))  # type: ignore[return-value]
+        return tuple(_with_given(call, edit(_given(call))))  # type: ignore[return-value]
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)

@@ -12,6 +12,9 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
+from transformers.integrations.heterogeneity.configuration_utils import (
+    AmbiguousGlobalPerLayerAttributeError,
+)
 
 from toolkit.errors import InputError, one_line
 from toolkit.models.hooks import Site
@@ -56,6 +59,11 @@ class Sites:
         """Tell what leaves each block, by its number as a word."""
         return {str(layer): Site(block, "output") for layer, block in enumerate(self.blocks)}
 
+    @property
+    def leaving(self) -> dict[str, Site]:
+        """Tell all that leaves each block, parallel streams included, by its number as a word."""
+        return {name: site._replace(whole=True) for name, site in self.outputs.items()}
+
     def of_layer(self, layer: int, locations: tuple[str, ...]) -> dict[str, Site]:
         """The sites of `locations` in block `layer`; those that the family lacks are left out."""
         return {name: self.at[name, layer] for name in locations if name not in self.unavailable}
@@ -70,10 +78,18 @@ def width_of(config: Any, location: str) -> int:
     """Count how many numbers a token's state has at `location`, from a model's configuration."""
     if location != "heads":
         return config.hidden_size
-    head_dim = getattr(config, "head_dim", None)
-    return config.num_attention_heads * (
-        head_dim or config.hidden_size // config.num_attention_heads
-    )
+    n_heads, head_dim = (of_blocks(config, name) for name in ("num_attention_heads", "head_dim"))
+    if isinstance(n_heads, tuple) or isinstance(head_dim, tuple):
+        raise InputError("this model's attention heads are not alike in all blocks: not served")
+    return n_heads * (head_dim or config.hidden_size // n_heads)
+
+
+def of_blocks(config: Any, name: str) -> Any:
+    """Return what a configuration says under `name`; a tuple where its blocks differ in it."""
+    try:
+        return getattr(config, name, None)
+    except AmbiguousGlobalPerLayerAttributeError:
+        return tuple(getattr(layer, name, None) for layer in config.per_layer_config)
 
 
 def n_embeddings(model: nn.Module) -> int:

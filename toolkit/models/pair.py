@@ -22,7 +22,14 @@ from toolkit.models.loading import (
     parse_dtype,
     plain_folder,
 )
-from toolkit.models.locations import BRANCHES, causal_lm, learned_positions, n_embeddings, resolve
+from toolkit.models.locations import (
+    BRANCHES,
+    causal_lm,
+    learned_positions,
+    n_embeddings,
+    of_blocks,
+    resolve,
+)
 from toolkit.models.offload import Offload, offloaded, state_tensors
 from toolkit.models.peft_adapter import WroteToBaseError, is_adapter, with_adapter
 from toolkit.models.runner import BlockRunner
@@ -244,8 +251,7 @@ def compare_tokenizers(base: Any, tuned: Any) -> None:
 def compare_configs(base: Any, tuned: Any) -> None:
     names = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
     for name in (*names, "num_attention_heads", "num_key_value_heads"):
-        ours = getattr(base.get_text_config(), name, None)
-        theirs = getattr(tuned.get_text_config(), name, None)
+        ours, theirs = (of_blocks(config.get_text_config(), name) for config in (base, tuned))
         if ours != theirs:
             hint = (
                 "; one side's vocabulary was resized: resize the other, or drop the added tokens"

@@ -2,13 +2,15 @@
 
 A block is run by replaying the call that the model itself makes: its own forward is started on the
 batch with the earlier blocks bypassed and ended at the block, whose arguments (masks, rotary
-embeddings, ...) are then used with another hidden state. Nothing of any model family is written
-here.
+embeddings, ...) are then used with another hidden state. What blocks leave for later ones beside it
+(keys and values that these read, parallel streams) is carried along. Nothing of any model family is
+written here.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +18,20 @@ from torch import Tensor, nn
 from toolkit.documents.batches import Batch
 from toolkit.models.hooks import (
     Call,
+    Carried,
     Edit,
     Site,
+    before,
+    beside,
     bypass,
     call_of,
     capture,
-    first,
     hidden_state,
+    left_beside,
     replace,
+    run_on,
     state_at,
     tuple_sizes,
-    with_hidden_state,
 )
 from toolkit.models.locations import Sites, causal_lm, n_embeddings
 from toolkit.models.offload import Offload
@@ -42,10 +47,13 @@ class BlockRunner:
         self.sites = sites
         self.offload = offload
         one_token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-        with torch.no_grad():
+        left: list[set[tuple[str, Any]]] = []
+        with torch.no_grad(), before(sites.blocks[-1], lambda call: left.append(left_beside(call))):
             self._tuple_sizes = tuple_sizes(
                 sites.blocks, lambda: self.model.base_model(input_ids=one_token, use_cache=False)
             )
+        # Whether blocks leave later ones more than the hidden state.
+        self.carries = bool(left[0])
 
     @cached_property
     @torch.no_grad()
@@ -83,13 +91,15 @@ class BlockRunner:
             self._transformer(batch)
         return [states[str(layer)] for layer in range(self.sites.n_layers)]
 
-    def call(self, layer: int, batch: Batch) -> Call:
+    def call(self, layer: int, batch: Batch, own: bool = False) -> Call:
         """Return the arguments with which the model calls block `layer` on `batch`.
 
-        The hidden state among them is that of the embeddings: earlier blocks are bypassed.
+        The hidden state among them is that of the embeddings: earlier blocks are bypassed. What
+        they would leave beside it is given to `run`, or, where the block is run on the states of
+        the model's `own` pass, is among the arguments.
         """
-        earlier = self.sites.blocks[:layer]
-        with bypass(earlier, self._tuple_sizes[:layer]):
+        n = 0 if own and self.carries else layer
+        with bypass(self.sites.blocks[:n], self._tuple_sizes[:n]):
             return call_of(self.sites.blocks[layer], lambda: self._transformer(batch))
 
     def run(
@@ -100,39 +110,52 @@ class BlockRunner:
         locations: tuple[str, ...],
         edits: Mapping[str, Edit] | None = None,
         read: Edit | None = None,
+        carried: Carried | None = None,
     ) -> tuple[Tensor, States]:
         """Block `layer` on `hidden`: its output, and the states at `locations`.
 
         `edits` maps locations to what is put in place of the state there. `read` takes from each
         state, as it appears, what is wanted of it (a copy); by default all, `[batch, length, d]`.
+        `carried` is what earlier blocks left, to which this one adds.
         """
         sites = self.sites.of_layer(layer, locations)
         with ExitStack() as stack:
             for location, edit in (edits or {}).items():
                 stack.enter_context(replace(self.sites.at[location, layer], edit))
             states = stack.enter_context(capture(sites, read or Tensor.clone))
-            block_call = with_hidden_state(call, hidden)
-            output = first(self.sites.blocks[layer](*block_call.args, **block_call.kwargs))
+            left = {} if carried is None else carried
+            output = run_on(self.sites.blocks[layer], call, hidden, left)
         if read:
             return output, states
         # Some families (OPT) hand their MLP all tokens of the batch in one row.
         return output, {k: v.reshape(*hidden.shape[:-1], -1) for k, v in states.items()}
 
     def states_until(
-        self, layer: int, call: Call, hidden: Tensor, locations: tuple[str, ...]
+        self,
+        layer: int,
+        call: Call,
+        hidden: Tensor,
+        locations: tuple[str, ...],
+        carried: Carried | None = None,
     ) -> States:
         """Run block `layer` on `hidden` as far as the last of `locations`; the states there."""
-        block, block_call = self.sites.blocks[layer], with_hidden_state(call, hidden)
+        block = self.sites.blocks[layer]
         sites = self.sites.of_layer(layer, locations)
         last = sites.pop(locations[-1])
         with capture(sites) as states:
-            ended = state_at(last, lambda: block(*block_call.args, **block_call.kwargs))
+            ended = state_at(last, lambda: run_on(block, call, hidden, dict(carried or {})))
         states = {**states, locations[-1]: ended}
         return {k: v.reshape(*hidden.shape[:-1], -1) for k, v in states.items()}
 
     @contextmanager
     def started_at(self, layer: int, hidden: Tensor) -> Iterator[None]:
-        """Let the model's forward passes begin at block `layer` with the state `hidden`."""
+        """Let the model's forward passes begin at block `layer` with its own state `hidden`.
+
+        Where later blocks read what earlier ones left, these run as well.
+        """
+        if self.carries:
+            yield
+            return
         start = Site(self.sites.blocks[layer], "input")
         with (
             bypass(self.sites.blocks[:layer], self._tuple_sizes[:layer]),
@@ -140,12 +163,13 @@ class BlockRunner:
         ):
             yield
 
-    def logits(self, batch: Batch, hidden: Tensor) -> Tensor:
+    def logits(self, batch: Batch, hidden: Tensor, carried: Carried) -> Tensor:
         """Return the model's logits when the last block's output is `hidden`."""
-        last = self.sites.blocks[-1]
+        last = self.sites.n_layers - 1
+        left = beside(self.call(last, batch), hidden, carried)
         with (
             bypass(self.sites.blocks, self._tuple_sizes),
-            replace(Site(last, "output"), lambda _: hidden),
+            replace(Site(self.sites.blocks[last], "output", whole=True), lambda _: left),
         ):
             return self.model(
                 input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False

@@ -18,7 +18,7 @@ from toolkit.models.generation import (
     prefill,
     whole_logits,
 )
-from toolkit.models.hooks import capture, constant, replace
+from toolkit.models.hooks import Carried, capture, constant, replace
 from toolkit.models.locations import BRANCHES, n_embeddings
 from toolkit.models.runner import BlockRunner
 from toolkit.runtime.check import Check, check
@@ -68,7 +68,7 @@ def _forward(runner: BlockRunner, batch: Batch, **kwargs):
 
 
 def _hidden_states(name: str, runner: BlockRunner, batch: Batch) -> Check:
-    with capture(runner.sites.outputs) as states:
+    with capture(runner.sites.leaving) as states:
         own = _forward(runner, batch, output_hidden_states=True).hidden_states
     # The last of the model's own states is normed already; every other must be a block's output.
     same = all(torch.equal(states[str(i)], own[i + 1]) for i in range(runner.sites.n_layers - 1))
@@ -105,12 +105,13 @@ def _write_back(name: str, runner: BlockRunner, batch: Batch) -> Check:
 def _march(name: str, runner: BlockRunner, batch: Batch) -> Check:
     with capture(runner.sites.outputs) as own:
         own_logits = _forward(runner, batch).logits
-    hidden = runner.embed(batch)
+    hidden, carried = runner.embed(batch), Carried()
     same = True
     for layer in range(runner.sites.n_layers):
-        hidden, _ = runner.run(layer, runner.call(layer, batch), hidden, ())
+        call = runner.call(layer, batch)
+        hidden, _ = runner.run(layer, call, hidden, (), carried=carried)
         same &= _equal(hidden, own[str(layer)])
-    same &= _equal(runner.logits(batch, hidden), own_logits)
+    same &= _equal(runner.logits(batch, hidden, carried), own_logits)
     if not same:
         raise InputError(
             f"a {type(runner.model).__name__} cannot be followed block by block: run one by one, "
@@ -190,9 +191,10 @@ def _residual(name: str, runner: BlockRunner, batch: Batch) -> Check:
         if location in runner.sites.unavailable:
             return Check(title, "not applicable", runner.sites.unavailable[location])
     worst = 0.0
-    hidden = runner.embed(batch)
+    hidden, carried = runner.embed(batch), Carried()
     for layer in range(runner.sites.n_layers):
-        output, states = runner.run(layer, runner.call(layer, batch), hidden, BRANCHES)
+        call = runner.call(layer, batch)
+        output, states = runner.run(layer, call, hidden, BRANCHES, carried=carried)
         parts = wide(hidden) + wide(states["pre_mlp"]) + wide(states["post_mlp"])
         worst = max(worst, float((parts - wide(output)).abs().max() / wide(output).abs().max()))
         hidden = output

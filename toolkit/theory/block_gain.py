@@ -53,7 +53,7 @@ def weight_bounds(pair: ModelPair, document: Batch) -> list[WeightBound]:
     for layer, (hidden, (sublayer, heads)) in enumerate(
         zip(blocks.entering(document), tails, strict=True)
     ):
-        states = _Inside(blocks, layer, blocks.call(layer, document), hidden, where)
+        states = _Inside(blocks, layer, blocks.call(layer, document, own=True), hidden, where)
         found.append(WeightBound(states.attention(heads.post), states.mlp(sublayer)))
     return found
 

@@ -89,7 +89,7 @@ def worst_gain(
     power iteration on ``JᵀJ``: from below, and the nearer the more steps.
     """
     with torch.no_grad():
-        call = runner.call(layer, document)
+        call = runner.call(layer, document, own=True)
 
     def block(state: Tensor) -> Tensor:
         return runner.run(layer, call, state, ())[0]
