@@ -106,7 +106,7 @@ def other_llama(**changes):
         ({"num_hidden_layers": 2}, "differ in num_hidden_layers: base 3, tuned 2; give two models"),
         ({"hidden_size": 32}, "differ in hidden_size: base 16, tuned 32"),
         ({"intermediate_size": 44}, "differ in intermediate_size: base 40, tuned 44"),
-        ({"vocab_size": 61}, "differ in vocab_size: base 60, tuned 61; .* resized"),
+        ({"vocab_size": 61}, "differ in vocab_size: base 60, tuned 61; .* ModelPair.load"),
         ({"num_key_value_heads": 4}, "differ in num_key_value_heads: base 2, tuned 4"),
         ({"mlp_bias": True}, r"differ at .*bias: base None, tuned \(40,\)"),
     ],
@@ -137,12 +137,6 @@ def test_the_first_differing_token_is_named(folders, tmp_path):
     text = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(text.replace('"w41"', '"new"'))
     with pytest.raises(InputError, match=r"differ at token 41: base has 'w41', tuned has 'new'"):
-        ModelPair.load(folders / "base", tmp_path)
-
-
-def test_a_longer_vocabulary_is_refused(folders, tmp_path):
-    save(tiny.make_model("llama", torch.float32), tmp_path, tiny.make_tokenizer(n_tokens=62))
-    with pytest.raises(InputError, match=r"differ at token 60: base has None, tuned has 'w60'"):
         ModelPair.load(folders / "base", tmp_path)
 
 

@@ -11,7 +11,7 @@ from toolkit.blocks.mlp import MLP, Activation, Change, MLPChange
 from toolkit.blocks.sublayer import HeadOutputs, MLPSublayer
 from toolkit.documents.batches import Batch
 from toolkit.models.hooks import capture
-from toolkit.models.locations import Sites, causal_lm, mlp_projections
+from toolkit.models.locations import Sites, causal_lm, mlp_projections, of_blocks
 from toolkit.models.runner import BlockRunner
 
 
@@ -184,9 +184,11 @@ def _sublayer(sites: Sites, layer: int, mlp: MLP) -> MLPSublayer:
 
 def heads_at(runner: BlockRunner, layer: int) -> HeadOutputs:
     """Return how the outputs of one block's heads reach the stream."""
-    sites, n_heads = runner.sites, runner.model.config.get_text_config().num_attention_heads
+    sites = runner.sites
+    n_heads = of_blocks(runner.model.config.get_text_config(), "num_attention_heads")
     projection, outer = sites.at["heads", layer].module, sites.at["pre_mlp", layer].module
     post = None if projection in set(outer.modules()) else outer
+    n_heads = n_heads[layer] if isinstance(n_heads, tuple) else n_heads
     return HeadOutputs(*affine(projection), n_heads, post)
 
 

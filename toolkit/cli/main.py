@@ -79,7 +79,7 @@ DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end
 
 @app.callback()
 def _oracle() -> None:
-    """Return where in a language model could activation steering have done what fine-tuning did?"""
+    """Find where in a language model activation steering could have done what fine-tuning did."""
 
 
 @app.command()

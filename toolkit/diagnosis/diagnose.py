@@ -93,8 +93,9 @@ class _Diagnosis:
         pair, options, stages = self.pair, self.options, self.stages
         self.show_progress &= self.processes.first
         with stages.stage("noise"):
-            few = some_of(self.corpus.encoded, options.positions)
-            noise = measure_noise(pair.base_runner, self.corpus.together(few), pair.branches)
+            few = self.corpus.together(some_of(self.corpus.encoded, options.positions))
+            noise = measure_noise(pair.base_runner, few, pair.branches)
+            vocabularies = [left_out.check(few) for left_out in pair.left_out]
         with stages.stage("march"):
             blocks, specs = self._march()
         release_freed()
@@ -117,7 +118,7 @@ class _Diagnosis:
             rows = weight_rows(pair.base_runner, pair.tuned_runner, self.processes)
             tables = make_tables(pair, blocks, [*candidates, *weights], evaluation, rows)
             tables["noise"] = noise.table
-            checks = self._checks(tables, evaluation, noise)
+            checks = self._checks(tables, evaluation, noise) + vocabularies
             if options.sketch:
                 shares = [row for block in blocks for row in block.rows["sketch"]]
                 checks.append(check_sketch(options.sketch, shares))

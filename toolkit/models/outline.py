@@ -32,6 +32,6 @@ def outline(base: str | Path, tuned: str | Path) -> Outline:
     if is_adapter(tuned):
         adapter = factor_entries(Path(tuned))
     else:
-        compare_configs(config, load_config(tuned))
+        compare_configs(config, load_config(tuned), own_vocabularies=True)
     with quiet_transformers():
         return Outline(config, shared_tokenizer(base, tuned), adapter)

@@ -34,6 +34,7 @@ from toolkit.models.offload import Offload, offloaded, state_tensors
 from toolkit.models.peft_adapter import WroteToBaseError, is_adapter, with_adapter
 from toolkit.models.runner import BlockRunner
 from toolkit.models.verify import prove
+from toolkit.models.vocabulary import LeftOut, share_vocabulary
 from toolkit.runtime.check import Check
 from toolkit.runtime.console import quiet_transformers
 
@@ -43,7 +44,7 @@ class ModelPair:
     """Two models of one shape with one tokenizer; make one with `load` or `from_models`.
 
     `unavailable` says why a location does not apply to this family; `checks` holds what was proved
-    when the pair was made.
+    when the pair was made; `left_out` what one model has for tokens that the other lacks.
     """
 
     base: nn.Module
@@ -55,6 +56,7 @@ class ModelPair:
     tuned_name: str = "tuned"
     checks: list[Check] = field(default_factory=list)
     unavailable: dict[str, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list, repr=False)
 
     @classmethod
     def load(
@@ -83,13 +85,16 @@ class ModelPair:
                     base_model, ours = read(base, dtype, device)
                     tuned_model, theirs = with_adapter(base_model, ours, base, Path(tuned), False)
             else:
-                compare_configs(load_config(base), load_config(tuned))
+                compare_configs(load_config(base), load_config(tuned), own_vocabularies=True)
                 base_model, ours = read(base, dtype, device)
                 tuned_model, theirs = read(tuned, dtype, device)
             tokenizer = shared_tokenizer(base, tuned)
-        return cls.from_models(
+            left_out = share_vocabulary(base_model, tuned_model)
+        pair = cls.from_models(
             base_model, tuned_model, tokenizer, str(base), str(tuned), (ours, theirs)
         )
+        pair.left_out = left_out
+        return pair
 
     @classmethod
     def from_models(
@@ -179,9 +184,9 @@ class ModelPair:
         largest = max(max((*d.ids, *d.prompt_ids)) for d in corpus.encoded)
         if largest >= rows:
             raise InputError(
-                f"documents hold token {largest} ({self.tokenizer.decode([largest])!r}), the "
-                f"models' embeddings have {rows} rows: the tokenizer was extended and the models "
-                "were not resized; give the tokenizer that belongs to them"
+                f"documents hold token {largest} ({self.tokenizer.decode([largest])!r}), which "
+                f"one of the models lacks (embeddings of {rows} tokens are in both): leave such "
+                "documents out, or give the tokenizer that belongs to the models"
             )
         positions = min(learned_positions(model) for model in models)
         longest = max(len(document.ids) for document in corpus.encoded)
@@ -237,24 +242,35 @@ def shared_tokenizer(base: str | Path, tuned: str | Path) -> Any:
 
 
 def compare_tokenizers(base: Any, tuned: Any) -> None:
-    """Raise InputError at the first token that the two vocabularies do not share."""
-    ours = {index: token for token, index in base.get_vocab().items()}
-    theirs = {index: token for token, index in tuned.get_vocab().items()}
-    for index in sorted(ours.keys() | theirs.keys()):
-        if ours.get(index) != theirs.get(index):
+    """Raise InputError at the first token or id that means something else to the other tokenizer.
+
+    Either may have tokens that the other has not.
+    """
+    ours, theirs = base.get_vocab(), tuned.get_vocab()
+    for token in sorted(ours.keys() & theirs.keys(), key=ours.__getitem__):
+        if ours[token] != theirs[token]:
             raise InputError(
-                f"the tokenizers differ at token {index}: base has {ours.get(index)!r}, tuned has "
-                f"{theirs.get(index)!r}; deltas need the same tokens on both sides"
+                f"the tokenizers differ: {token!r} is token {ours[token]} of base and "
+                f"{theirs[token]} of tuned; deltas need the same tokens on both sides"
+            )
+    named, renamed = ({i: token for token, i in vocab.items()} for vocab in (ours, theirs))
+    for index in sorted(named.keys() & renamed.keys()):
+        if named[index] != renamed[index]:
+            raise InputError(
+                f"the tokenizers differ at token {index}: base has {named[index]!r}, tuned has "
+                f"{renamed[index]!r}; deltas need the same tokens on both sides"
             )
 
 
-def compare_configs(base: Any, tuned: Any) -> None:
-    names = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
-    for name in (*names, "num_attention_heads", "num_key_value_heads"):
+def compare_configs(base: Any, tuned: Any, own_vocabularies: bool = False) -> None:
+    """Raise InputError at the first size in which two models differ."""
+    names = ["model_type", "num_hidden_layers", "hidden_size", "intermediate_size"]
+    names += ["num_attention_heads", "num_key_value_heads"]
+    for name in names if own_vocabularies else [*names, "vocab_size"]:
         ours, theirs = (of_blocks(config.get_text_config(), name) for config in (base, tuned))
         if ours != theirs:
             hint = (
-                "; one side's vocabulary was resized: resize the other, or drop the added tokens"
+                "; load them with ModelPair.load, which keeps the tokens that both have"
                 if name == "vocab_size"
                 else "; give two models of one architecture and size"
             )

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -99,6 +100,9 @@ def _loaded(base: nn.Module, base_source: str | Path, folder: Path, share: bool)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             copied: Any = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
+            rows = _embedded(folder)
+            if rows not in (None, n_embeddings(base)):
+                copied.resize_token_embeddings(rows, mean_resizing=False)
             tuned = PeftModel.from_pretrained(copied, folder)
     except Exception as error:  # whatever PEFT finds wrong with the two
         raise InputError(
@@ -107,6 +111,15 @@ def _loaded(base: nn.Module, base_source: str | Path, folder: Path, share: bool)
     if _hashes(tensors) != before:
         raise WroteToBaseError
     return tuned
+
+
+def _embedded(folder: Path) -> int | None:
+    """Count the tokens of the whole embedding that is saved along with an adapter, if there is."""
+    files = WeightFiles([adapter_path(folder)])
+    saved = [
+        name for name in files.names if re.search(r"(embed_tokens|wte|lm_head)\.weight$", name)
+    ]
+    return files.shape(saved[0])[0] if saved else None
 
 
 def _hashes(tensors: Iterable[Tensor]) -> list[int]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from toolkit.blocks.read import is_transposed
 from toolkit.models.loading import auto_class
-from toolkit.models.locations import BRANCHES, causal_lm, mlp_projections, resolve
+from toolkit.models.locations import BRANCHES, causal_lm, mlp_projections, of_blocks, resolve
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class ModelShape:
         """Return the shape of `model`, which may be on the meta device."""
         sites, live = resolve(model), causal_lm(model)
         config = live.config.get_text_config()
-        heads = getattr(config, "num_attention_heads", None) or 1
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        heads = _most(config, "num_attention_heads") or 1
+        head_dim = _most(config, "head_dim") or config.hidden_size // heads
+        kv_heads = _most(config, "num_key_value_heads") or heads
         try:
             inner = mlp_projections(model)
         except ValueError:
@@ -95,6 +95,12 @@ class ModelShape:
             branches=tuple(name for name in BRANCHES if name not in sites.unavailable),
             sublayer=all(inner) and not {"resid_mid", "heads"} & sites.unavailable.keys(),
         )
+
+
+def _most(config: Any, name: str) -> Any:
+    """Return what a configuration says under `name`: the most where its blocks differ."""
+    found = of_blocks(config, name)
+    return max(found) if isinstance(found, tuple) else found
 
 
 def _block(block: nn.Module, mlp: dict[str, nn.Module], experts: int) -> BlockShape:

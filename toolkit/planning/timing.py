@@ -23,6 +23,7 @@ from toolkit.blocks.jacobian import MLPJacobian, matrix_of
 from toolkit.blocks.mlp import MLP, Change, MLPChange
 from toolkit.diagnosis.block_statistics import moment_pairs
 from toolkit.documents.batches import Batch
+from toolkit.errors import refused
 from toolkit.models.locations import resolve
 from toolkit.models.runner import BlockRunner
 from toolkit.planning.operations import (
@@ -83,12 +84,15 @@ def product_rate(dtype: torch.dtype, device: str, width: int = WIDEST) -> float:
 def random_block(config: Any, dtype: torch.dtype, device: str) -> BlockRunner:
     """One block of the model that `config` describes, with random weights and a tiny vocabulary."""
     small = copy.deepcopy(config.get_text_config())
-    small.num_hidden_layers = 1
-    if getattr(small, "layer_types", None):
-        small.layer_types = small.layer_types[:1]
+    n_layers, small.num_hidden_layers = small.num_hidden_layers, 1
+    for name, value in list(vars(small).items()):  # what is said of every block
+        if isinstance(value, list) and len(value) == n_layers:
+            setattr(small, name, value[:1])
+    if hasattr(small, "num_kv_shared_layers"):
+        small.num_kv_shared_layers = 0
     small.vocab_size = 8
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
-    with torch.device(device):
+    with refused("cannot time one block of this model by itself"), torch.device(device):
         model = AutoModelForCausalLM.from_config(small, dtype=dtype)
     model.eval().requires_grad_(False)
     return BlockRunner(model, resolve(model))
