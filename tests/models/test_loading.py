@@ -248,7 +248,7 @@ def test_tokens_and_positions_that_models_lack_are_refused(tmp_path):
         pair.corpus(long)
     pair.corpus(long, max_length=128)
     pair.tokenizer.add_tokens(["new"])
-    with pytest.raises(InputError, match=r"token 60 .*60 rows"):
+    with pytest.raises(InputError, match=r"token 60 .*of 60 tokens"):
         pair.corpus(["w5 w6 new w7", "w8 w9 w10"])
     pair.tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # it is never read
     assert pair.corpus(["w5 w6 w7", "w8 w9 w10"]).pad_id == 0

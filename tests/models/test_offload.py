@@ -12,7 +12,7 @@ from toolkit.models.weight_files import WeightFiles
 
 OPTIONS = Options(new_tokens=3, sample=1, shared_sample=8, max_prompts=2)
 DOCUMENTS = tiny.make_documents(14)
-FAMILIES = ("llama", "gemma3", "qwen3", "gpt2", "neox")
+FAMILIES = ("llama", "gemma3", "qwen3", "gpt2", "neox", "mixtral")  # its experts lie one by one
 
 
 def save_pair(folder, family, dtype=torch.float32):

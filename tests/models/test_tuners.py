@@ -31,6 +31,8 @@ REFUSED = {
     "ADAPTION_PROMPT", "PREFIX_TUNING", "P_TUNING", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING",
     "CPT", "CARTRIDGE", "LILY", "POLY", "SHADOW", "XLORA",
 }  # fmt: skip
+NOT_OFFLOADED = {"FROD", "OSF", "PSOFT", "TINYLORA"}  # made of the weights of their base
+IDS = torch.tensor([[8, 9, 10, 11, 12, 13]])
 
 
 def made(kind, base):
@@ -62,9 +64,15 @@ def test_every_kind_is_right_or_refused(kind, tmp_path):
             ModelPair.load(folders / "base", folders / "adapter")
         return
     pair = ModelPair.load(folders / "base", folders / "adapter")
+    if kind.value not in NOT_OFFLOADED:
+        offloaded = ModelPair.load(folders / "base", folders / "adapter", offload=True)
+        for ours, theirs in ((pair.base, offloaded.base), (pair.tuned, offloaded.tuned)):
+            assert torch.equal(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits)
+    else:
+        with pytest.raises(InputError, match="offload"):
+            ModelPair.load(folders / "base", folders / "adapter", offload=True)
     plain = PeftModel.from_pretrained(load_model(folders / "base"), folders / "adapter").eval()
-    ids = torch.tensor([[8, 9, 10, 11, 12, 13]])
-    assert torch.allclose(pair.tuned(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5)
+    assert torch.allclose(pair.tuned(input_ids=IDS).logits, plain(input_ids=IDS).logits, atol=1e-5)
     stored = load_file(folders / "base" / "model.safetensors")
     assert all(torch.equal(dict(pair.base.named_parameters())[k], v) for k, v in stored.items())
     assert weight_rows(pair.base_runner, pair.tuned_runner)

@@ -95,19 +95,26 @@ def config_of(name: str) -> Any:
     )
 
 
-def save_pair(name: str, folder: Path) -> None:
-    """Save a random base model of a family, and one beside it with other blocks, in `folder`."""
+def save_pair(name: str, folder: Path, vectors: float = 0.0) -> None:
+    """Save a random base model of a family, and one beside it with other blocks, in `folder`.
+
+    `vectors` is how far norms, biases and factors are moved from where they start.
+    """
     config = config_of(name)
     auto = AutoModelForSeq2SeqLM if name == "t5" else auto_class(config)
     torch.manual_seed(0)
     model = auto.from_config(config).float().eval()
+    for parameter in model.parameters():
+        if parameter.ndim < 2 and vectors:
+            parameter.data += vectors * torch.randn_like(parameter)
     tokenizer = tiny.make_tokenizer()
     for side in ("base", "tuned"):
         model.save_pretrained(folder / side)
         tokenizer.save_pretrained(folder / side)
         for path, parameter in model.named_parameters():
             if re.search(r"\.(layers|h|blocks|block)\.\d+\.", path) and "vision" not in path:
-                parameter.data += 0.1 * parameter.std() * torch.randn_like(parameter)
+                spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
+                parameter.data += 0.1 * spread * torch.randn_like(parameter)
 
 
 def outcome(name: str, folder: Path) -> tuple[str, str]:

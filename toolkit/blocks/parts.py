@@ -1,13 +1,13 @@
 """The parts of one block that analyses compute with, read one block at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from toolkit.blocks.mlp import MLP, MLPChange
-from toolkit.blocks.read import MLPs, check_sublayers, sublayer_at
+from toolkit.blocks.read import MLPs, check_mlps, check_sublayers, sublayer_at
 from toolkit.blocks.sublayer import HeadOutputs, MLPSublayer
 from toolkit.documents.batches import Batch
 from toolkit.models.pair import ModelPair
@@ -72,20 +72,21 @@ class BlockParts:
 class BlockPartsReader(Sequence[BlockParts]):
     """Hold what is inside each block of `pair`. Whoever asks for one keeps its block's weights.
 
-    Raises ValueError, with the reason, where a block has no MLP that can be read. `has_sublayers`:
-    the path from the attention branch through the MLP can be read too, as tried on `batch`;
-    otherwise `no_sublayers` says why not.
+    Raises ValueError, with the reason, where a block has no MLP that can be read, or where what is
+    read is not what the block computes on `batch`. `has_sublayers`: the path from the attention
+    branch through the MLP can be read too, as tried on `batch`; otherwise `no_sublayers` says why
+    not.
     """
 
     def __init__(self, pair: ModelPair, batch: Batch) -> None:
         self._pair, self._mlps = pair, MLPs(pair.base, pair.tuned)
         self.no_sublayers = pair.unavailable.get("pre_mlp", "")
-        for _ in self._each():  # each can be read
-            pass
+        check_mlps(pair.base_runner, self._each(self._mlps.of_base), batch)
+        check_mlps(pair.tuned_runner, self._each(self._mlps.of_tuned), batch)
         if self.no_sublayers:
             return
         try:
-            check_sublayers(pair.base_runner, self._each(), batch)
+            check_sublayers(pair.base_runner, self._each(self._mlps.of_base), batch)
         except ValueError as error:
             self.no_sublayers = " ".join(str(error).split())
 
@@ -102,7 +103,7 @@ class BlockPartsReader(Sequence[BlockParts]):
             return BlockParts(mlp, change)
         return BlockParts(mlp, change, *sublayer_at(self._pair.base_runner, layer, mlp))
 
-    def _each(self) -> Iterator[MLP]:
+    def _each(self, read: Callable[[int], MLP]) -> Iterator[MLP]:
         for layer in range(len(self)):
             with self._pair.resident(layer):
-                yield self._mlps[layer][0]
+                yield read(layer)

@@ -1,6 +1,7 @@
 """Read a block's MLP and MLP sublayer out of live modules, and prove that the reading is right."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from toolkit.blocks.mlp import MLP, Activation, Change, MLPChange
 from toolkit.blocks.sublayer import HeadOutputs, MLPSublayer
 from toolkit.documents.batches import Batch
-from toolkit.models.hooks import capture
+from toolkit.models.hooks import Site, capture
 from toolkit.models.locations import Sites, causal_lm, mlp_projections, of_blocks
 from toolkit.models.runner import BlockRunner
 
@@ -39,6 +40,14 @@ class MLPs(Sequence[tuple[MLP, MLPChange]]):
     def __getitem__(self, layer: Any) -> Any:
         ours, theirs = self._base[layer], self._tuned[layer]
         return _mlp(self._activation, ours), _mlp_change(ours, theirs)
+
+    def of_base(self, layer: int) -> MLP:
+        """Read the base model's MLP alone."""
+        return _mlp(self._activation, self._base[layer])
+
+    def of_tuned(self, layer: int) -> MLP:
+        """Read the fine-tuned model's MLP alone."""
+        return _mlp(self._activation, self._tuned[layer])
 
 
 def _mlp(activation: Activation, projections: dict[str, nn.Module]) -> MLP:
@@ -172,6 +181,46 @@ def check_sublayers(runner: BlockRunner, mlps: Iterable[MLP], batch: Batch) -> N
             )
 
 
+@torch.no_grad()
+def check_mlps(runner: BlockRunner, mlps: Iterable[MLP], batch: Batch) -> None:
+    """Raise ValueError, with the reason, where MLPs on `batch` are not what the modules compute.
+
+    Norms or multipliers inside, learned activations, experts beside: what is read lacks them. Of
+    `mlps` one is in use at a time, with its block.
+    """
+    places, n_layers = {}, runner.sites.n_layers
+    for layer in range(n_layers):
+        entered = runner.sites.at["mlp_in", layer]
+        down = runner.sites.at["mlp_act", layer].module
+        whole = down in set(entered.module.modules())
+        places[f"in {layer}"] = entered
+        places[f"out {layer}"] = Site(entered.module if whole else down, "output")
+    read = partial(_counted, batch)
+    with capture(places, read) as states:
+        mask = batch.mask.long()
+        runner.model.base_model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
+    for layer, mlp in enumerate(mlps):
+        x, out = (states[f"{end} {layer}"].to("cpu", mlp.down.dtype) for end in ("in", "out"))
+        if (left := _relative(mlp.to(x.dtype)(x), out)) > 1e-3:
+            kind = type(runner.sites.at["mlp_in", layer].module).__name__
+            raise ValueError(
+                f"the MLP of block {layer} ({kind}) is not down(act(gate) · up) as read: relative "
+                f"difference {left:.1e}"
+            )
+
+
+def _counted(batch: Batch, states: Tensor) -> Tensor:
+    """Return the counted tokens' states `[n, d]`, however a family lays its tokens out."""
+    return states.reshape(*batch.ids.shape, -1)[batch.counted].clone()
+
+
+def _relative(read: Tensor, out: Tensor) -> float:
+    """Return the largest relative difference of any token, less what half precision rounds."""
+    coarse = 0.0 if out.dtype in (torch.float32, torch.float64) else 0.05
+    difference = (read - out).norm(dim=1) / out.norm(dim=1).clamp_min(1e-30)
+    return max(float(difference.max()) - coarse, 0.0)
+
+
 def _sublayer(sites: Sites, layer: int, mlp: MLP) -> MLPSublayer:
     norm, inner = sites.at["resid_mid", layer].module, sites.at["mlp_in", layer].module
     down, outer = sites.at["mlp_act", layer].module, sites.at["post_mlp", layer].module
@@ -211,7 +260,4 @@ def _mismatches(
             states[f"{name} {layer}"][batch.counted].to("cpu", sublayer.mlp.down.dtype)
             for name in ("resid_mid", "post_block")
         )
-        difference = (sublayer.to(x.dtype)(x) - out).norm(dim=1) / out.norm(dim=1)
-        # Rounding of half precision is not what is looked for.
-        coarse = 0.0 if x.dtype in (torch.float32, torch.float64) else 0.05
-        yield sublayer, max(float(difference.max()) - coarse, 0.0)
+        yield sublayer, _relative(sublayer.to(x.dtype)(x), out)

@@ -18,7 +18,8 @@ from toolkit.blocks.read import affine, is_transposed, linear_modules, module_ch
 from toolkit.errors import InputError
 from toolkit.models.loading import model_source
 from toolkit.models.locations import blocks_of
-from toolkit.models.offload import empty_model, renamed
+from toolkit.models.merged_files import renamed
+from toolkit.models.offload import empty_model
 from toolkit.models.peft_adapter import is_adapter
 from toolkit.models.runner import BlockRunner
 from toolkit.models.weight_files import WeightFiles, model_paths

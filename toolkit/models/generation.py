@@ -72,7 +72,7 @@ def prefill(model: nn.Module, prompts: Prompts) -> Prefilled:
         attention_mask=prompts.mask.long(),
         position_ids=positions_of(prompts.mask),
         use_cache=True,
-        logits_to_keep=_last(prompts.ids, 1),
+        logits_to_keep=_last(model, prompts.ids, 1),
     )
     return Prefilled(output.logits[:, -1], output.past_key_values)
 
@@ -84,19 +84,21 @@ def _whole(model: nn.Module, ids: Tensor, mask: Tensor, n: int) -> Tensor:
     """
     told = {
         "position_ids": positions_of(mask),
-        "logits_to_keep": _last(ids, n),
+        "logits_to_keep": _last(model, ids, n),
     }
     known = inspect.signature(causal_lm(model).forward).parameters
     told = {name: value for name, value in told.items() if name in known}
     return model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **told).logits[:, -n:]
 
 
-def _last(ids: Tensor, n: int) -> Tensor:
-    """Return the places of the last `n` tokens.
+def _last(model: nn.Module, ids: Tensor, n: int) -> int | Tensor:
+    """Say that logits of the last `n` tokens are wanted.
 
-    As places, not as a number: with a number some models (Gemma 4) run later blocks on these tokens
+    As places where blocks share keys: told a number, Gemma 4 runs its later blocks on these tokens
     alone, and states would be missing.
     """
+    if not getattr(causal_lm(model).config.get_text_config(), "num_kv_shared_layers", 0):
+        return n
     return torch.arange(ids.shape[1] - n, ids.shape[1], device=ids.device)
 
 

@@ -5,7 +5,7 @@ once; a block's weights when the block is entered, or is held by `Offload.reside
 dropped after it. On a CPU files are mapped into memory: a block in their precision is not copied.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +15,12 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from toolkit.errors import InputError
 from toolkit.models.hooks import within
 from toolkit.models.loading import auto_class, load_config, require_whole
 from toolkit.models.locations import causal_lm, resolve
+from toolkit.models.merged_files import MergedFiles
 from toolkit.models.quantised import quantisation
 from toolkit.models.weight_files import WeightFiles, model_paths
 
@@ -29,11 +28,11 @@ from toolkit.models.weight_files import WeightFiles, model_paths
 class Offload:
     """One model whose blocks are without weights until they are needed.
 
-    `names` maps the full name of each parameter that is in the files to its name there; parameters
-    in blocks that it does not know (an adapter's) stay as they are.
+    `names` maps the full name of each parameter that is in the files to its name in the `reader`;
+    parameters in blocks that it does not know (an adapter's) stay as they are.
     """
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str], reader: WeightFiles) -> None:
+    def __init__(self, model: nn.Module, names: Mapping[str, str], reader: MergedFiles) -> None:
         self.names, self.reader = dict(names), reader
         self._blocks = resolve(model).blocks
         self._held = [0] * len(self._blocks)
@@ -105,31 +104,32 @@ def offloaded(
 ) -> tuple[Any, Offload]:
     """Return the model in `folder` and what brings its blocks' weights.
 
-    Raises InputError where a parameter is not in the files under the model's own name.
+    Raises InputError where a parameter is not in the files.
     """
     model = empty_model(folder, dtype)
-    reader = WeightFiles(model_paths(folder), next(model.parameters()).dtype, device)
-    names = _stored_names(model, reader)
-    _require_whole(model, names, reader, folder)
+    files = WeightFiles(model_paths(folder), next(model.parameters()).dtype, device)
+    reader = MergedFiles(model, files)
+    _require_whole(model, reader, folder)
+    names = reader.names
     inside = {id(p) for block in resolve(model).blocks for p in block.parameters()}
     for name, parameter in list(model.named_parameters()):
         if id(parameter) not in inside:
-            _put(model, name, _parameter(reader[names[name]]))
+            _put(model, name, _parameter(reader[name]))
     model.tie_weights()
     for name, buffer in list(model.named_buffers()):
-        _put(model, name, reader[names[name]] if name in names else buffer.to(device))
-    return model, Offload(model, names, reader)
+        _put(model, name, reader[name] if name in names else buffer.to(device))
+    return model, Offload(model, {name: name for name in names}, reader)
 
 
-def _require_whole(model: Any, names: Mapping[str, str], reader: WeightFiles, folder: Path) -> None:
+def _require_whole(model: Any, reader: MergedFiles, folder: Path) -> None:
     """Raise InputError unless the files hold each parameter in its shape, and nothing else."""
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     known = parameters.keys() | model.state_dict().keys()
-    stored = parameters.keys() & names.keys()
-    shapes = {(name, reader.shape(names[name]), parameters[name]) for name in stored}
+    stored = parameters.keys() & reader.names
+    shapes = {(name, reader.shape(name), parameters[name]) for name in stored}
     found = SimpleNamespace(
-        missing_keys=parameters.keys() - names.keys(),
-        unexpected_keys={stored for name, stored in names.items() if name not in known},
+        missing_keys=parameters.keys() - reader.names,
+        unexpected_keys=reader.names - known,
         mismatched_keys={each for each in shapes if each[1] != each[2]},
     )
     model._adjust_missing_and_unexpected_keys(found)
@@ -139,11 +139,12 @@ def _require_whole(model: Any, names: Mapping[str, str], reader: WeightFiles, fo
 def with_stand_ins(model: nn.Module) -> None:
     """Put tensors in place of those on the meta device that have their shape and take no memory.
 
-    For code that asks parameters where they are, and reads none.
+    For code that asks parameters where they are, and reads none: they are no number, and so is
+    what is computed from them.
     """
     for name, parameter in list(model.named_parameters()):
         if parameter.is_meta:
-            one = torch.zeros((), dtype=parameter.dtype)
+            one = torch.full((), float("nan"), dtype=parameter.dtype)
             _put(model, name, _parameter(one.expand(parameter.shape)))
 
 
@@ -162,36 +163,6 @@ def _names_in(model: nn.Module, block: nn.Module, names: Mapping[str, str]) -> d
     prefix = next(name for name, module in model.named_modules() if module is block)
     full = {name: f"{prefix}.{name}" for name, _ in block.named_parameters()}
     return {name: names[where] for name, where in full.items() if where in names}
-
-
-def renamed(model: Any, names: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
-    """Yield the stored names, each with the model's own, and whether tensors would be merged.
-
-    transformers renames what older files hold, and merges experts that are stored one by one.
-    """
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    prefix, state = model.base_model_prefix, model.state_dict()
-    for stored in names:
-        name, converted = rename_source_key(stored, renamings, converters, prefix, state)
-        yield stored, name, converted is not None
-
-
-def _stored_names(model: Any, reader: WeightFiles) -> dict[str, str]:
-    """By the model's names of its tensors, those in the files.
-
-    Raises InputError where transformers would merge tensors.
-    """
-    names = {}
-    for stored, name, merged in renamed(model, reader.names):
-        if merged:
-            raise InputError(
-                f"transformers merges {stored!r} with others on loading: --offload needs files "
-                "with one tensor for each of the model's (load this model without --offload)"
-            )
-        names[name] = stored
-    return names
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

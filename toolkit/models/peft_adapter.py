@@ -64,12 +64,15 @@ def with_adapter(
     share = share and _leaves_base_alone(config, names)
     if offload:
         if not share:
-            raise InputError(
-                f"{folder} changes weights of its base when it is loaded, which --offload cannot "
-                "do: merge it into a model folder"
-            )
+            raise _not_offloaded(config, folder)
         with_stand_ins(base)
-    tuned = _loaded(base, base_source, folder, share)
+    try:
+        tuned = _loaded(base, base_source, folder, share)
+    except (WroteToBaseError, InputError) as error:
+        from_stand_ins = isinstance(error.__cause__, torch.linalg.LinAlgError)
+        if offload and (from_stand_ins or isinstance(error, WroteToBaseError)):
+            raise _not_offloaded(config, folder) from error
+        raise
     expected = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys()
     # Tensors of the model itself, such as embeddings, may be saved along with an adapter.
     different = sorted((names ^ expected) - (tuned.state_dict().keys() & names))
@@ -79,8 +82,13 @@ def with_adapter(
             f"tensor {different[0]!r} is on one side only"
         )
     tuned = tuned.to(next(base.parameters()).device).eval().requires_grad_(False)
-    for name, parameter in tuned.named_parameters():
-        require_finite(name, parameter, str(folder))
+    known = set(map(id, base.parameters())) if offload else set()
+    for name, tensor in (*tuned.named_parameters(), *tuned.named_buffers()):
+        if id(tensor) in known:
+            continue
+        if offload and tensor.isnan().any():  # made of a stand-in
+            raise _not_offloaded(config, folder)
+        require_finite(name, tensor, str(folder))
     beside_base = None
     if offload:
         beside_base = beside(offload, tuned)
@@ -88,6 +96,13 @@ def with_adapter(
     _require_same_modules(base, tuned, config, folder)
     _prove_inner(tuned, config, folder)
     return tuned, beside_base
+
+
+def _not_offloaded(config: Any, folder: Path) -> InputError:
+    return InputError(
+        f"{folder} ({config.peft_type.value}) holds tensors of its base, or reads or changes them "
+        "when it is loaded, which --offload cannot do: merge it into a model folder"
+    )
 
 
 def _loaded(base: nn.Module, base_source: str | Path, folder: Path, share: bool) -> nn.Module:
@@ -197,11 +212,15 @@ def _leaves_base_alone(config: Any, names: set[str]) -> bool:
     """Return whether PEFT writes to no tensor of the base model when it loads this adapter.
 
     It does where biases or whole modules were trained, and where the adapter's start was cut out
-    of the weights (PiSSA and its like): the base model's tensors are then not shared.
+    of the weights (PiSSA and its like): the base model's tensors are then not shared. Kinds that
+    write to them all the same are found by the tensors' hashes.
     """
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
     starts = (True, False, "gaussian", "orthogonal")
     plain_start = getattr(config, "init_lora_weights", True) in starts
-    return plain_start and all("lora_" in name for name in names)
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "lora_").replace("_lambda_", "_")
+    return plain_start and all(prefix in name for name in names)
 
 
 def _check_adapter_base(recorded: str | None, base: str | Path, folder: Path) -> None:
