@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.support import tiny
-from toolkit import InputError, Options, diagnose
+from tests.support import families, tiny
+from toolkit import InputError, ModelPair, Options, diagnose
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 from toolkit.fitting.block_result import KeptMarch
 
@@ -53,6 +53,21 @@ def test_resumed_run_equals_an_uninterrupted_one(llama_pair, tmp_path, stop_afte
     second = Interrupted(*asked)
     resumed = run(llama_pair, second)
     assert second.marched == list(range(stop_after + 1, tiny.N_LAYERS))
+    for a, b in zip(plain.tables.values(), resumed.tables.values(), strict=True):
+        assert a.frame.astype(str).equals(b.frame.astype(str)), a.name
+
+
+def test_a_march_whose_blocks_read_earlier_ones_begins_anew(tmp_path):
+    """The keys and values that later blocks of Gemma 4 read are not kept."""
+    families.save_pair("gemma4_text", tmp_path)
+    pair = ModelPair.load(tmp_path / "base", tmp_path / "tuned")
+    plain = diagnose(pair, DOCUMENTS, OPTIONS, show_progress=False)
+    asked = tmp_path / "run", {"options": 1}
+    with pytest.raises(KilledError):
+        run(pair, Interrupted(*asked, stop_after=2))
+    second = Interrupted(*asked)
+    resumed = run(pair, second)
+    assert second.marched == [0, 1, 2, 3]
     for a, b in zip(plain.tables.values(), resumed.tables.values(), strict=True):
         assert a.frame.astype(str).equals(b.frame.astype(str)), a.name
 
