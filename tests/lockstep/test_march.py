@@ -1,9 +1,11 @@
 """The march runs each model's own blocks, and steers what it says it steers."""
 
+import copy
+
 import pytest
 import torch
 
-from tests.support import tiny
+from tests.support import families, tiny
 from tests.support.properties import restores
 from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
@@ -15,6 +17,9 @@ from toolkit.lockstep.march import March
 from toolkit.models.deltas import delta
 from toolkit.models.edits import steerable
 from toolkit.models.hooks import capture
+from toolkit.models.locations import resolve
+from toolkit.models.pair import ModelPair
+from toolkit.models.runner import BlockRunner
 
 
 def batches_for(pair, n=8, batch_tokens=60):
@@ -184,3 +189,25 @@ def test_a_stream_on_disk_is_the_stream_in_memory(llama_pair, tmp_path):
             b.ids.numel() * tiny.D_MODEL * 8 for b in batches if name[0] != "s" or not b.held_out
         ]
         assert (tmp_path / name).stat().st_size == sum(-(-size // 4096) * 4096 for size in sizes)
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_a_block_that_did_not_change_has_no_forced_delta(family, tmp_path):
+    """Whatever it reads beside its state: keys of earlier blocks, parallel streams."""
+    families.save_pair(family, tmp_path)
+    pair = ModelPair.load(tmp_path / "base", tmp_path / "tuned")
+    tuned = copy.deepcopy(pair.base)
+    blocks = BlockRunner(tuned, resolve(tuned))
+    with torch.no_grad():
+        for parameter in blocks.sites.blocks[0].parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    batch = pair.corpus(["w8 w9 w10 w11 w12 w13", "w9 w20 w30 w40"] * 8).fit_batches[0]
+    march = March(pair.base_runner, blocks, [batch], ("post_block",))
+    moved = []
+    for layer in march.layers():
+        (step,) = march.steps(layer)
+        moved.append(float(step.delta("forced", "post_block").abs().max()))
+        assert step.delta("free", "post_block").abs().max() > 1e-3
+        march.advance(layer, {})
+    assert moved[0] > 1e-3
+    assert moved[1:] == [0.0, 0.0, 0.0]

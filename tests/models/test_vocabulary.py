@@ -91,3 +91,14 @@ def test_a_word_with_another_id_is_refused(tmp_path):
     path.write_text(text)
     with pytest.raises(InputError, match=r"'w60' is token 60 of base and 61 of tuned"):
         ModelPair.load(tmp_path / "base", tmp_path / "tuned")
+
+
+def test_an_added_padding_token_may_be_left_out(tmp_path):
+    """The most common fine-tune with more tokens; embeddings know their padding token's id."""
+    saved(tmp_path / "base", 60)
+    model = tiny.make_model("llama", torch.float32)
+    model.resize_token_embeddings(61, mean_resizing=False)
+    model.config.pad_token_id = 60
+    model.save_pretrained(tmp_path / "tuned")
+    pair = ModelPair.load(tmp_path / "base", tmp_path / "tuned")
+    assert pair.tuned(torch.arange(5, 15)[None]).logits.shape[-1] == 60

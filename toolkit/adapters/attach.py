@@ -131,6 +131,11 @@ class _Tokens:
             )
         if states.shape[:-1] == (len(self.where), self._last):
             return self.where[:, -states.shape[1] :]
+        if states.ndim == 3 and states.shape[:-1] != self.where.shape:
+            raise InputError(
+                f"states {tuple(states.shape)} of tokens {tuple(self.where.shape)} cannot be "
+                "steered: expected [batch, length, width]"
+            )
         return self.where
 
     def read(self, call: Call) -> None:

@@ -42,6 +42,7 @@ from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.driver import shared_out
 from toolkit.lockstep.march import March
 from toolkit.models.pair import ModelPair
+from toolkit.models.verify import prove_on_documents
 from toolkit.runtime.check import Check
 from toolkit.runtime.heap import release_freed
 from toolkit.runtime.lapack import quiet_openblas
@@ -95,7 +96,10 @@ class _Diagnosis:
         with stages.stage("noise"):
             few = self.corpus.together(some_of(self.corpus.encoded, options.positions))
             noise = measure_noise(pair.base_runner, few, pair.branches)
-            vocabularies = [left_out.check(few) for left_out in pair.left_out]
+            about_data = [left_out.check(few) for left_out in pair.left_out]
+            two = self._shortest_and_longest()
+            for name, runner in (("base", pair.base_runner), ("tuned", pair.tuned_runner)):
+                about_data.append(prove_on_documents(name, runner, two))
         with stages.stage("march"):
             blocks, specs = self._march()
         release_freed()
@@ -118,7 +122,7 @@ class _Diagnosis:
             rows = weight_rows(pair.base_runner, pair.tuned_runner, self.processes)
             tables = make_tables(pair, blocks, [*candidates, *weights], evaluation, rows)
             tables["noise"] = noise.table
-            checks = self._checks(tables, evaluation, noise) + vocabularies
+            checks = self._checks(tables, evaluation, noise) + about_data
             if options.sketch:
                 shares = [row for block in blocks for row in block.rows["sketch"]]
                 checks.append(check_sketch(options.sketch, shares))
@@ -248,6 +252,10 @@ class _Diagnosis:
             kept=self.workspace.search_round if self.workspace else None,
             processes=self.processes,
         )
+
+    def _shortest_and_longest(self) -> Batch:
+        fit = sorted(self.corpus.fit, key=lambda document: len(document.ids))
+        return self.corpus.together([next(d for d in fit if len(d.ids) > 1), fit[-1]])
 
     def _checks(
         self, tables: dict[str, Table], evaluation: Evaluation, noise: Noise

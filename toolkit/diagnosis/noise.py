@@ -76,10 +76,11 @@ def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...])
     higher = torch.float32 if rounded.dtype.itemsize < 4 else torch.float64
     ours, theirs = (dtype_name(dtype) for dtype in (rounded.dtype, higher))
     exact, rows = rounded.to(higher), []
-    carried = {name: Carried() for name in ("rounded", "free", "forced")}
+    carried = {name: Carried() for name in ("rounded", "free")}
     for layer in range(runner.sites.n_layers):
         with runner.resident(layer):
             given, call = rounded, runner.call(layer, batch)
+            beside = _cast(dict(carried["rounded"]), higher)
             rounded, states = runner.run(
                 layer, call, given, locations, read=batch.of_counted, carried=carried["rounded"]
             )
@@ -91,7 +92,7 @@ def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...])
             try:
                 twin = _Twin(runner, layer, call, higher)
                 exact, free = twin.run(exact, locations, batch, carried["free"])
-                _, forced = twin.run(given, locations, batch, carried["forced"])
+                _, forced = twin.run(given, locations, batch, beside)
             except (RuntimeError, TypeError) as error:  # experts' kernels, some devices: no float64
                 reason = f"this model does not run in {theirs}: {one_line(error)}"
                 return Noise(Table.of("noise", []), ours, theirs, reason)

@@ -162,8 +162,10 @@ class March:
             forced: States = {}
             if self.forced:
                 locations = (*self.locations, *self.forced_extra)
-                left = self._carried["forced", index]
-                _, forced = self.base.run(layer, call, tuned_in, locations, read=read, carried=left)
+                entered = dict(self._carried["tuned", index])  # as the tuned block is about to be
+                _, forced = self.base.run(
+                    layer, call, tuned_in, locations, read=read, carried=entered
+                )
             tuned_out, tuned = self.tuned.run(
                 layer,
                 tuned_call,
@@ -187,6 +189,8 @@ class March:
         for stream in self._streams.values():
             stream.turn()
         self._next = layer + 1
+        if self._next == self.base.sites.n_layers:
+            self._carried.clear()
 
     def entering(self, name: str, index: int) -> Tensor:
         """Return the states of a stream between two blocks, `[batch, length, d_model]`."""

@@ -81,7 +81,9 @@ class MergedFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
-        return self._shapes.get(name) or self._files.shape(self._stored[name])
+        if name in self._shapes:
+            return self._shapes[name]
+        return self._files.shape(self._stored[name])
 
     def _add(self, merge: _Merge) -> None:
         empty = (torch.empty(self._files.shape(s), device="meta") for s, _ in merge.parts)

@@ -83,12 +83,12 @@ def with_adapter(
         )
     tuned = tuned.to(next(base.parameters()).device).eval().requires_grad_(False)
     known = set(map(id, base.parameters())) if offload else set()
-    for name, tensor in (*tuned.named_parameters(), *tuned.named_buffers()):
-        if id(tensor) in known:
-            continue
-        if offload and tensor.isnan().any():  # made of a stand-in
-            raise _not_offloaded(config, folder)
-        require_finite(name, tensor, str(folder))
+    new = [t for t in (*tuned.parameters(), *tuned.buffers()) if id(t) not in known]
+    if offload and any(tensor.isnan().any() for tensor in new):  # made of a stand-in
+        raise _not_offloaded(config, folder)
+    for name, parameter in tuned.named_parameters():
+        if id(parameter) not in known:
+            require_finite(name, parameter, str(folder))
     beside_base = None
     if offload:
         beside_base = beside(offload, tuned)
@@ -115,7 +115,7 @@ def _loaded(base: nn.Module, base_source: str | Path, folder: Path, share: bool)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             copied: Any = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
-            rows = _embedded(folder)
+            rows = _embedded(folder, base)
             if rows not in (None, n_embeddings(base)):
                 copied.resize_token_embeddings(rows, mean_resizing=False)
             tuned = PeftModel.from_pretrained(copied, folder)
@@ -128,18 +128,25 @@ def _loaded(base: nn.Module, base_source: str | Path, folder: Path, share: bool)
     return tuned
 
 
-def _embedded(folder: Path) -> int | None:
+def _embedded(folder: Path, base: Any) -> int | None:
     """Count the tokens of the whole embedding that is saved along with an adapter, if there is."""
     files = WeightFiles([adapter_path(folder)])
-    saved = [
-        name for name in files.names if re.search(r"(embed_tokens|wte|lm_head)\.weight$", name)
-    ]
+    both = base.get_input_embeddings(), base.get_output_embeddings()
+    leaves = {name.split(".")[-1] for name, module in base.named_modules() if module in both}
+    embeds = re.compile(rf"\.({'|'.join(leaves)})(\.base_layer)?\.weight$")
+    saved = [name for name in files.names if embeds.search(name)]
     return files.shape(saved[0])[0] if saved else None
 
 
-def _hashes(tensors: Iterable[Tensor]) -> list[int]:
+def _hashes(tensors: Iterable[Tensor]) -> list[tuple[int, ...]]:
     some = (t for t in tensors if t.is_floating_point() and not t.is_meta)
-    return [int(torch.hash_tensor(t).view(torch.int64)) for t in some]
+    return [_hash(tensor) for tensor in some]
+
+
+def _hash(tensor: Tensor) -> tuple[int, ...]:
+    if tensor.numel() > 1 and not any(tensor.stride()):  # a stand-in: all its entries are one
+        return tensor.data_ptr(), tensor._version
+    return (int(torch.hash_tensor(tensor).view(torch.int64)),)
 
 
 def _require_same_modules(base: Any, tuned: Any, config: Any, folder: Path) -> None:

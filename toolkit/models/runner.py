@@ -10,12 +10,12 @@ written here.
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.documents.batches import Batch
+from toolkit.errors import InputError
 from toolkit.models.hooks import (
     Call,
     Carried,
@@ -46,14 +46,20 @@ class BlockRunner:
         self.model = causal_lm(model)
         self.sites = sites
         self.offload = offload
-        one_token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-        left: list[set[tuple[str, Any]]] = []
-        with torch.no_grad(), before(sites.blocks[-1], lambda call: left.append(left_beside(call))):
+        ids = torch.zeros(2, 3, dtype=torch.long, device=next(model.parameters()).device)
+        entered: list[Call] = []
+        with torch.no_grad(), before(sites.blocks[-1], entered.append):
             self._tuple_sizes = tuple_sizes(
-                sites.blocks, lambda: self.model.base_model(input_ids=one_token, use_cache=False)
+                sites.blocks, lambda: self.model.base_model(input_ids=ids, use_cache=False)
+            )
+        shape = tuple(hidden_state(entered[0]).shape)
+        if shape[:-1] not in ((2, 3), (6,)):
+            raise InputError(
+                f"a block of a {type(self.model).__name__} is given states {shape} of two rows of "
+                "three tokens, expected [2, 3, width]: this family is not served yet"
             )
         # Whether blocks leave later ones more than the hidden state.
-        self.carries = bool(left[0])
+        self.carries = bool(left_beside(entered[0]))
 
     @cached_property
     @torch.no_grad()

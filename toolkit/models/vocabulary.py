@@ -84,12 +84,15 @@ def _cut(side: str, model: Any, n_kept: int) -> LeftOut:
                 continue
             if name not in ROWS or len(parameter) != n_whole:
                 raise InputError(
-                    f"the {side} model has {n_whole} tokens, the other {n_kept}, and its adapter "
-                    f"holds {name!r} for each of them: merge it into a model folder"
+                    f"the {side} model has {n_whole} tokens, the other {n_kept}, and its "
+                    f"{type(module).__name__} holds something else for each of them: merge the "
+                    "adapter into a model folder"
                 )
             part = parts.setdefault(id(parameter), _part(parameter, n_kept))
             setattr(module, name, part)
             cut.append((module, name, parameter, part))
+        if (getattr(module, "padding_idx", None) or 0) >= n_kept:
+            module.padding_idx = None  # type: ignore[assignment] # only training asks for it
         for count in COUNTS:
             if getattr(module, count, None) == n_whole:
                 setattr(module, count, n_kept)

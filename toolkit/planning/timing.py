@@ -88,8 +88,9 @@ def random_block(config: Any, dtype: torch.dtype, device: str) -> BlockRunner:
     for name, value in list(vars(small).items()):  # what is said of every block
         if isinstance(value, list) and len(value) == n_layers:
             setattr(small, name, value[:1])
-    if hasattr(small, "num_kv_shared_layers"):
-        small.num_kv_shared_layers = 0
+    for name, value in (("num_kv_shared_layers", 0), ("vocab_size_per_layer_input", 8)):
+        if hasattr(small, name):
+            setattr(small, name, value)
     small.vocab_size = 8
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
     with refused("cannot time one block of this model by itself"), torch.device(device):
