@@ -1,4 +1,4 @@
-"""What is read of a block is what its modules compute, or it is not read."""
+"""Check that what is read of a block is what its modules compute, or is not read."""
 
 import pytest
 import torch

@@ -120,7 +120,7 @@ class _Tokens:
             self.at_module(call)
 
     def of(self, states: Tensor) -> Tensor:
-        """Which of the tokens with `states` are steered, `[batch, length]`.
+        """Return which of the tokens with `states` are steered, bool `[batch, length]`.
 
         Where logits of the last tokens alone are wanted, Gemma 4's later blocks run on these alone.
         """

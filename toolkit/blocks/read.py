@@ -1,7 +1,6 @@
 """Read a block's MLP and MLP sublayer out of live modules, and prove that the reading is right."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -195,10 +194,8 @@ def check_mlps(runner: BlockRunner, mlps: Iterable[MLP], batch: Batch) -> None:
         whole = down in set(entered.module.modules())
         places[f"in {layer}"] = entered
         places[f"out {layer}"] = Site(entered.module if whole else down, "output")
-    read = partial(_counted, batch)
-    with capture(places, read) as states:
-        mask = batch.mask.long()
-        runner.model.base_model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
+    with capture(places, batch.of_counted) as states:
+        runner.read(batch)
     for layer, mlp in enumerate(mlps):
         x, out = (states[f"{end} {layer}"].to("cpu", mlp.down.dtype) for end in ("in", "out"))
         if (left := _relative(mlp.to(x.dtype)(x), out)) > 1e-3:
@@ -207,11 +204,6 @@ def check_mlps(runner: BlockRunner, mlps: Iterable[MLP], batch: Batch) -> None:
                 f"the MLP of block {layer} ({kind}) is not down(act(gate) · up) as read: relative "
                 f"difference {left:.1e}"
             )
-
-
-def _counted(batch: Batch, states: Tensor) -> Tensor:
-    """Return the counted tokens' states `[n, d]`, however a family lays its tokens out."""
-    return states.reshape(*batch.ids.shape, -1)[batch.counted].clone()
 
 
 def _relative(read: Tensor, out: Tensor) -> float:
@@ -251,13 +243,12 @@ def _mismatches(
         for name in ("resid_mid", "post_block")
         for layer in range(runner.sites.n_layers)
     }
-    with capture(places) as states:
-        mask = batch.mask.long()
-        runner.model.base_model(input_ids=batch.ids, attention_mask=mask, use_cache=False)
+    with capture(places, batch.of_counted) as states:
+        runner.read(batch)
     for layer, mlp in enumerate(mlps):
         sublayer = _sublayer(runner.sites, layer, mlp)
         x, out = (
-            states[f"{name} {layer}"][batch.counted].to("cpu", sublayer.mlp.down.dtype)
+            states[f"{name} {layer}"].to("cpu", sublayer.mlp.down.dtype)
             for name in ("resid_mid", "post_block")
         )
         yield sublayer, _relative(sublayer.to(x.dtype)(x), out)

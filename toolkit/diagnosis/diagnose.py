@@ -153,8 +153,7 @@ class _Diagnosis:
         specs = grid_for(pair.branches, d_model, through)
         release_freed()
         kept = self.workspace.march if self.workspace else None
-        # What blocks leave beside the hidden state is not kept: such a march begins anew.
-        blocks = kept.passed() if kept and not pair.base_runner.carries else []
+        blocks = kept.to_go_on_from(pair.base_runner) if kept else []
         march = March(
             pair.base_runner,
             pair.tuned_runner,

@@ -15,6 +15,7 @@ from toolkit.adapters.vector import FixedVector
 from toolkit.adapters.weight_change import WeightFit
 from toolkit.analysis.low_rank_change import LowRank
 from toolkit.fitting.spec import FitSpec
+from toolkit.models.runner import BlockRunner
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.records import write_json, write_tensors
 
@@ -67,6 +68,14 @@ class KeptMarch:
         if not self.started:
             return []
         return [self._read(layer) for layer in range(json.loads(self._progress.read_text()))]
+
+    def to_go_on_from(self, runner: BlockRunner) -> list[BlockResult]:
+        """Read the same, or nothing where an unfinished march has to begin anew.
+
+        What blocks leave for later ones beside the hidden state is not kept.
+        """
+        found = self.passed()
+        return [] if runner.carries and len(found) < runner.sites.n_layers else found
 
     def finished(self, result: BlockResult) -> None:
         """Keep the result of a block that every stream has passed."""

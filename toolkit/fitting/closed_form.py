@@ -49,11 +49,9 @@ def fit_adapters(
                 f"{len(spec.rank)} ranks for {pair.n_layers} blocks: give one, or one for each"
             )
     corpus = pair.corpus(documents, **reading)
-    results = kept.passed() if kept else []
+    results = kept.to_go_on_from(pair.base_runner) if kept else []
     if len(results) == pair.n_layers:
         return adapters_of(results, specs)
-    if pair.base_runner.carries:  # what blocks leave beside the hidden state is not kept
-        results = []
     march = march_for(pair, corpus, specs, processes, kept, len(results))
 
     def listen(layer: int) -> dict[FitSpec, FitStatistics]:

@@ -23,7 +23,7 @@ _STREAMS = ("", "parallel streams")
 
 
 class Site(NamedTuple):
-    """A tensor of a live model: the first input, or the (first) output, of a module.
+    """Name a tensor of a live model: the first input, or the (first) output, of a module.
 
     Of parallel streams it is the first, or, with `whole`, all of them.
     """
@@ -180,11 +180,10 @@ def hidden_state(call: Call) -> Tensor:
     return given[0] if _is_parallel(given) else given
 
 
-def left_beside(call: Call) -> set[tuple[str, Any]]:
-    """Name what a block is given beside the hidden state that earlier blocks have left."""
-    mappings = {k: v for k, v in call.kwargs.items() if isinstance(v, MutableMapping)}
-    names = {(name, key) for name, mapping in mappings.items() for key in mapping}
-    return names | ({_STREAMS} if _is_parallel(_given(call)) else set())
+def has_more(call: Call) -> bool:
+    """Tell whether earlier blocks have left a block more than the hidden state."""
+    mappings = (v for v in call.kwargs.values() if isinstance(v, MutableMapping))
+    return _is_parallel(_given(call)) or any(len(mapping) > 0 for mapping in mappings)
 
 
 def run_on(forward: Callable[..., Any], call: Call, hidden: Tensor, carried: Carried) -> Tensor:

@@ -25,7 +25,7 @@ from toolkit.models.weight_files import WeightFiles
 
 @dataclass(frozen=True)
 class _Merge:
-    """The stored tensors, each with its pattern, of which transformers makes those of a model."""
+    """Hold the stored tensors, each with its pattern, of which those of a model are made."""
 
     target: str
     converter: WeightConverter
@@ -41,7 +41,7 @@ class _Merge:
 
 
 class MergedFiles:
-    """Tensors by a model's own names, read or merged when they are asked for.
+    """Read or merge tensors, by a model's own names, when they are asked for.
 
     `names` are the model's names that the files give, and the others that stand in the files.
     Raises InputError where tensors cannot be merged.
@@ -53,7 +53,7 @@ class MergedFiles:
         self._merges: dict[str, _Merge] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         parts: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for stored, name, pattern in _renamed(model, files.names):
+        for stored, name, pattern in renamed(model, files.names):
             if pattern is None:
                 self._stored[name] = stored
             else:
@@ -98,13 +98,8 @@ class MergedFiles:
             self._merges[name], self._shapes[name] = merge, tuple(tensor.shape)
 
 
-def renamed(model: Any, names: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
-    """Yield the stored names, each with the model's own, and whether tensors would be merged."""
-    for stored, name, pattern in _renamed(model, names):
-        yield stored, name, pattern is not None
-
-
-def _renamed(model: Any, names: Iterable[str]) -> Iterator[tuple[str, str, str | None]]:
+def renamed(model: Any, names: Iterable[str]) -> Iterator[tuple[str, str, str | None]]:
+    """Yield the stored names, each with the model's own, and the pattern by which it is merged."""
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]

@@ -26,8 +26,8 @@ from toolkit.models.hooks import (
     bypass,
     call_of,
     capture,
+    has_more,
     hidden_state,
-    left_beside,
     replace,
     run_on,
     state_at,
@@ -59,7 +59,7 @@ class BlockRunner:
                 "three tokens, expected [2, 3, width]: this family is not served yet"
             )
         # Whether blocks leave later ones more than the hidden state.
-        self.carries = bool(left_beside(entered[0]))
+        self.carries = has_more(entered[0])
 
     @cached_property
     @torch.no_grad()
@@ -94,7 +94,7 @@ class BlockRunner:
     def entering(self, batch: Batch) -> list[Tensor]:
         """Tell what enters each block in the model's own pass, `[batch, length, d_model]` each."""
         with capture(self.sites.inputs) as states:
-            self._transformer(batch)
+            self.read(batch)
         return [states[str(layer)] for layer in range(self.sites.n_layers)]
 
     def call(self, layer: int, batch: Batch, own: bool = False) -> Call:
@@ -106,7 +106,7 @@ class BlockRunner:
         """
         n = 0 if own and self.carries else layer
         with bypass(self.sites.blocks[:n], self._tuple_sizes[:n]):
-            return call_of(self.sites.blocks[layer], lambda: self._transformer(batch))
+            return call_of(self.sites.blocks[layer], lambda: self.read(batch))
 
     def run(
         self,
@@ -181,8 +181,8 @@ class BlockRunner:
                 input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False
             ).logits
 
-    def _transformer(self, batch: Batch) -> None:
-        # Without the language-model head, which would cost more than a block.
+    def read(self, batch: Batch) -> None:
+        """Let the model read `batch`, without its head, which would cost more than a block."""
         self.model.base_model(
             input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False
         )

@@ -25,7 +25,7 @@ COUNTS = ("num_embeddings", "out_features")
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The rows of one model's embeddings and head that the other has not.
+    """Hold the rows of one model's embeddings and head that the other has not.
 
     `cut` holds each module's name of a tensor with the whole one and the part that is kept.
     """
