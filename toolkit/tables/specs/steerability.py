@@ -86,18 +86,31 @@ def _weights(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _parameter_axis(axes: Axes, frame: pd.DataFrame) -> None:
-    """A logarithmic x whose ticks are the sizes that were tried, with their ranks."""
-    sizes = frame.groupby(frame["rank"].map(rank_words), sort=False)[
-        ["parameters", "parameters_percent"]
-    ].median()
+    """Make x logarithmic: ticks are the sizes that were tried, with their ranks where room is."""
+    by_rank = frame.groupby(frame["rank"].map(rank_words), sort=False)
+    sizes = by_rank[["parameters", "parameters_percent"]].median()
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
+    named = _apart(sizes.parameters, by_rank.size())
     labels = [
         f"{name.removeprefix('fixed ')}\n{_short(row.parameters)}\n{row.parameters_percent:.2g} %"
+        if name in named
+        else ""
         for name, row in zip(sizes.index, sizes.itertuples(), strict=True)
     ]
     axes.set_xticks(list(sizes.parameters), labels)
     axes.set_xlim(sizes.parameters.min() / 1.9, sizes.parameters.max() * 1.9)
+
+
+def _apart(sizes: pd.Series, weights: pd.Series) -> set[str]:
+    """Choose names of `sizes` that can be read side by side, those of most `weights` first."""
+    places = np.log(sizes)
+    room = 0.13 * (places.max() - places.min())
+    chosen: set[str] = set()
+    for name in weights.sort_values(ascending=False, kind="stable").index:
+        if all(abs(places[name] - places[other]) >= room for other in chosen):
+            chosen.add(name)
+    return chosen
 
 
 def _short(number: float) -> str:
