@@ -186,3 +186,38 @@ def test_explained_is_a_quotient_of_sums_and_its_error_a_bootstraps():
     assert sem == pytest.approx(np.std(1 - numerators / denominators), rel=0.1)
     single = explained(torch.from_numpy(left[:1]), torch.from_numpy(wanted[:1]))
     assert np.isnan(single[1])
+
+
+def test_a_few_tokens_with_large_jacobians_do_not_stop_a_short_fit():
+    """Three of 1,600 tokens amplify one direction by hundreds (massive activations do).
+
+    One iteration is enough where every token is probed: the others' share is what is explained.
+    """
+    n, d = 1600, 8
+    J = well_conditioned(d, 1).expand(n, d, d).clone()
+    u = torch.nn.functional.normalize(draw(d, seed=2), dim=0)
+    J[[1300, 1400, 1500]] += 300 * torch.outer(u, u)
+    x = draw(n, d, seed=3)
+    wanted = (draw(d, d, seed=4) @ x.T).T + 5 * draw(d, seed=5)
+    wanted[[1300, 1400, 1500]] = 0
+    p = Problem(Matrices(J), x, wanted)
+    maps = fit_shared(p, p, (0, 2, "full"), iterations=1)
+    others = Problem(Matrices(J[:1024]), x[:1024], wanted[:1024])
+    assert share(others, fit_shared(others, others, (0,), iterations=1)[0]) > 0.5
+    assert share(p, maps[0]) > 0.4
+    assert share(p, maps["full"]) > 0.6
+
+
+def test_a_first_iterate_that_is_worse_for_validation_is_gone_on_from():
+    """A fit of one iteration does not stay at nothing because its first step was too far."""
+    x = draw(400, 6)
+    c = torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    J = torch.eye(6, dtype=torch.float64).repeat(400, 1, 1)
+    J[:, 1, 1] = 0.0
+    J[0] = torch.diag(torch.tensor([1.0, 4000, 1, 1, 1, 1], dtype=torch.float64))
+    wanted = c.expand(400, 6).clone()
+    wanted[0, 1] = 3e3
+    fit = Problem(Matrices(J), x, wanted)
+    judge = Problem(Matrices(J[1:]), x[1:], wanted[1:])
+    found = fit_shared(fit, judge, (0,), iterations=1)[0]
+    assert share(judge, found) > 0.5

@@ -12,6 +12,7 @@ for all tokens), then B's left factor and c are fitted again. Rank 0 is one vect
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from toolkit.blocks.jacobian import Jacobian
 SHARED_RANKS: tuple[Rank, ...] = (0, 1, 8, 32, "full")
 _SHRINK = 1e-2  # of the mean JᵀJ towards a multiple of the identity, in the preconditioner
 _RELATIVE_RIDGE = 1e-4  # of the covariance of x, where it is whitened
-PROBES = 4  # random pulls a token that estimate the mean JᵀJ
-PROBED = 1024  # tokens that are probed: a preconditioner may be coarse
+# Random pulls that estimate the mean JᵀJ, at most four a token, at least one of each: a few tokens
+# whose Jacobians are a hundred times larger would spoil the coordinates if they were left out.
+PROBES = 4096
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,9 @@ class _Coordinates:
         centred = (x - x.mean(0)).double()
         whitener = torch.linalg.inv(_root(centred.T @ centred / n, _RELATIVE_RIDGE)).to(x.dtype)
         generator = torch.Generator().manual_seed(seed)
-        some = fit.jacobian.tokens(slice(PROBED))
-        probes = torch.randn(min(n, PROBED), PROBES, fit.wanted.shape[1], generator=generator)
-        pulled = some.pull(probes.to(x.dtype)).flatten(0, 1).double()
+        each = max(1, min(4, PROBES // n))
+        probes = torch.randn(n, each, fit.wanted.shape[1], generator=generator)
+        pulled = fit.jacobian.pull(probes.to(x.dtype)).flatten(0, 1).double()
         root = _root(pulled.T @ pulled / len(pulled), _SHRINK).to(x.dtype)
         return cls(x.mean(0), whitener, root)
 
@@ -173,8 +175,8 @@ def _cgls(
     """Factor and bias that bring about most on the fit tokens, stopped by the validation ones.
 
     Of all iterates the one with the least validation error is returned, with what it leaves of what
-    is wanted on both sides; two worse ones end it. `remaining` is what `start` leaves, where that
-    is known.
+    is wanted on both sides. Two worse ones in a row end it; where none of `iterations` is better
+    than `start`, it goes on until one is. `remaining` is what `start` leaves, where that is known.
     """
 
     def effect(problem: Problem, z: Tensor, parameters: Parameters) -> Tensor:
@@ -191,7 +193,7 @@ def _cgls(
     best, least, worse = (start, left), float(left[1].square().sum()), 0
     steepest = direction = gradient(left[0])
     size = _dot(steepest, steepest)
-    for iteration in range(iterations):
+    for iteration in count(1):
         moved = [effect(p, z, direction) for p, z in zip(problems, features, strict=True)]
         step = size / max(float(moved[0].double().square().sum()), 1e-300)
         parameters = _plus(parameters, step, direction)
@@ -201,7 +203,7 @@ def _cgls(
             best, least, worse = (parameters, left), error, 0
         elif (worse := worse + 1) == 2:
             break
-        if iteration == iterations - 1:  # another direction would not be taken
+        if iteration >= iterations and best[0] is not start:  # another would not be taken
             break
         steepest = gradient(left[0])
         last, size = size, _dot(steepest, steepest)
