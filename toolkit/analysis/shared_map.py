@@ -64,6 +64,11 @@ class SharedMap:
         return up.to(self.matrix.dtype), v[:rank].to(self.matrix.dtype)
 
 
+def probes_each(n: int) -> int:
+    """Return how often each of `n` fit tokens is probed."""
+    return max(1, min(4, PROBES // max(n, 1)))
+
+
 def fit_shared(
     fit: Problem,
     validation: Problem,
@@ -131,8 +136,7 @@ class _Coordinates:
         centred = (x - x.mean(0)).double()
         whitener = torch.linalg.inv(_root(centred.T @ centred / n, _RELATIVE_RIDGE)).to(x.dtype)
         generator = torch.Generator().manual_seed(seed)
-        each = max(1, min(4, PROBES // n))
-        probes = torch.randn(n, each, fit.wanted.shape[1], generator=generator)
+        probes = torch.randn(n, probes_each(n), fit.wanted.shape[1], generator=generator)
         pulled = fit.jacobian.pull(probes.to(x.dtype)).flatten(0, 1).double()
         root = _root(pulled.T @ pulled / len(pulled), _SHRINK).to(x.dtype)
         return cls(x.mean(0), whitener, root)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.analysis.reachability import BUDGETS
-from toolkit.analysis.shared_map import PROBED, PROBES, SHARED_RANKS
+from toolkit.analysis.shared_map import SHARED_RANKS, probes_each
 from toolkit.diagnosis.block_statistics import MODES, PLACE_TOKENS, moment_pairs
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.diagnosis.place_rows import PLACE_RANKS
@@ -201,12 +201,13 @@ def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
             continue
         inner = 3 if block.gated else 2
         product = 2.0 * inner * d * block.d_ff + 2.0 * d * d
-        products = n * (CGLS_RUNS * CGLS_PRODUCTS + PROBES + len(SHARED_RANKS))
+        probes = probes_each(n)
+        products = n * (CGLS_RUNS * CGLS_PRODUCTS + probes + len(SHARED_RANKS))
         products += 3 * len(SHARED_RANKS) * judges
         coordinates = (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
-        total += SHARED_FITS * (products * product + 2.0 * (1 + PROBES) * n * d * d + coordinates)
+        total += SHARED_FITS * (products * product + 2.0 * (1 + probes) * n * d * d + coordinates)
         if shape.sublayer:
-            products = n_places * (PLACE_PRODUCTS + len(PLACE_RANKS)) + PROBES * PROBED
+            products = n_places * (PLACE_PRODUCTS + len(PLACE_RANKS) + probes_each(n_places))
             products += 3 * len(PLACE_RANKS) * judging
             total += products * product + 12.0 * n_places * d * d + coordinates
         total += 2 * (4.0 * n_places * d * d + (FIT + SVD) * d**3)  # after the MLP
