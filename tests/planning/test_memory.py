@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tests.support import tiny
+from tests.support import families, tiny
 from toolkit import ModelPair
 from toolkit.analysis.linear_fit import LinearFit
 from toolkit.blocks.parts import BlockParts
@@ -20,6 +20,7 @@ from toolkit.fitting.from_moments import adapter_from
 from toolkit.lockstep.march import March
 from toolkit.planning.memory import (
     adapters,
+    carried,
     disk,
     memory,
     moments,
@@ -99,6 +100,33 @@ def test_streams_are_the_marchs(dtype, batches, tokenizer):
     assert streams(ModelShape.of(pair.base), work, dtype.itemsize) == sum(
         stream.nbytes for stream in live
     )
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text", "llama"])
+def test_what_blocks_carry_is_in_the_plan(family, batches, tmp_path, tokenizer):
+    """Parallel streams, and keys and values that later blocks share, as the march keeps them."""
+    families.save_pair(family, tmp_path)
+    pair = ModelPair.load(tmp_path / "base", tmp_path / "tuned")
+    march = March(
+        pair.base_runner, pair.tuned_runner, batches, pair.branches, steered={"a": "post_block"}
+    )
+    held = 0
+    for layer in march.layers():
+        for _ in march.steps(layer):
+            pass
+        last = layer == pair.n_layers - 1
+        if last:
+            kept = [t for found in march._carried.values() for v in found.values() for t in flat(v)]
+            held = sum(t.nbytes for t in kept)
+        march.advance(layer, {"a": lambda states: torch.zeros_like(states)})
+    found = carried(ModelShape.of(pair.base), workload_of(batches, ("post_block",)), 4)
+    assert found == held
+    assert bool(held) == (family != "llama")
+
+
+def flat(value):
+    """The tensors of what is carried: one, or keys and values."""
+    return [value] if isinstance(value, torch.Tensor) else list(value)
 
 
 def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):

@@ -32,6 +32,7 @@ ON_HOST = ("moments", "analyses")  # in the machine's own memory, wherever the m
 HELP = {
     "weights": f"--dtype bfloat16, or {OFFLOAD}",
     "activations": "a smaller --batch-tokens",
+    "carried": "fewer documents (what this family's blocks leave for later ones stays in memory)",
     "sums": "--sketch (they grow with the square of the model's width)",
     "moments": "a machine with more memory (they grow with the square of the model's width alone)",
     "analyses": "a smaller --sample or --shared-sample",

@@ -70,6 +70,7 @@ def memory(
         (
             Part("weights", weights(shape, work, size, offload)),
             Part("activations", activations(shape, work, size), march),
+            Part("carried", carried(shape, work, size), march),
             Part("sums", sums(shape, work), march),
             Part("moments", moments(shape, work), march),
             Part("analyses", analyses(shape, work, threads), march),
@@ -95,10 +96,26 @@ def streams(shape: ModelShape, work: Workload, size: int) -> float:
     """``b d`` a token and stream: base and tuned over all documents, a steered one over the fit
     documents (and a second state, where its adapter sits after the MLP).
     """
+    second = sum(location == "post_mlp" for location in work.steered)
+    return float(size * shape.d * (_travelling(work) + second * _fit_tokens(work)))
+
+
+def carried(shape: ModelShape, work: Workload, size: int) -> float:
+    """Count what blocks leave for later ones beside the state, of every token of every stream.
+
+    It stays where the models are.
+    """
+    return float(size * shape.carried * _travelling(work))
+
+
+def _travelling(work: Workload) -> int:
+    """Count the tokens of all streams, padding included."""
     everything = sum(batch.n for batch in work.batches)
-    fit = sum(batch.n for batch in work.batches if not batch.held_out)
-    steered = sum(2 if location == "post_mlp" else 1 for location in work.steered)
-    return float(size * shape.d * (2 * everything + steered * fit))
+    return 2 * everything + len(work.steered) * _fit_tokens(work)
+
+
+def _fit_tokens(work: Workload) -> int:
+    return sum(batch.n for batch in work.batches if not batch.held_out)
 
 
 def activations(shape: ModelShape, work: Workload, size: int) -> float:

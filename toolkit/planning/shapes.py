@@ -41,7 +41,8 @@ class ModelShape:
 
     d: width of the residual stream. parameters: tied ones once. kv_width: numbers that a token's
     keys hold in one block (as many its values). branches: locations where deltas are taken. tail:
-    whether the path from the attention branch through the MLP can be read.
+    whether the path from the attention branch through the MLP can be read. carried: numbers that
+    a token's blocks leave for later ones beside the state.
     """
 
     blocks: tuple[BlockShape, ...]
@@ -53,6 +54,7 @@ class ModelShape:
     parameters: int
     branches: tuple[str, ...] = BRANCHES
     sublayer: bool = True
+    carried: int = 0
 
     @property
     def n_layers(self) -> int:
@@ -94,6 +96,7 @@ class ModelShape:
             parameters=sum(p.numel() for p in live.parameters()),
             branches=tuple(name for name in BRANCHES if name not in sites.unavailable),
             sublayer=all(inner) and not {"resid_mid", "heads"} & sites.unavailable.keys(),
+            carried=_carried(config),
         )
 
 
@@ -101,6 +104,27 @@ def _most(config: Any, name: str) -> Any:
     """Return what a configuration says under `name`: the most where its blocks differ."""
     found = of_blocks(config, name)
     return max(found) if isinstance(found, tuple) else found
+
+
+def _carried(config: Any) -> int:
+    """Count the numbers of parallel streams, and of keys and values that later blocks share.
+
+    Shared are those of the last block of each type of attention that has its own.
+    """
+    beside = ((getattr(config, "altup_num_inputs", None) or 1) - 1) * config.hidden_size
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    if not shared:
+        return beside
+    heads, widths = (_each(config, name) for name in ("num_key_value_heads", "head_dim"))
+    last = {kind: 2 * n * width for kind, n, width in
+            list(zip(config.layer_types, heads, widths, strict=True))[:-shared]}  # fmt: skip
+    return beside + sum(last.values())
+
+
+def _each(config: Any, name: str) -> tuple[int, ...]:
+    """Return what a configuration says under `name` of every block."""
+    found = of_blocks(config, name)
+    return found if isinstance(found, tuple) else (found,) * config.num_hidden_layers
 
 
 def _block(block: nn.Module, mlp: dict[str, nn.Module], experts: int) -> BlockShape:
