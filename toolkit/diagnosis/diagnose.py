@@ -20,6 +20,7 @@ from toolkit.diagnosis.checks import (
 )
 from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
+from toolkit.diagnosis.first_look import first_look
 from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.noise import Noise, measure_noise, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
@@ -37,6 +38,7 @@ from toolkit.evaluation.compare import FORCINGS, Evaluation, Forcing, evaluate, 
 from toolkit.evaluation.rank_search import Known, RankSearch, smallest_ranks
 from toolkit.evaluation.recommend import recommend
 from toolkit.evaluation.reference import Reference
+from toolkit.evaluation.standing import Standing
 from toolkit.fitting.block_result import BlockResult
 from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.driver import shared_out
@@ -100,15 +102,18 @@ class _Diagnosis:
             two = self._shortest_and_longest()
             for name, runner in (("base", pair.base_runner), ("tuned", pair.tuned_runner)):
                 about_data.append(prove_on_documents(name, runner, two))
+        asked = self.corpus.asked(options.max_prompts)
+        prompts = [document.prompt_ids for document in asked]
+        reference = Reference(pair.tuned, pair.tokenizer, prompts, options.new_tokens)
+        if self._begins():
+            with stages.stage("first look"):
+                first_look(pair, self.corpus, reference)
         with stages.stage("march"):
             blocks, specs = self._march()
         release_freed()
         march_seconds = stages.figures["march"]["seconds"]
         candidates = _candidates(blocks, specs)
         weights = weight_candidates(pair, blocks)
-        asked = self.corpus.asked(options.max_prompts)
-        prompts = [document.prompt_ids for document in asked]
-        reference = Reference(pair.tuned, pair.tokenizer, prompts, options.new_tokens)
         with stages.stage("replacement"):
             evaluation = self._compare(reference, [*candidates, *weights])
         if options.distil:
@@ -143,6 +148,11 @@ class _Diagnosis:
             },
             rank_search=rank_search,
         )
+
+    def _begins(self) -> bool:
+        """Tell whether somebody looks on, and nothing has been marched through yet."""
+        kept = self.workspace.march if self.workspace else None
+        return self.show_progress and self.processes.size == 1 and not (kept and kept.started)
 
     def _march(self) -> tuple[list[BlockResult], list[FitSpec]]:
         """March through all blocks; what each gave, and the specs that were fitted."""
@@ -225,6 +235,7 @@ class _Diagnosis:
     def _compare(self, reference: Reference, candidates: list[Candidate]) -> Evaluation:
         """Put every candidate in place of fine-tuning."""
         n_steps = n_comparisons(reference, len(candidates), self.processes)
+        n_adapters = sum(candidate.adapters is not None for candidate in candidates)
         title = "putting fits in place of tuning"
         with progress(title, n_steps, self.show_progress) as advance:
             return evaluate(
@@ -233,6 +244,7 @@ class _Diagnosis:
                 candidates,
                 forcings=forcings_of,
                 advance=advance,
+                seen=Standing(advance.say, n_adapters).seen,
                 kept=self.workspace.outcomes if self.workspace else None,
                 processes=self.processes,
             )

@@ -75,6 +75,7 @@ def evaluate(
     forcings: Sequence[Forcing] | ForcingsOf = ("tuned",),
     batch_size: int = PROMPTS_A_BATCH,
     advance: Callable[[], None] = lambda: None,
+    seen: Callable[[Candidate | None, Tensors], None] = lambda *_: None,
     kept: MutableMapping[str, Tensors] | None = None,
     processes: Processes = ALONE,
 ) -> Evaluation:
@@ -85,7 +86,8 @@ def evaluate(
     reference remembers what they gave. `forcings` are those of all candidates, or give each its
     own. Candidates that steer one block are compared under tuned
     forcing only, starting from that block. `kept` holds what each batch of prompts gave for each
-    candidate: what is there already is not run again. All `processes` share the candidates of a
+    candidate: what is there already is not run again; `seen` is told of each as it comes. All
+    `processes` share the candidates of a
     batch, so that batches are the same however many there are.
     """
     reference = reference_of(pair, prompts, n_new, batch_size)
@@ -108,6 +110,7 @@ def evaluate(
             elif candidate is None:
                 comparison.restore(kept[name])
             advance()
+            seen(candidate, kept[name])
             return kept[name]
 
         tasks = [partial(outcome, i, candidate) for i, candidate in enumerate(everyone)]

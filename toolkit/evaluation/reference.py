@@ -1,5 +1,6 @@
 """The tuned model's continuations of prompts, made once, which other models are compared with."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,12 @@ class Reference:
             )
             for i in range(0, len(prompts), size)
         ]
+
+    def beginning(self) -> "Reference":
+        """Return the first batch of prompts alone; what is made of it is made for both."""
+        first = copy.copy(self)
+        first.batches = self.batches[:1]
+        return first
 
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> Divergences:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from toolkit.analysis.divergence import FLOOR_NATS
 from toolkit.evaluation.rank_search import RankSearch
-from toolkit.tables.words import NAMES, plus_minus
+from toolkit.tables.words import NAMES, candidate_name, plus_minus
 
 PLACES = {
     "pre_mlp": "before the MLP (pre-MLP, the attention branch)",
@@ -166,9 +166,7 @@ def smallest_set(found: RankSearch) -> str:
 
 
 def _candidate(row: dict[str, Any]) -> str:
-    kind = "vector" if row["kind"] == "vector" else f"rank {row['rank']}"
-    layers = "" if row["layers"] == "all" else f" in block {row['layers']}"
-    return f"{NAMES[row['location']]} {kind} {row['fit']}{layers} ({row['recovered']:.3f})"
+    return f"{candidate_name(row)} ({row['recovered']:.3f})"
 
 
 def _nats(kl: float, sem: float) -> str:

@@ -16,9 +16,24 @@ from rich.progress import (
 Advance = Callable[[], None]
 
 
+class Bar:
+    """A bar on the terminal: called after each step."""
+
+    def __init__(self, bar: Progress, title: str, total: int) -> None:
+        self._bar, self._task = bar, bar.add_task(title, total=total)
+
+    def __call__(self) -> None:
+        self._bar.advance(self._task)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar, which stays."""
+        if not self._bar.disable:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def progress(title: str, total: int, shown: bool = True) -> Iterator[Advance]:
-    """Yield a function to call after each of `total` steps; a bar on stderr if `shown`."""
+def progress(title: str, total: int, shown: bool = True) -> Iterator[Bar]:
+    """Yield a bar to call after each of `total` steps; it is on stderr if `shown`."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(),
@@ -28,5 +43,4 @@ def progress(title: str, total: int, shown: bool = True) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
+        yield Bar(bar, title, total)

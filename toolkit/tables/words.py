@@ -1,6 +1,8 @@
 """What the sentences of several tables say alike: names, shares, errors, and why there is none."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 NOT_APPLICABLE, NOT_MEASURED = "not applicable to this pair", "not measured in this run"
 NOT_IN_RUN = "Not measured in this run, which was made before there was such a table."
@@ -16,6 +18,15 @@ def plus_minus(value: float, sem: float | None) -> str:
         return f"{value:.2f}".replace("-", "−")
     digits = 2 if sem >= 0.005 else 3
     return f"{value:.{digits}f} ± {sem:.{digits}f}".replace("-", "−")
+
+
+def candidate_name(row: Mapping[str, Any]) -> str:
+    """Name adapters briefly, by location, kind, rank, fit and layers."""
+    if row["kind"] == "lora":
+        return f"low-rank change of the weights ({row['fit']})"
+    kind = "vector" if row["kind"] == "vector" else f"rank {row['rank']}"
+    layers = "" if row["layers"] == "all" else f" in block {row['layers']}"
+    return f"{NAMES[row['location']]} {kind} {row['fit']}{layers}"
 
 
 def percent(value: float) -> str:
