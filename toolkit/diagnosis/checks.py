@@ -58,6 +58,9 @@ def check_tokens(n_fit: int, d_model: int) -> Check:
     )
 
 
+QUANTISED = "_quantised"  # the end of the modes of noise that storing weights as float8 made
+
+
 def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -> Check:
     """Check that every delta that is not zero stands above the noise of the precision.
 
@@ -66,6 +69,21 @@ def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -
     title = "noise floor of the precision"
     if reason:
         return Check(title, "not applicable", reason)
+    return _above(title, "rounding noise of the base model", spectrum, noise)
+
+
+def check_quantisation(spectrum: pd.DataFrame, noise: pd.DataFrame) -> list[Check]:
+    """Check the same for what storing the base's weights as float8 did; nothing where none was."""
+    rows = noise[noise["mode"].str.endswith(QUANTISED)]
+    if rows.empty:
+        return []
+    rows = rows.assign(mode=rows["mode"].str.removesuffix(QUANTISED))
+    noisy = "noise of the base model's float8 weights"
+    return [_above("quantisation of the base", noisy, spectrum, rows)]
+
+
+def _above(title: str, what: str, spectrum: pd.DataFrame, noise: pd.DataFrame) -> Check:
+    """Check that deltas are larger than the noise at their place and in their mode."""
     rows = spectrum[spectrum.rms > 0].merge(noise, on=["layer", "location", "mode"])
     if rows.empty:
         return Check(title, "not applicable", "the delta is zero everywhere")
@@ -75,7 +93,7 @@ def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -
     return check(
         title,
         n_below == 0,
-        f"the delta is at least {ratio.min():.3g} times the rounding noise of the base model "
+        f"the delta is at least {ratio.min():.3g} times the {what} "
         f"(least at {worst.location} in block {worst.layer}, {worst['mode']}, where the noise is "
         f"{worst.noise_relative:.1e} of the state){below if n_below else ''}",
     )

@@ -13,6 +13,7 @@ from toolkit.diagnosis.checks import (
     changed_after_blocks,
     check_noise,
     check_oracle,
+    check_quantisation,
     check_sketch,
     check_tokens,
     check_upstream,
@@ -22,7 +23,7 @@ from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.first_look import first_look
 from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
-from toolkit.diagnosis.noise import Noise, measure_noise, some_of
+from toolkit.diagnosis.noise import Noise, measure_noise, quantisation_rows, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.summary import N_SAMPLES, describe_choice, make_tables, samples
@@ -98,6 +99,8 @@ class _Diagnosis:
         with stages.stage("noise"):
             few = self.corpus.together(some_of(self.corpus.encoded, options.positions))
             noise = measure_noise(pair.base_runner, few, pair.branches)
+            if not pair.one_set_of_weights:
+                noise.add(quantisation_rows(pair.base_runner, few, pair.branches))
             about_data = [left_out.check(few) for left_out in pair.left_out]
             two = self._shortest_and_longest()
             for name, runner in (("base", pair.base_runner), ("tuned", pair.tuned_runner)):
@@ -283,6 +286,7 @@ class _Diagnosis:
         return [
             check_tokens(n_fit, d_model),
             check_noise(frame, noise.table.frame, noise.reason),
+            *check_quantisation(frame, noise.table.frame),
             check_oracle(
                 evaluation.divergences[ORACLE, "tuned"],
                 evaluation.divergences[NONE, "tuned"],

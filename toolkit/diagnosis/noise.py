@@ -15,6 +15,11 @@ the base one. It is √2 times the noise where the two roundings are independent
 soon as the delta is well above the noise; models that agree bit for bit round alike, and their
 delta is exactly zero. At three times the noise (`validity.ABOVE_NOISE`) rounding is thus about
 2/9 of a delta's energy, and at most 4/9.
+
+A base whose weights were float8 has another noise: what storing them so did. It is measured by
+moving each of these weights at random within the interval that was rounded to it; the table's modes
+are then ``free_quantised`` and ``forced_quantised``. A fine-tune that is an adapter on the same
+quantised weights is not touched by it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +38,7 @@ from toolkit.documents.tokens import Encoded, Positions
 from toolkit.errors import InputError, one_line
 from toolkit.models.hooks import Call, Carried, capture, run_on
 from toolkit.models.loading import dtype_name
+from toolkit.models.quantised import FLOAT8, cells
 from toolkit.models.runner import BlockRunner, States
 from toolkit.tables.table import Table
 
@@ -40,7 +46,7 @@ Row = dict[str, Any]
 DOCUMENTS = 4  # that are looked at: rounding needs few tokens
 
 
-@dataclass(frozen=True)
+@dataclass
 class Noise:
     """The table ``noise`` and the two precisions; `reason` says why the table is empty."""
 
@@ -48,6 +54,11 @@ class Noise:
     precision: str
     reference: str
     reason: str = ""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Add rows of other modes to the table."""
+        if rows:
+            self.table = Table.of("noise", [*self.table.frame.to_dict("records"), *rows])
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -102,6 +113,41 @@ def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...])
         reason = f"all of this model computes in {ours}, and there is nothing higher"
         return Noise(Table.of("noise", []), ours, theirs, reason)
     return Noise(Table.of("noise", rows), ours, theirs)
+
+
+@torch.no_grad()
+def quantisation_rows(
+    runner: BlockRunner, batch: Batch, locations: tuple[str, ...], seed: int = 0
+) -> list[Row]:
+    """Return the rows of ``noise`` that say what storing the weights as float8 did; else none."""
+    if runner.model not in FLOAT8:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    given = moved = runner.embed(batch)
+    carried, rows = {name: Carried() for name in ("given", "moved")}, []
+    for layer in range(runner.sites.n_layers):
+        with runner.resident(layer):
+            call = runner.call(layer, batch)
+            twin = _Twin(runner, layer, call, given.dtype)
+            twin.state = {name: _stirred(w, runner, generator) for name, w in twin.state.items()}
+            _, forced = twin.run(given, locations, batch, dict(carried["given"]))
+            moved, free = twin.run(moved, locations, batch, carried["moved"])
+            given, states = runner.run(
+                layer, call, given, locations, read=batch.of_counted, carried=carried["given"]
+            )
+        for mode, other in (("free", free), ("forced", forced)):
+            labels = {"layer": layer, "mode": f"{mode}_quantised"}
+            rows += [{**labels, **row} for row in _rows(other, states)]
+    return rows
+
+
+def _stirred(weight: Tensor, runner: BlockRunner, generator: torch.Generator) -> Tensor:
+    """Move each float8 weight at random within the interval that was rounded to it."""
+    width = cells(weight, FLOAT8[runner.model]) if weight.ndim == 2 else None
+    if width is None:
+        return weight
+    shift = torch.rand(weight.shape, generator=generator).to(width) - 0.5
+    return weight + (shift * width).to(weight.dtype)
 
 
 class _Twin:

@@ -95,7 +95,7 @@ def load_model(
         )
     require_whole(found, str(source))
     if plain:
-        forget(model.to(parse_dtype("float32") if dtype == "auto" else dtype))
+        forget(model.to(parse_dtype("float32") if dtype == "auto" else dtype), config)
     for name, parameter in model.named_parameters():
         require_finite(name, parameter, str(source))
     return model.to(device).eval().requires_grad_(False)

@@ -2,10 +2,20 @@
 
 import inspect
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor, nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from toolkit.errors import InputError, one_line
+from toolkit.models.locations import causal_lm
+
+# Models whose weights were float8 with a scale for each block of a matrix, and the blocks' shapes.
+FLOAT8: "WeakKeyDictionary[nn.Module, tuple[int, int] | None]" = WeakKeyDictionary()
+LARGEST = 448.0  # of float8_e4m3fn, to which a block's largest weight is scaled
+BITS, LEAST_EXPONENT = 3, -6  # of its mantissa, and of its normal numbers
+ROUNDED = 2.0**-7  # transformers multiplies by the scale in bfloat16
 
 
 def plain_weights(config: Any, source: str) -> dict[str, Any]:
@@ -41,9 +51,38 @@ def quantisation(config: Any) -> str | None:
     return None
 
 
-def forget(model: Any) -> None:
-    """Take from a model whose weights are plain again what says that they are quantised."""
+def forget(model: Any, stored: Any) -> None:
+    """Take from a model whose weights are plain again what says that they are quantised.
+
+    `stored` is the configuration of the checkpoint. `FLOAT8` remembers its blocks.
+    """
+    if quantisation(stored) == "fp8":
+        parts = (stored, stored.get_text_config())
+        asked = next(p.quantization_config for p in parts if hasattr(p, "quantization_config"))
+        known = asked if isinstance(asked, dict) else vars(asked)
+        block = known.get("weight_block_size", (128, 128))
+        FLOAT8[causal_lm(model)] = tuple(block) if block else None
     for part in (model.config, model.config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
+
+
+def cells(weight: Tensor, block: tuple[int, int] | None) -> Tensor | None:
+    """Return the width of the interval that was rounded to each float8 weight, `[out, in]`.
+
+    `block` is the shape of what has one scale (None: the whole matrix). None for a matrix whose
+    weights are not on such a grid: it was not quantised.
+    """
+    rows, columns = block or tuple(weight.shape)
+    scale = torch.empty_like(weight, dtype=torch.float32)
+    for i in range(0, weight.shape[0], rows):
+        for j in range(0, weight.shape[1], columns):
+            part = (slice(i, i + rows), slice(j, j + columns))
+            scale[part] = weight[part].abs().max().float().clamp(min=1e-30) / LARGEST
+    scaled = weight.float() / scale
+    stored = scaled.to(torch.float8_e4m3fn).float()
+    if not torch.allclose(stored, scaled, rtol=ROUNDED, atol=2.0**LEAST_EXPONENT * ROUNDED):
+        return None
+    exponent = stored.abs().clamp(min=2.0**LEAST_EXPONENT).log2().floor()
+    return scale * torch.exp2(exponent - BITS)

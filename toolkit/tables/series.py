@@ -12,6 +12,7 @@ from toolkit.tables.drawing import (
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     add_band,
     draw_line,
     drawn_heights,
@@ -30,17 +31,28 @@ RANK_STYLE: dict[Any, dict[str, Any]] = {
 def add_noise_band(axes: Axes, noise: pd.DataFrame, column: str) -> None:
     """Draw a band from the least to the most noise of each layer, over locations and modes.
 
-    Noise far below everything drawn is said in words: a band would squeeze what is drawn.
+    What storing the base's weights as float8 did has a band of its own. Noise far below everything
+    drawn is said in words: a band would squeeze what is drawn.
     """
+    stored = noise["mode"].str.endswith("_quantised")
+    _one_band(axes, noise[~stored], column, "rounding noise", GREY, 0.03)
+    if stored.any():
+        _one_band(axes, noise[stored], column, "noise of float8 weights", PURPLE, 0.09)
+
+
+# many parameters: what is drawn, and how it looks
+def _one_band(
+    axes: Axes, noise: pd.DataFrame, column: str, name: str, color: str, height: float
+) -> None:
     low, high = (noise.groupby("layer")[column].agg(how) for how in ("min", "max"))
     most = float(high.max()) if len(high) else 0.0
     heights = drawn_heights(axes)
     lowest = float(heights[heights > 0].min(initial=np.inf))
     if most * FAR_BELOW < lowest:
-        words = f"rounding noise: at most {most:.1g}" if most else ""
-        axes.text(0.01, 0.03, words, color=GREY, transform=axes.transAxes, fontsize="small")
+        words = f"{name}: at most {most:.1g}" if most else ""
+        axes.text(0.01, height, words, color=color, transform=axes.transAxes, fontsize="small")
     elif most:
-        add_band(axes, low.index, low, high, GREY, label="rounding noise")
+        add_band(axes, low.index, low, high, color, label=name)
 
 
 def sorted_ranks(ranks: pd.Series) -> list[Any]:

@@ -31,9 +31,13 @@ def plot(frame: pd.DataFrame) -> Figure:
         "forced: this block": {"linestyle": "-"},
         "free: all so far": {"linestyle": ":", "fillstyle": "none"},
     }
+    names = ["forced", "free"]
+    if frame["mode"].eq("free_quantised").any():
+        modes["free: float8 weights"] = {"linestyle": "--", "fillstyle": "none"}
+        names.append("free_quantised")
     for axes, (column, (title, label)) in zip(panels, drawn.items(), strict=True):
         for location, rows in by_location(frame, "location"):
-            for mode, dashes in zip(("forced", "free"), modes.values(), strict=True):
+            for mode, dashes in zip(names, modes.values(), strict=True):
                 style = LOCATION_STYLE[location] | dashes | {"label": LOCATIONS[location]}
                 draw_line(axes, rows[rows["mode"] == mode], "layer", column, **style)
         axes.set_title(title)
@@ -48,11 +52,18 @@ def finding(frame: pd.DataFrame) -> str:
     if rows.empty:
         return "Not applicable: no noise can be measured (the check of the noise floor says why)."
     free, forced = (rows[rows["mode"] == mode].noise_relative for mode in ("free", "forced"))
+    stored = rows[rows["mode"] == "free_quantised"].noise_relative
+    of_storing = (
+        f" That the base's weights were stored as float8 moves it by {stored.min():.1e} to "
+        f"{stored.max():.1e}, all blocks taken together."
+        if len(stored)
+        else ""
+    )
     return (
         f"Rounding moves the base model's state after a block by {free.min():.1e} to "
         f"{free.max():.1e} of its size, all blocks so far taken together, and by "
         f"{forced.min():.1e} to {forced.max():.1e} within one block. A free or a forced delta of "
-        "that size says nothing."
+        f"that size says nothing.{of_storing}"
     )
 
 
@@ -68,7 +79,11 @@ SPEC = TableSpec(
     columns={
         "layer": "the block",
         "location": "where",
-        "mode": "free or forced",
+        "mode": (
+            "free or forced; for a base whose weights were float8 also `free_quantised` and "
+            "`forced_quantised`: what moving each of these weights at random within the interval "
+            "that was rounded to it does to the states"
+        ),
         "n_tokens": "counted tokens",
         "noise_rms": (
             "root mean square of ‖e‖, e = state in the run's precision − state in the higher one"

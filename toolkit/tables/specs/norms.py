@@ -60,7 +60,7 @@ def plot(frame: pd.DataFrame, noise: pd.DataFrame | None = None) -> Figure:
     size.set_title("Size of the states, and of what changed in them")
     log_scale(size)
     if noise is not None:
-        add_noise_band(size, noise[noise["mode"] == "free"], "noise_norm")
+        add_noise_band(size, noise[noise["mode"].str.startswith("free")], "noise_norm")
     finish(size, LAYER_LABEL, "mean L2 norm per token", 3, layers=True, modes=modes)
     return figure
 
