@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check matrix clean
+.PHONY: demo test quick check matrix clean
 
 demo: $(VENV)/.demo
 	$(BIN)/oracle demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What a change usually breaks, in a minute.
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # What CI runs beside the tests.
 check: $(VENV)/.dev

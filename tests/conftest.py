@@ -15,11 +15,27 @@ from transformers.utils import logging as transformers_logging
 
 from tests.support import tiny
 
+# Files that start processes or kernels, train, or make whole runs: `make quick` leaves them out.
+SLOW = {
+    "broken_input", "comparison", "deficient_mlp", "diagnose", "diagnose_reach",
+    "diagnose_recovery", "distilled", "docs", "error_growth", "estimate", "families", "figures",
+    "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods", "noise",
+    "notebooks", "offload", "once", "output", "page", "plot", "processes", "recommend", "shipped",
+    "shipped_runs", "steer", "trainer", "tuners", "workspace",
+}  # fmt: skip
+
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
 settings.register_profile("same every time", derandomize=True, database=None, deadline=None)
 settings.load_profile("same every time")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of `SLOW` files."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import toolkit
+from tests.conftest import SLOW
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
@@ -104,3 +105,9 @@ def test_long_parameter_lists_are_excused():
             ):
                 unexcused.append(f"{module_of(path)}.{node.name}")
     assert unexcused == []
+
+
+def test_slow_files_exist():
+    """A name that no file has would leave out nothing."""
+    names = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert names >= SLOW
