@@ -15,7 +15,6 @@ from toolkit.evaluation.reference import Reference
 from toolkit.fitting.closed_form import fit_adapters
 from toolkit.fitting.spec import FitSpec
 from toolkit.training.distillation import default_options, distil
-from toolkit.training.gauss_newton import sweep
 from toolkit.training.methods import Method
 
 PLACES = ("pre_mlp", "post_mlp", "post_block")
@@ -71,22 +70,6 @@ def test_distillation_from_nothing_reaches_what_the_construction_has(place):
         assert found.training.validation[0][1] > 20 * min(v for _, v in found.training.validation)
 
 
-def test_sweeps_from_nothing_reach_it_without_a_learning_rate():
-    with made("post_block") as pair:
-        corpus = pair.corpus(DOCUMENTS)
-        d = tiny.D_MODEL
-        zero = torch.zeros
-        nothing = {
-            layer: Linear(zero(d, 2).double(), zero(2, d).double(), zero(d).double())
-            for layer in range(tiny.N_LAYERS)
-        }
-        found = sweep(pair, corpus, Adapters("post_block", nothing, "identity"), 12)
-        left = [nats for _, nats in found.history]
-        assert left == sorted(left, reverse=True)  # each sweep gains, or it is not kept
-        assert share(pair, corpus, found.adapters) > 0.9
-        assert all(a.rank == 2 for a in found.adapters.by_layer.values())
-
-
 def test_distillation_that_gains_nothing_leaves_the_start():
     """At a rate that destroys everything the start is what comes back."""
     with made("post_block", dtype=torch.float32) as pair:
@@ -100,17 +83,3 @@ def test_distillation_that_gains_nothing_leaves_the_start():
         for layer, adapter in start.by_layer.items():
             for name, tensor in adapter.state_dict().items():
                 assert torch.equal(found.adapters.by_layer[layer].state_dict()[name], tensor)
-
-
-def test_an_interrupted_run_of_sweeps_goes_on(tmp_path):
-    with made("post_block") as pair:
-        corpus = pair.corpus(DOCUMENTS)
-        (start,) = fit_adapters(
-            pair, corpus, [FitSpec.linear("post_block", 1, "sequential")]
-        ).values()
-        whole = sweep(pair, corpus, start, 3)
-        sweep(pair, corpus, start, 1, folder=tmp_path)
-        again = sweep(pair, corpus, start, 3, folder=tmp_path)
-        assert len(again.history) >= 2
-        assert again.history[:2] == whole.history[:2]
-        assert again.history[-1][1] < whole.history[0][1]

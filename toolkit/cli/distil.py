@@ -41,9 +41,6 @@ def distil(
         Path | None, typer.Option(help="Adapters to go on from, such as fitted ones.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of Adam.")] = 300,
-    sweeps: Annotated[
-        int, typer.Option(help="Gauss-Newton sweeps from the fit, in place of Adam.")
-    ] = 0,
     rate: Annotated[
         float | None, typer.Option(help="Learning rate; by default one that suits the width.")
     ] = None,
@@ -70,8 +67,8 @@ def distil(
 
         if kind not in KINDS:
             raise InputError(f"--kind is {kind!r}: expected one of {', '.join(KINDS)}")
-        if min(steps, batch_size) < 1 or sweeps < 0 or (rate is not None and rate <= 0):
-            raise InputError("--steps, --batch-size and --rate must be above 0, --sweeps 0 or more")
+        if min(steps, batch_size) < 1 or (rate is not None and rate <= 0):
+            raise InputError("--steps, --batch-size and --rate must be above 0")
         own_folder(out, RECORD, "checkpoints")
         documents = read_documents(data)
         first = Adapters.from_pretrained(start) if start else None
@@ -81,7 +78,7 @@ def distil(
         pair = ModelPair.load(base, tuned, parse_dtype(dtype), device)
         corpus = pair.corpus(documents, max_length=max_length, seed=seed)
         about = {"base": base, "tuned": tuned, "data": str(data)}
-        asked = DistilRequest(method, first, steps, sweeps, rate, batch_size, micro_batch,
+        asked = DistilRequest(method, first, steps, rate, batch_size, micro_batch,
                               new_tokens, seed=seed, about=about)  # fmt: skip
         found = distil_adapters(pair, corpus, asked, out, not quiet)
         share = found["recovered"]

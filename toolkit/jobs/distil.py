@@ -1,4 +1,4 @@
-"""Adapters improved through the network, on disk: distilled, or by Gauss–Newton sweeps."""
+"""Adapters distilled through the network, on disk."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,16 +8,12 @@ from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import recovered
 from toolkit.documents.corpus import Corpus
-from toolkit.errors import InputError
 from toolkit.evaluation.reference import Reference
-from toolkit.fitting.closed_form import fit_adapters
-from toolkit.fitting.spec import FitSpec
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.output import own_folder
 from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
 from toolkit.training.distillation import continuations, default_options, distil, set_apart
-from toolkit.training.gauss_newton import sweep
 from toolkit.training.methods import Method
 
 RECORD = "distillation.json"
@@ -27,15 +23,13 @@ RECORD = "distillation.json"
 class DistilRequest:
     """Hold what is distilled and how.
 
-    start: adapters to go on from (None: the closed-form fit of sweeps, the identity otherwise).
-    rate: learning rate (None: one that suits the width). sweeps: Gauss–Newton sweeps in place of
-    `steps` of Adam. about: what the record also says.
+    start: adapters to go on from (None: the identity). rate: learning rate (None: one that suits
+    the width). about: what the record also says.
     """
 
     method: Method
     start: Adapters | None = None
     steps: int = 300
-    sweeps: int = 0
     rate: float | None = None
     batch_size: int = 8
     micro_batch: int | None = None
@@ -56,44 +50,22 @@ def distil_adapters(
     method, checkpoints = asked.method, out / "checkpoints"
     fit, _ = set_apart(corpus.fit)
     sampled = continuations(pair, fit, asked.new_tokens, asked.seed, show_progress)
-    if asked.sweeps:
-        start = asked.start or _closed_form(pair, corpus, method, show_progress)
-        swept = sweep(
-            pair, corpus, start, asked.sweeps, sampled=sampled, batch_size=asked.batch_size,
-            seed=asked.seed, folder=checkpoints, show_progress=show_progress,
-        )  # fmt: skip
-        adapters = swept.adapters
-        how: dict[str, Any] = {"sweeps": swept.history}
-    else:
-        options = default_options(
-            pair, asked.start is not None, asked.steps, asked.batch_size, asked.seed
-        )
-        options = replace(
-            options,
-            learning_rate=asked.rate or options.learning_rate,
-            micro_batch=asked.micro_batch,
-        )
-        done = distil(
-            pair, corpus, method, options, start=asked.start, sampled=sampled, folder=checkpoints,
-            show_progress=show_progress,
-        )  # fmt: skip
-        adapters = done.adapters
-        how = {"options": asdict(options), **asdict(done.training)}
+    options = default_options(
+        pair, asked.start is not None, asked.steps, asked.batch_size, asked.seed
+    )
+    options = replace(
+        options, learning_rate=asked.rate or options.learning_rate, micro_batch=asked.micro_batch
+    )
+    done = distil(
+        pair, corpus, method, options, start=asked.start, sampled=sampled, folder=checkpoints,
+        show_progress=show_progress,
+    )  # fmt: skip
+    adapters, how = done.adapters, {"options": asdict(options), **asdict(done.training)}
     record = {**(asked.about or {}), **how, **_judged(pair, corpus, adapters)}
     adapters.info.update(asked.about or {}, recovered=record["recovered"])
     adapters.save_pretrained(out)
     write_json({**record, "versions": versions()}, out / RECORD)
     return {**record, "parameters": adapters.parameters}
-
-
-def _closed_form(pair: ModelPair, corpus: Corpus, method: Method, shown: bool) -> Adapters:
-    if method.kind not in ("vector", "linear"):
-        raise InputError(f"sweeps fit vectors and linear adapters, not {method.kind}")
-    if method.kind == "vector":
-        spec = FitSpec.linear(method.location, 0, "forced")
-    else:
-        spec = FitSpec.linear(method.location, method.rank or 8, "sequential")
-    return fit_adapters(pair, corpus, [spec], show_progress=shown)[spec]
 
 
 def _judged(pair: ModelPair, corpus: Corpus, adapters: Adapters) -> dict[str, Any]:
