@@ -14,7 +14,7 @@ import torch
 
 from tests.support import tiny
 from toolkit.errors import InputError
-from toolkit.runtime.processes import ALONE, Processes
+from toolkit.runtime.processes import ALONE, Processes, Rota
 from toolkit.tables.store import read_tables
 
 QUICK = ("--new-tokens", "4", "--sample", "2", "--shared-sample", "8", "--batch-tokens", "128")
@@ -28,6 +28,31 @@ def test_shares_cost_alike_and_the_first_process_leads():
         assert parts[0][0] == 4
         loads = [sum(costs[i] for i in part) for part in parts]
         assert max(loads) - min(loads) <= max(costs)
+
+
+def test_a_dear_task_stands_alone_and_like_ones_take_turns():
+    two = Processes(0, 2)
+    assert two.owners([1, 5, 1, 1, 1, 1]) == [1, 0, 1, 1, 1, 1]
+    assert two.owners([1.0] * 5) == [0, 1, 0, 1, 0]
+
+
+class Recorded(Processes):
+    """The first of two processes, which is told what the other one found."""
+
+    def gathered(self, found):
+        self.ran.append(len(found))
+        return [found, [("theirs", 0.001)] * (4 - len(found))]
+
+
+def test_what_took_long_last_time_is_done_beside_the_rest():
+    """Four tasks, of which the first takes long: from the second round on it is alone."""
+    rank = Recorded(0, 2)
+    object.__setattr__(rank, "ran", [])
+    rota = Rota(rank)
+    tasks = [lambda: time.sleep(0.05), lambda: 1, lambda: 2, lambda: 3]
+    assert rota.spread(tasks) == [None, "theirs", 2, "theirs"]
+    assert rota.spread(tasks) == [None, "theirs", "theirs", "theirs"]
+    assert rank.ran == [2, 1]
 
 
 def test_alone_nothing_is_waited_for():

@@ -237,7 +237,7 @@ class _Diagnosis:
 
     def _compare(self, reference: Reference, candidates: list[Candidate]) -> Evaluation:
         """Put every candidate in place of fine-tuning."""
-        n_steps = n_comparisons(reference, len(candidates), self.processes)
+        n_steps = n_comparisons(self.pair, reference, candidates, forcings_of, self.processes)
         n_adapters = sum(candidate.adapters is not None for candidate in candidates)
         title = "putting fits in place of tuning"
         with progress(title, n_steps, self.show_progress) as advance:

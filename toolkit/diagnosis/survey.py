@@ -39,7 +39,7 @@ from toolkit.lockstep.driver import march_through
 from toolkit.lockstep.march import March, Mode
 from toolkit.models.edits import target_of
 from toolkit.models.pair import ModelPair
-from toolkit.runtime.processes import ALONE, Processes
+from toolkit.runtime.processes import ALONE, Processes, Rota
 from toolkit.statistics import SketchedSums
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ def survey(
     the same.
     """
 
-    looking = ExitStack()
+    looking, rota = ExitStack(), Rota(processes)
 
     def listen(layer: int) -> dict[str, Any]:
         samples = Samples(*plan.samples) if parts_reader else None
@@ -122,7 +122,7 @@ def survey(
                 parts = found["mlp"].parts
                 tasks.append(partial(places_task, parts, places, through, parallel, pair.dtype))
         result = BlockResult(layer)
-        for rows, adapters in processes.spread(tasks):
+        for rows, adapters in rota.spread(tasks):
             result.add(rows, adapters)
         if plan.weights:
             looking.close()

@@ -95,6 +95,7 @@ def evaluate(
     evaluation, start = Evaluation(), 0
     of = forcings if callable(forcings) else lambda _: forcings
     everyone = [*ALWAYS, *candidates]
+    costs = _costs(everyone, pair.n_layers, of)
     for batch in reference.batches:
         comparison = _Comparison(pair, batch, of)
 
@@ -114,7 +115,7 @@ def evaluate(
             return kept[name]
 
         tasks = [partial(outcome, i, candidate) for i, candidate in enumerate(everyone)]
-        for candidate, found in zip(everyone, processes.spread(tasks), strict=True):
+        for candidate, found in zip(everyone, processes.spread(tasks, costs), strict=True):
             evaluation.add(candidate, found)
             if candidate in ALWAYS:
                 batch.outcomes[candidate] = found
@@ -137,10 +138,34 @@ def reference_of(
     return Reference(pair.tuned, pair.tokenizer, prompts, n_new, batch_size)
 
 
-def n_comparisons(reference: Reference, n_candidates: int, processes: Processes) -> int:
+def n_comparisons(
+    pair: ModelPair,
+    reference: Reference,
+    candidates: Sequence[Candidate],
+    forcings: ForcingsOf,
+    processes: Processes,
+) -> int:
     """Count how often `evaluate` advances in this process."""
-    a_batch = len(range(processes.rank, n_candidates + len(ALWAYS), processes.size))
-    return len(reference.batches) * a_batch
+    costs = _costs([*ALWAYS, *candidates], pair.n_layers, forcings)
+    return len(reference.batches) * processes.owners(costs).count(processes.rank)
+
+
+def _costs(
+    everyone: Sequence[Candidate | None], n_layers: int, forcings: ForcingsOf
+) -> list[float]:
+    """Return about what each candidate costs, in readings of the prompts.
+
+    Generating token by token costs as much again; steering one block begins there.
+    """
+
+    def cost(candidate: Candidate | None) -> float:
+        if candidate is None or candidate == ORACLE:
+            return 1.0
+        if candidate.layers != "all":
+            return 1 - candidate.layers / n_layers
+        return 2.0 if "own" in forcings(candidate) else 1.0
+
+    return [cost(candidate) for candidate in everyone]
 
 
 class _Comparison:

@@ -7,10 +7,12 @@ first process alone writes files and shows progress.
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -38,17 +40,25 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
+    def owners(self, costs: Sequence[float], lead: int | None = None) -> list[int]:
+        """Return which process each of `costs` falls to, so that all cost alike.
+
+        The dearest are shared out first, each to the process with the least; index `lead` is the
+        first process's.
+        """
+        load, owner = [0.0] * self.size, [0] * len(costs)
+        for index in sorted(range(len(costs)), key=lambda i: (i != lead, -costs[i])):
+            owner[index] = 0 if index == lead else min(range(self.size), key=load.__getitem__)
+            load[owner[index]] += costs[index]
+        return owner
+
     def shares(self, costs: Sequence[int], lead: int = 0) -> list[int]:
-        """The indices of this process's part of `costs`, shared out so that parts cost alike.
+        """Return the indices of this process's part of `costs`, shared out so that all cost alike.
 
         Index `lead` comes first, in the first process; the others follow in their order.
         """
-        load, owner = [0] * self.size, [0] * len(costs)
-        order = sorted(range(len(costs)), key=lambda i: (i != lead, -costs[i]))
-        for index in order:
-            owner[index] = 0 if index == lead else min(range(self.size), key=load.__getitem__)
-            load[owner[index]] += costs[index]
-        mine = [index for index, rank in enumerate(owner) if rank == self.rank]
+        owners = self.owners(costs, lead)
+        mine = [index for index, rank in enumerate(owners) if rank == self.rank]
         return sorted(mine, key=lambda index: index != lead)
 
     def add(self, *totals: Tensor) -> None:
@@ -83,11 +93,16 @@ class Processes:
             raise box[0]
         return box[0]
 
-    def spread(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Return the results of all `tasks`, each computed by one process."""
-        own = [tasks[i]() for i in range(self.rank, len(tasks), self.size)]
+    def spread(
+        self, tasks: Sequence[Callable[[], T]], costs: Sequence[float] | None = None
+    ) -> list[T]:
+        """Return the results of all `tasks`, each computed by one process; they cost alike if not
+        told.
+        """
+        owners = self.owners(costs or [1.0] * len(tasks))
+        own = [task() for task, rank in zip(tasks, owners, strict=True) if rank == self.rank]
         parts = [iter(part) for part in self.gathered(own)]
-        return [next(parts[i % self.size]) for i in range(len(tasks))]
+        return [next(parts[rank]) for rank in owners]
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -95,6 +110,26 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+class Rota:
+    """Spread like tasks over processes again and again, by the seconds that each took last time."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._seconds: list[float] = []
+
+    def spread(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """Return the results of all `tasks`, each computed by one process."""
+        known = self._seconds if len(self._seconds) == len(tasks) else None
+        found = self.processes.spread([partial(_timed, task) for task in tasks], known)
+        self._seconds = [seconds for _, seconds in found]
+        return [result for result, _ in found]
+
+
+def _timed(task: Callable[[], T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    return task(), time.perf_counter() - started
 
 
 @contextmanager
