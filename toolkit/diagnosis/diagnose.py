@@ -153,9 +153,13 @@ class _Diagnosis:
         )
 
     def _begins(self) -> bool:
-        """Tell whether somebody looks on, and nothing has been marched through yet."""
+        """Tell whether somebody looks on, and a look is quick and new.
+
+        Weights that come from disk would be read several times for it.
+        """
         kept = self.workspace.march if self.workspace else None
-        return self.show_progress and self.processes.size == 1 and not (kept and kept.started)
+        quick = self.processes.size == 1 and self.pair.base_runner.offload is None
+        return self.show_progress and quick and not (kept and kept.started)
 
     def _march(self) -> tuple[list[BlockResult], list[FitSpec]]:
         """March through all blocks; what each gave, and the specs that were fitted."""
