@@ -15,12 +15,12 @@ from transformers.utils import logging as transformers_logging
 
 from tests.support import tiny
 
-# Files that start processes or kernels, train, or make whole runs: `make quick` leaves them out.
+# Files that start processes or kernels, train, or make many runs: `make quick` leaves them out.
 SLOW = {
     "broken_input", "comparison", "deficient_mlp", "diagnose", "diagnose_reach",
     "diagnose_recovery", "distilled", "docs", "error_growth", "estimate", "families", "figures",
-    "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods", "noise",
-    "notebooks", "offload", "once", "output", "page", "plot", "processes", "recommend", "shipped",
+    "first_look", "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods", "noise",
+    "notebooks", "offload", "once", "output", "page", "plot", "processes", "quantised", "recommend", "shipped",
     "shipped_runs", "steer", "trainer", "tuners", "workspace",
 }  # fmt: skip
 

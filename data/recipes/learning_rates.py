@@ -39,7 +39,7 @@ WIDTHS = (160, 512, 1024, 2048, 4096)
 FACTORS = (1 / 9, 1 / 3, 1, 3, 9)  # of the default rate
 N_WORDS, LENGTH, N_DOCUMENTS = 256, 33, 200
 STEPS, BATCH = 50, 8
-CHANGE = 0.5  # of a down projection, in the operator norm
+CHANGE = 0.5  # over the root of 2, of a down projection in the Frobenius norm
 METHOD = Method("post-block linear r=8", "linear", "post_block", 8)
 
 

@@ -53,9 +53,11 @@ def watched(peaks):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    yield
-    done.set()
-    watcher.join()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
     peaks.append(peak[0])
 
 

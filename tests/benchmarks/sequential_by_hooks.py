@@ -97,7 +97,7 @@ def measured(work):
         while not done.wait(0.02):
             peak[0] = max(peak[0], process.memory_info().rss - before)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     started = time.perf_counter()
     found = work()

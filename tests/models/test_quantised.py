@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.support import tiny
 from toolkit import ModelPair, Options, diagnose
 from toolkit.diagnosis.noise import quantisation_rows, some_of
+from toolkit.models.loading import load_model
 from toolkit.models.quantised import FLOAT8, cells
 
 FLOAT8_CONFIG = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -51,7 +52,35 @@ def test_cells_hold_what_was_rounded(block):
 
 
 def test_other_weights_are_on_no_grid():
-    assert cells(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), None) is None
+    plain = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert cells(plain, None) is None
+    plain[0, 0] = 1e6
+    assert cells(plain, None) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [2.0**-9, 1.1 / 448 * 0.02, 0.00037])
+def test_any_scale_is_found(dtype, scale):
+    """Powers of two, a scale with room above the largest weight, any other; in every precision."""
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.005 * torch.randn(256, 192, generator=generator)
+    stored = (weight / scale).to(torch.float8_e4m3fn).float() * scale
+    width = cells(stored.to(dtype), (128, 128))
+    error = ((stored - weight) / width.float()).abs()
+    assert float((error <= 0.55).float().mean()) > 0.98  # but those below the least normal number
+    assert float(error[error <= 0.55].square().mean()) == pytest.approx(1 / 12, rel=0.15)
+    experts = cells(torch.stack([stored, stored]).to(dtype), (128, 128))
+    assert torch.equal(experts[1], width)
+
+
+def test_two_matrices_that_were_joined_have_a_scale_each():
+    generator = torch.Generator().manual_seed(0)
+    halves = []
+    for scale in (0.001, 0.00037):
+        weight = torch.randn(32, 48, generator=generator)
+        halves.append((weight / scale / 20).to(torch.float8_e4m3fn).float() * scale)
+    width = cells(torch.cat(halves), None)
+    assert torch.equal(width, torch.cat([cells(half, None) for half in halves]))
 
 
 @pytest.fixture
@@ -70,7 +99,8 @@ def test_the_noise_is_as_large_as_what_storing_the_weights_really_did(folders):
     assert FLOAT8[pair.base_runner.model] == (128, 128)
     corpus = pair.corpus(tiny.make_documents(24))
     batch = corpus.together(some_of(corpus.encoded, "all"))
-    rows = quantisation_rows(pair.base_runner, batch, ("post_mlp", "post_block"))
+    rows, share = quantisation_rows(pair.base_runner, batch, ("post_mlp", "post_block"))
+    assert share == 1
     assert len(rows) == 2 * 2 * tiny.N_LAYERS
     spectrum = diagnose(pair, tiny.make_documents(24), OPTIONS, show_progress=False).spectrum.frame
     for row in rows:
@@ -96,6 +126,27 @@ def test_a_run_says_whether_its_deltas_stand_above_it(folders):
     ]  # fmt: skip
     assert "noise of float8 weights" in drawn
     run.tables["noise"].plot()
+
+
+def test_a_fine_tune_of_the_same_float8_weights_is_not_touched(folders):
+    """Some matrix is as it was: that noise is in both models."""
+    base = load_model(folders / "base", torch.float32)
+    base.model.layers[0].mlp.down_proj.weight.data += 0.1
+    base.save_pretrained(folders / "began")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folders / "began" / name).write_bytes((folders / "base" / name).read_bytes())
+    pair = ModelPair.load(folders / "base", folders / "began")
+    run = diagnose(pair, tiny.make_documents(24), OPTIONS, show_progress=False)
+    assert not [c for c in run.checks if c.name == "quantisation of the base"]
+
+
+def test_weights_on_no_grid_are_said(folders):
+    pair = ModelPair.load(folders / "original", folders / "tuned")
+    FLOAT8[pair.base_runner.model] = (128, 128)
+    run = diagnose(pair, tiny.make_documents(24), OPTIONS, show_progress=False)
+    (found,) = [c for c in run.checks if c.name == "quantisation of the base"]
+    assert found.status == "not applicable"
+    assert "no grid" in found.detail
 
 
 def test_plain_models_have_none(tmp_path):

@@ -179,8 +179,8 @@ def _cgls(
     """Factor and bias that bring about most on the fit tokens, stopped by the validation ones.
 
     Of all iterates the one with the least validation error is returned, with what it leaves of what
-    is wanted on both sides. Two worse ones in a row end it; where none of `iterations` is better
-    than `start`, it goes on until one is. `remaining` is what `start` leaves, where that is known.
+    is wanted on both sides. Two worse ones in a row end it; a single iteration that is worse than
+    `start` is followed by another. `remaining` is what `start` leaves, where that is known.
     """
 
     def effect(problem: Problem, z: Tensor, parameters: Parameters) -> Tensor:

@@ -1,6 +1,7 @@
 """Whether a run's numbers mean anything: noise, enough tokens, blocks that nothing changed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from toolkit.analysis.divergence import FLOOR_NATS, Divergences
+from toolkit.diagnosis.noise import QUANTISED
 from toolkit.models.pair import ModelPair
 from toolkit.models.runner import BlockRunner
 from toolkit.runtime.check import Check, check
@@ -58,9 +60,6 @@ def check_tokens(n_fit: int, d_model: int) -> Check:
     )
 
 
-QUANTISED = "_quantised"  # the end of the modes of noise that storing weights as float8 made
-
-
 def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -> Check:
     """Check that every delta that is not zero stands above the noise of the precision.
 
@@ -72,14 +71,26 @@ def check_noise(spectrum: pd.DataFrame, noise: pd.DataFrame, reason: str = "") -
     return _above(title, "rounding noise of the base model", spectrum, noise)
 
 
-def check_quantisation(spectrum: pd.DataFrame, noise: pd.DataFrame) -> list[Check]:
-    """Check the same for what storing the base's weights as float8 did; nothing where none was."""
+def check_quantisation(
+    spectrum: pd.DataFrame, noise: pd.DataFrame, share: float | None
+) -> list[Check]:
+    """Check the same for what storing the base's weights as float8 did.
+
+    `share` is that of the blocks' matrices whose grid was found (None: it was not looked for, and
+    there is nothing to check).
+    """
+    title = "quantisation of the base"
+    if share is None:
+        return []
     rows = noise[noise["mode"].str.endswith(QUANTISED)]
     if rows.empty:
-        return []
+        reason = "the base was float8, and its weights are on no grid that is known: how large its "
+        return [Check(title, "not applicable", f"{reason}noise is was not measured")]
     rows = rows.assign(mode=rows["mode"].str.removesuffix(QUANTISED))
     noisy = "noise of the base model's float8 weights"
-    return [_above("quantisation of the base", noisy, spectrum, rows)]
+    found = _above(title, noisy, spectrum, rows)
+    more = f"; {share:.0%} of the blocks' matrices were found to be float8"
+    return [replace(found, detail=found.detail + more)]
 
 
 def _above(title: str, what: str, spectrum: pd.DataFrame, noise: pd.DataFrame) -> Check:

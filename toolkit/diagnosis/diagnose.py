@@ -23,7 +23,7 @@ from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.first_look import first_look
 from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
-from toolkit.diagnosis.noise import Noise, measure_noise, quantisation_rows, some_of
+from toolkit.diagnosis.noise import Noise, began_alike, measure_noise, quantisation_rows, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.summary import N_SAMPLES, describe_choice, make_tables, samples
@@ -45,6 +45,7 @@ from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.driver import shared_out
 from toolkit.lockstep.march import March
 from toolkit.models.pair import ModelPair
+from toolkit.models.quantised import FLOAT8
 from toolkit.models.verify import prove_on_documents
 from toolkit.runtime.check import Check
 from toolkit.runtime.heap import release_freed
@@ -99,11 +100,12 @@ class _Diagnosis:
         with stages.stage("noise"):
             few = self.corpus.together(some_of(self.corpus.encoded, options.positions))
             noise = measure_noise(pair.base_runner, few, pair.branches)
-            if not pair.one_set_of_weights:
-                noise.add(quantisation_rows(pair.base_runner, few, pair.branches))
+            base, tuned = pair.base_runner, pair.tuned_runner
+            if base.model in FLOAT8 and not began_alike(base, tuned):
+                noise.add(*quantisation_rows(base, few, pair.branches))
             about_data = [left_out.check(few) for left_out in pair.left_out]
             two = self._shortest_and_longest()
-            for name, runner in (("base", pair.base_runner), ("tuned", pair.tuned_runner)):
+            for name, runner in (("base", base), ("tuned", tuned)):
                 about_data.append(prove_on_documents(name, runner, two))
         asked = self.corpus.asked(options.max_prompts)
         prompts = [document.prompt_ids for document in asked]
@@ -290,7 +292,7 @@ class _Diagnosis:
         return [
             check_tokens(n_fit, d_model),
             check_noise(frame, noise.table.frame, noise.reason),
-            *check_quantisation(frame, noise.table.frame),
+            *check_quantisation(frame, noise.table.frame, noise.share),
             check_oracle(
                 evaluation.divergences[ORACLE, "tuned"],
                 evaluation.divergences[NONE, "tuned"],

@@ -18,8 +18,8 @@ delta is exactly zero. At three times the noise (`validity.ABOVE_NOISE`) roundin
 
 A base whose weights were float8 has another noise: what storing them so did. It is measured by
 moving each of these weights at random within the interval that was rounded to it; the table's modes
-are then ``free_quantised`` and ``forced_quantised``. A fine-tune that is an adapter on the same
-quantised weights is not touched by it.
+are then ``free_quantised`` and ``forced_quantised``. A fine-tune that began from the same quantised
+weights (an adapter on them, or one that left some matrix as it was) is not touched by it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,20 +43,27 @@ from toolkit.models.runner import BlockRunner, States
 from toolkit.tables.table import Table
 
 Row = dict[str, Any]
+QUANTISED = "_quantised"  # the end of the modes of what storing weights as float8 did
 DOCUMENTS = 4  # that are looked at: rounding needs few tokens
 
 
 @dataclass
 class Noise:
-    """The table ``noise`` and the two precisions; `reason` says why the table is empty."""
+    """The table ``noise`` and the two precisions.
+
+    `reason` says why rounding was not measured. `share` is that of the blocks' matrices which were
+    float8 on a grid that was found (None: this was not looked for).
+    """
 
     table: Table
     precision: str
     reference: str
     reason: str = ""
+    share: float | None = None
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Add rows of other modes to the table."""
+    def add(self, rows: Sequence[Row], share: float) -> None:
+        """Add what storing the weights did; `share` of the blocks' matrices had a known grid."""
+        self.share = share
         if rows:
             self.table = Table.of("noise", [*self.table.frame.to_dict("records"), *rows])
 
@@ -65,9 +72,10 @@ class Noise:
         """For ``run.json``: the largest noise of each mode, relative to the state."""
         frame = self.table.frame
         largest = frame.groupby("mode").noise_relative.max().to_dict()
-        return {"precision": self.precision, "reference": self.reference} | (
-            {"not_applicable": self.reason} if self.reason else {"largest_relative": largest}
-        )
+        about = {"precision": self.precision, "reference": self.reference}
+        if self.reason:
+            about["not_applicable"] = self.reason
+        return about | ({"largest_relative": largest} if largest else {})
 
 
 def some_of(documents: Sequence[Encoded], positions: Positions) -> list[Encoded]:
@@ -115,35 +123,58 @@ def measure_noise(runner: BlockRunner, batch: Batch, locations: tuple[str, ...])
     return Noise(Table.of("noise", rows), ours, theirs)
 
 
+def began_alike(base: BlockRunner, tuned: BlockRunner) -> bool:
+    """Tell whether some float8 matrix of the base is the tuned model's, to the last bit."""
+    block = FLOAT8[base.model]
+    for ours, theirs in zip(base.sites.blocks, tuned.sites.blocks, strict=True):
+        other = {n.replace(".base_layer.", "."): w for n, w in theirs.named_parameters()}
+        for name, weight in ours.named_parameters():
+            same = other.get(name.replace(".base_layer.", "."))
+            like = weight.ndim in (2, 3) and same is not None and torch.equal(weight, same)
+            if like and cells(weight, block) is not None:
+                return True
+    return False
+
+
 @torch.no_grad()
 def quantisation_rows(
     runner: BlockRunner, batch: Batch, locations: tuple[str, ...], seed: int = 0
-) -> list[Row]:
-    """Return the rows of ``noise`` that say what storing the weights as float8 did; else none."""
+) -> tuple[list[Row], float]:
+    """Return the rows of ``noise`` that say what storing weights as float8 did, and their share.
+
+    The share is that of the blocks' matrices whose grid was found, by their entries; without any
+    there are no rows.
+    """
     if runner.model not in FLOAT8:
-        return []
+        return [], 0.0
     generator = torch.Generator().manual_seed(seed)
     given = moved = runner.embed(batch)
     carried, rows = {name: Carried() for name in ("given", "moved")}, []
+    n_stirred = n_entries = 0
     for layer in range(runner.sites.n_layers):
         with runner.resident(layer):
             call = runner.call(layer, batch)
             twin = _Twin(runner, layer, call, given.dtype)
-            twin.state = {name: _stirred(w, runner, generator) for name, w in twin.state.items()}
+            for name, weight in twin.state.items():
+                if weight.ndim in (2, 3):
+                    twin.state[name] = stirred = _stirred(weight, runner, generator)
+                    n_stirred += weight.numel() * (stirred is not weight)
+                    n_entries += weight.numel()
             _, forced = twin.run(given, locations, batch, dict(carried["given"]))
             moved, free = twin.run(moved, locations, batch, carried["moved"])
             given, states = runner.run(
                 layer, call, given, locations, read=batch.of_counted, carried=carried["given"]
             )
         for mode, other in (("free", free), ("forced", forced)):
-            labels = {"layer": layer, "mode": f"{mode}_quantised"}
+            labels = {"layer": layer, "mode": f"{mode}{QUANTISED}"}
             rows += [{**labels, **row} for row in _rows(other, states)]
-    return rows
+    share = n_stirred / max(n_entries, 1)
+    return (rows if n_stirred else []), share
 
 
 def _stirred(weight: Tensor, runner: BlockRunner, generator: torch.Generator) -> Tensor:
     """Move each float8 weight at random within the interval that was rounded to it."""
-    width = cells(weight, FLOAT8[runner.model]) if weight.ndim == 2 else None
+    width = cells(weight, FLOAT8[runner.model])
     if width is None:
         return weight
     shift = torch.rand(weight.shape, generator=generator).to(width) - 0.5

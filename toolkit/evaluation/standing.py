@@ -15,7 +15,8 @@ class Standing:
     """Says which candidate is the best so far.
 
     Candidates are told by `seen` as they come, one batch of prompts after the other: in the first
-    batch a better one is said at once, after later ones the best of all is said.
+    batch a better one is said at once, after later ones the best of all is said. With several
+    processes the first one says what is better among its own candidates, in the first batch.
     """
 
     def __init__(self, say: Callable[[str], None], n_candidates: int) -> None:

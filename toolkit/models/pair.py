@@ -96,13 +96,6 @@ class ModelPair:
         pair.left_out = left_out
         return pair
 
-    @property
-    def one_set_of_weights(self) -> bool:
-        """Tell whether the tuned model is an adapter on the base's own tensors."""
-        blocks = self.base_runner.sites.blocks
-        ours = {id(parameter) for block in blocks for parameter in block.parameters()}
-        return any(id(parameter) in ours for parameter in self.tuned.parameters())
-
     @classmethod
     def from_models(
         cls,

@@ -51,20 +51,23 @@ def finding(frame: pd.DataFrame) -> str:
     rows = frame[frame.location == "post_block"].dropna(subset=["noise_relative"])
     if rows.empty:
         return "Not applicable: no noise can be measured (the check of the noise floor says why)."
-    free, forced = (rows[rows["mode"] == mode].noise_relative for mode in ("free", "forced"))
-    stored = rows[rows["mode"] == "free_quantised"].noise_relative
-    of_storing = (
-        f" That the base's weights were stored as float8 moves it by {stored.min():.1e} to "
-        f"{stored.max():.1e}, all blocks taken together."
-        if len(stored)
-        else ""
-    )
-    return (
-        f"Rounding moves the base model's state after a block by {free.min():.1e} to "
-        f"{free.max():.1e} of its size, all blocks so far taken together, and by "
-        f"{forced.min():.1e} to {forced.max():.1e} within one block. A free or a forced delta of "
-        f"that size says nothing.{of_storing}"
-    )
+    by_mode = {mode: found.noise_relative for mode, found in rows.groupby("mode")}
+    said = []
+    if "free" in by_mode:
+        free, forced = by_mode["free"], by_mode["forced"]
+        said.append(
+            f"Rounding moves the base model's state after a block by {free.min():.1e} to "
+            f"{free.max():.1e} of its size, all blocks so far taken together, and by "
+            f"{forced.min():.1e} to {forced.max():.1e} within one block. A free or a forced delta "
+            "of that size says nothing."
+        )
+    if "free_quantised" in by_mode:
+        stored = by_mode["free_quantised"]
+        said.append(
+            f"That the base's weights were stored as float8 moves it by {stored.min():.1e} to "
+            f"{stored.max():.1e}, all blocks taken together."
+        )
+    return " ".join(said)
 
 
 SPEC = TableSpec(
