@@ -19,9 +19,9 @@ from tests.support import tiny
 SLOW = {
     "broken_input", "comparison", "deficient_mlp", "diagnose", "diagnose_reach",
     "diagnose_recovery", "distilled", "docs", "error_growth", "estimate", "families", "figures",
-    "first_look", "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods", "noise",
-    "notebooks", "offload", "once", "output", "page", "plot", "processes", "quantised", "recommend", "shipped",
-    "shipped_runs", "steer", "trainer", "tuners", "workspace",
+    "first_look", "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods",
+    "noise", "notebooks", "offload", "once", "output", "page", "plot", "processes", "quantised",
+    "recommend", "shipped", "shipped_runs", "steer", "trainer", "tuners", "workspace",
 }  # fmt: skip
 
 transformers_logging.set_verbosity_error()
