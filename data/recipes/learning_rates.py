@@ -44,7 +44,7 @@ METHOD = Method("post-block linear r=8", "linear", "post_block", 8)
 
 
 def random_model(d: int, seed: int) -> nn.Module:
-    """A Llama of two blocks whose states keep their scale from matrix to matrix."""
+    """Make a Llama of two blocks whose states keep their scale from matrix to matrix."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=N_WORDS, hidden_size=d, intermediate_size=2 * d, num_hidden_layers=2,
@@ -67,7 +67,7 @@ def tuned_of(base: nn.Module, d: int, seed: int) -> nn.Module:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Words w0 to w253, and an end."""
+    """Make a tokenizer of the words w0 to w253 and an end."""
     words = {"</s>": 0, "<pad>": 1} | {f"w{i}": i + 2 for i in range(N_WORDS - 2)}
     made = Tokenizer(models.WordLevel(words, unk_token="</s>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -75,7 +75,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def documents(seed: int) -> list[str]:
-    """Random words."""
+    """Draw documents of random words."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(N_WORDS - 2, (N_DOCUMENTS, LENGTH), generator=generator)
     return [" ".join(f"w{i}" for i in row) for row in ids.tolist()]
@@ -83,14 +83,14 @@ def documents(seed: int) -> list[str]:
 
 @torch.no_grad()
 def kl(pair: ModelPair, corpus: Corpus) -> float:
-    """KL(tuned ‖ base) in nats a token on held-out documents."""
+    """Measure KL(tuned ‖ base) in nats a token on held-out documents."""
     rows = rows_of([d for d in corpus.encoded if d.held_out])
     batch = collate(rows, corpus.pad_id)
     return float(divergences(pair.tuned, pair.base, batch)[0].mean())
 
 
 def rows_at(d: int, factors: list[float], seed: int, step_on: Any) -> list[dict[str, Any]]:
-    """What every rate reaches at one width."""
+    """Distil at every rate at width `d`, and return a row for each."""
     base = random_model(d, seed)
     pair = ModelPair.from_models(base, tuned_of(base, d, seed), tokenizer())
     corpus = pair.corpus(documents(seed))

@@ -10,14 +10,12 @@ the most that a step takes beyond what stands before the first.
 
 import argparse
 import statistics
-import threading
 import time
-from contextlib import contextmanager
 
-import psutil
 import torch
 from peft import LoraConfig, get_peft_model
 from record import write
+from watch import watched
 
 from toolkit import ModelPair
 from toolkit.documents.documents import read_documents
@@ -39,26 +37,6 @@ def steps_of(parameters, loss_of, batches):
         optimiser.step()
         optimiser.zero_grad()
     return time.perf_counter() - started
-
-
-@contextmanager
-def watched(peaks):
-    """Append the most memory that is taken inside, beyond what there was."""
-    process, done, peak = psutil.Process(), threading.Event(), [0]
-    before = process.memory_info().rss
-
-    def watch():
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], process.memory_info().rss - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-    peaks.append(peak[0])
 
 
 def main() -> None:

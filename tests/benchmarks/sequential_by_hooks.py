@@ -10,14 +10,13 @@ the inputs; `difference` is the largest of any block's map from the march's, rel
 """
 
 import argparse
-import threading
 import time
 from contextlib import ExitStack, suppress
 
 import numpy as np
-import psutil
 import torch
 from record import write
+from watch import watched
 
 from toolkit import FitSpec, ModelPair, fit_adapters
 from toolkit.analysis.linear_fit import RELATIVE_RIDGE
@@ -43,7 +42,7 @@ def reduced_rank(x, t, rank):
 
 
 def states(model, blocks, batches, layers, edits, stop=None):
-    """What leaves the blocks `layers` on all counted tokens, with `edits` of blocks in place."""
+    """Return what leaves each of the blocks `layers` on counted tokens, `[n, d]`, under `edits`."""
     found = {layer: [] for layer in layers}
     for batch in batches:
         with ExitStack() as stack:
@@ -68,7 +67,7 @@ def states(model, blocks, batches, layers, edits, stop=None):
 
 
 def by_hooks(pair, batches, rank, stops):
-    """Every block's map, a pass of the steered base model for each."""
+    """Fit every block's map `[d, d]`, with a pass of the steered base model for each."""
     layers = range(pair.n_layers)
     tuned = states(pair.tuned, pair.tuned_runner.sites.blocks, batches, layers, {})
     maps, edits = {}, {}
@@ -82,29 +81,19 @@ def by_hooks(pair, batches, rank, stops):
 
 
 def by_march(pair, corpus, rank):
-    """Every block's map, from one march."""
+    """Fit every block's map `[d, d]` in one march."""
     spec = FitSpec.linear("post_block", rank, "sequential")
     found = fit_adapters(pair, corpus, [spec])[spec].by_layer
     return {layer: (a.up @ a.down).double().numpy() for layer, a in found.items()}
 
 
 def measured(work):
-    """What `work` returns, its seconds, and the most memory that it took beyond what there was."""
-    process, peak, done = psutil.Process(), [0], threading.Event()
-    before = process.memory_info().rss
-
-    def watch():
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], process.memory_info().rss - before)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    """Call `work`, and return its result, its seconds and the most bytes that it took."""
+    peaks = []
     started = time.perf_counter()
-    found = work()
-    seconds = time.perf_counter() - started
-    done.set()
-    watcher.join()
-    return found, seconds, peak[0]
+    with watched(peaks):
+        found = work()
+    return found, time.perf_counter() - started, peaks[0]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What is said while a comparison runs: the best so far, of those that read as many prompts."""
+"""Checks what a comparison says while it runs: the best so far, on as many prompts."""
 
 import torch
 

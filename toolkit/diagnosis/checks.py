@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from toolkit.analysis.divergence import FLOOR_NATS, Divergences
-from toolkit.diagnosis.noise import QUANTISED
 from toolkit.models.pair import ModelPair
 from toolkit.models.runner import BlockRunner
 from toolkit.runtime.check import Check, check
+from toolkit.tables.words import QUANTISED
 
 TOKENS_PER_DIMENSION = 10
 ABOVE_NOISE = (

@@ -102,7 +102,7 @@ class _Diagnosis:
             noise = measure_noise(pair.base_runner, few, pair.branches)
             base, tuned = pair.base_runner, pair.tuned_runner
             if base.model in FLOAT8 and not began_alike(base, tuned):
-                noise.add(*quantisation_rows(base, few, pair.branches))
+                noise = noise.joined(*quantisation_rows(base, few, pair.branches))
             about_data = [left_out.check(few) for left_out in pair.left_out]
             two = self._shortest_and_longest()
             for name, runner in (("base", base), ("tuned", tuned)):

@@ -24,7 +24,7 @@ weights (an adapter on them, or one that left some matrix as it was) is not touc
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,13 +41,13 @@ from toolkit.models.loading import dtype_name
 from toolkit.models.quantised import FLOAT8, cells
 from toolkit.models.runner import BlockRunner, States
 from toolkit.tables.table import Table
+from toolkit.tables.words import QUANTISED
 
 Row = dict[str, Any]
-QUANTISED = "_quantised"  # the end of the modes of what storing weights as float8 did
 DOCUMENTS = 4  # that are looked at: rounding needs few tokens
 
 
-@dataclass
+@dataclass(frozen=True)
 class Noise:
     """The table ``noise`` and the two precisions.
 
@@ -61,11 +61,10 @@ class Noise:
     reason: str = ""
     share: float | None = None
 
-    def add(self, rows: Sequence[Row], share: float) -> None:
+    def joined(self, rows: Sequence[Row], share: float) -> "Noise":
         """Add what storing the weights did; `share` of the blocks' matrices had a known grid."""
-        self.share = share
-        if rows:
-            self.table = Table.of("noise", [*self.table.frame.to_dict("records"), *rows])
+        table = Table.of("noise", [*self.table.frame.to_dict("records"), *rows])
+        return replace(self, table=table if rows else self.table, share=share)
 
     @property
     def summary(self) -> dict[str, Any]:

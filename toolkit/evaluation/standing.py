@@ -1,10 +1,10 @@
-"""What a comparison has found so far, said while it runs."""
+"""Says what a comparison has found so far, while it runs."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from toolkit.analysis.divergence import Divergences, recovered
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.tables.words import candidate_name
 
@@ -21,8 +21,7 @@ class Standing:
 
     def __init__(self, say: Callable[[str], None], n_candidates: int) -> None:
         self.say, self.n_candidates = say, n_candidates
-        self._nats: dict[Candidate, float] = defaultdict(float)
-        self._prompts: dict[Candidate, int] = defaultdict(int)
+        self._found: dict[Candidate, Divergences] = {}
         self._best, self._n_seen = 0.0, 0
         self._who: Candidate | None = None
 
@@ -30,26 +29,27 @@ class Standing:
         """Take what one batch of prompts gave for `candidate`."""
         if candidate is None or "tuned.nats" not in found:
             return
-        first = candidate not in self._prompts
-        self._nats[candidate] += float((found["tuned.nats"] * found["tuned.counted"]).sum())
-        self._prompts[candidate] += len(found["tuned.nats"])
+        part = Divergences(found["tuned.nats"], found["tuned.counted"])
+        known = self._found.get(candidate)
+        ours = self._found[candidate] = Divergences.join([known, part]) if known else part
         if candidate == NONE:
             self._best, self._n_seen, self._who = 0.0, 0, None
         if candidate.adapters is None:  # no steering, the oracle, or a change of weights
             return
         self._n_seen += 1
-        base = self._nats.get(NONE, 0.0)
-        recovered = 1 - self._nats[candidate] / base if base > 0 else 0.0
+        base = self._found.get(NONE)
         # With several processes each looks at some of them: without no steering nothing is said.
-        better = recovered > self._best and self._prompts[candidate] == self._prompts[NONE]
+        share = recovered(ours, base)[0] if base and len(base.nats) == len(ours.nats) else 0.0
+        better, first = share > self._best, known is None
         if better:
-            self._best, self._who = recovered, candidate
+            self._best, self._who = share, candidate
         if self._who and (better if first else self._n_seen == self.n_candidates):
             self._say(self._who)
 
     def _say(self, best: Candidate) -> None:
         name = candidate_name({key: getattr(best, key) for key in ATTRIBUTES})
+        n_prompts = len(self._found[best].nats)
         self.say(
-            f"best so far: {name} recovers {self._best:.3f} of the KL on {self._prompts[best]} "
-            f"prompts ({self._n_seen} of {self.n_candidates} looked at)"
+            f"best so far: {name} recovers {self._best:.3f} of the KL on {n_prompts} prompts "
+            f"({self._n_seen} of {self.n_candidates} looked at)"
         )

@@ -17,6 +17,7 @@ from toolkit.tables.drawing import (
     draw_line,
     drawn_heights,
 )
+from toolkit.tables.words import QUANTISED
 
 FAR_BELOW = 30.0  # noise that is that many times smaller than all else is not drawn to scale
 RANK_STYLE: dict[Any, dict[str, Any]] = {
@@ -34,7 +35,7 @@ def add_noise_band(axes: Axes, noise: pd.DataFrame, column: str) -> None:
     What storing the base's weights as float8 did has a band of its own. Noise far below everything
     drawn is said in words: a band would squeeze what is drawn.
     """
-    stored = noise["mode"].str.endswith("_quantised")
+    stored = noise["mode"].str.endswith(QUANTISED)
     _one_band(axes, noise[~stored], column, "rounding noise", GREY, 0.03)
     if stored.any():
         _one_band(axes, noise[stored], column, "noise of float8 weights", PURPLE, 0.09)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+QUANTISED = "_quantised"  # the end of the modes of noise that storing weights as float8 made
 NOT_APPLICABLE, NOT_MEASURED = "not applicable to this pair", "not measured in this run"
 NOT_IN_RUN = "Not measured in this run, which was made before there was such a table."
 NAMES = {"pre_mlp": "pre-MLP", "post_mlp": "post-MLP", "post_block": "post-block"}
