@@ -3,6 +3,7 @@
 ``KL(tuned ‖ x)`` in nats at each generated token index, on held-out prompts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,11 @@ class Divergences:
                 sem = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else float("nan")
                 rows.append((index, float(nats.mean()), sem, len(nats)))
         return rows
+
+    def of_prompts(self, rows: Sequence[int]) -> "Divergences":
+        """Return the divergences of the prompts `rows` alone, `[n_rows, n_new]`."""
+        chosen = list(rows)
+        return Divergences(self.nats[chosen], self.counted[chosen])
 
     @staticmethod
     def join(parts: list["Divergences"]) -> "Divergences":

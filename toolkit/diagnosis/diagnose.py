@@ -19,6 +19,7 @@ from toolkit.diagnosis.checks import (
     check_upstream,
     first_changed_block,
 )
+from toolkit.diagnosis.close_look import CloseLook, close_look, shown_models
 from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.first_look import first_look
@@ -33,11 +34,12 @@ from toolkit.diagnosis.weight_rows import weight_rows
 from toolkit.diagnosis.workspace import Workspace
 from toolkit.documents.batches import Batch
 from toolkit.documents.corpus import Corpus
+from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.allocation import BlockErrorRows, BlockErrors
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import FORCINGS, Evaluation, Forcing, evaluate, n_comparisons
 from toolkit.evaluation.rank_search import Known, RankSearch, smallest_ranks
-from toolkit.evaluation.recommend import recommend
+from toolkit.evaluation.recommend import Recommendation, recommend
 from toolkit.evaluation.reference import Reference
 from toolkit.evaluation.standing import Standing
 from toolkit.fitting.block_result import BlockResult
@@ -128,9 +130,12 @@ class _Diagnosis:
                 more = evaluate(pair, reference, distilled, kept=kept, processes=self.processes)
                 candidates += distilled
                 evaluation.join(more)
+        with stages.stage("close look"):
+            choice, look = self._look_closely(candidates, asked, evaluation)
         with stages.stage("checks"):
             rows = weight_rows(pair.base_runner, pair.tuned_runner, self.processes)
             tables = make_tables(pair, blocks, [*candidates, *weights], evaluation, rows)
+            tables |= {name: Table.of(name, rows) for name, rows in look.rows.items()}
             tables["noise"] = noise.table
             checks = self._checks(tables, evaluation, noise) + about_data
             if options.sketch:
@@ -140,7 +145,6 @@ class _Diagnosis:
         if options.max_kl is not None:
             with stages.stage("rank set"):
                 rank_search = self._search(options.max_kl, blocks, reference)
-        choice = recommend(candidates, evaluation, options.recover)
         return Run(
             tables=tables,
             recommendation=describe_choice(choice, pair, evaluation),
@@ -272,6 +276,23 @@ class _Diagnosis:
             kept=self.workspace.search_round if self.workspace else None,
             processes=self.processes,
         )
+
+    def _look_closely(
+        self, candidates: list[Candidate], asked: list[Encoded], evaluation: Evaluation
+    ) -> tuple[Recommendation | None, CloseLook]:
+        """Choose on the prompts that choose, and look at what was chosen on those that report.
+
+        Where there are too few to be split, all choose and all report.
+        """
+        documents = self.corpus.reporting(self.options.max_prompts)
+        chooses = [row for row, found in enumerate(asked) if not (documents and found.reports)]
+        choice = recommend(candidates, evaluation.of_prompts(chooses), self.options.recover)
+        ours = [row for row, found in enumerate(asked) if found.reports or not documents]
+        known = [evaluation.tokens[None][row] for row in ours]
+        documents = documents or asked
+        models = shown_models(choice)
+        look = close_look(self.pair, self.corpus, documents, models, known, self.options.new_tokens)
+        return choice, look
 
     def _shortest_and_longest(self) -> Batch:
         fit = sorted(self.corpus.fit, key=lambda document: len(document.ids))

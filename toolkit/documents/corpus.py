@@ -15,6 +15,9 @@ from toolkit.documents.formats import HUB
 from toolkit.documents.tokens import MAX_LENGTH, Encoded, Positions, encode_all
 from toolkit.errors import InputError
 
+REPORTING = 24  # prompts that report, where there are so many, though fewer are asked for
+LEAST_TO_SPLIT = 2  # prompts on either side: of one there is no standard error
+
 
 class Reading(TypedDict, total=False):
     """How documents become tokens and batches: the arguments of `Corpus.of`."""
@@ -108,6 +111,19 @@ class Corpus:
     def asked(self, n: int | None = None) -> list[Encoded]:
         """Return the first `n` held-out documents (None: all), whose prompts are generated from."""
         return self.held_out[:n]
+
+    def reporting(self, n: int | None = None) -> list[Encoded]:
+        """Return the held-out documents whose prompts report what was chosen with `asked(n)`.
+
+        They had no part in choosing: those of `asked(n)` that do not choose, and further ones where
+        there are fewer than `REPORTING`. Empty where `asked(n)` is too small to be split.
+        """
+        asked = self.asked(n)
+        ours = [document for document in asked if document.reports]
+        if min(len(ours), len(asked) - len(ours)) < LEAST_TO_SPLIT:
+            return []
+        more = [document for document in self.held_out[len(asked) :] if document.reports]
+        return ours + more[: max(REPORTING - len(ours), 0)]
 
     def prompts(self, n: int | None = None) -> list[tuple[int, ...]]:
         """Return the tokens of the prompts of the first `n` held-out documents (None: all)."""

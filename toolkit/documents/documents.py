@@ -39,7 +39,17 @@ class Document:
     @property
     def held_out(self) -> bool:
         """By the first 32 bits of the content's sha256: one document in five."""
-        return int(hashlib.sha256(self.content.encode()).hexdigest()[:8], 16) % 5 == 0
+        return self._bits(0) % 5 == 0
+
+    @property
+    def reports(self) -> bool:
+        """By the next 32 bits: every second held-out document reports, the others choose."""
+        return self._bits(1) % 2 == 0
+
+    def _bits(self, place: int) -> int:
+        """Return 32 bits of the content's sha256, the first (0), the second (1), and so on."""
+        digest = hashlib.sha256(self.content.encode()).hexdigest()
+        return int(digest[8 * place : 8 * place + 8], 16)
 
 
 def read_documents(path: str | Path) -> list[Document]:

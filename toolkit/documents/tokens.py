@@ -20,7 +20,8 @@ class Encoded:
 
     `ids` are its tokens, `response_start` the index of the response's first token (None for a
     text), `prompt_ids` the tokens that a model is given to generate from, `prompt` the document's
-    own prompt, without the chat template.
+    own prompt, without the chat template. Of the held-out documents some choose among adapters and
+    the others report what was chosen (`reports`).
     """
 
     ids: tuple[int, ...]
@@ -28,6 +29,7 @@ class Encoded:
     prompt_ids: tuple[int, ...]
     held_out: bool
     prompt: str = ""
+    reports: bool = False
 
     def counted(self, positions: Positions) -> list[bool]:
         """Which tokens count. The first never does; a text is counted whole under `response`."""
@@ -135,7 +137,11 @@ def encode_all(
 ) -> list[Encoded]:
     """Split and tokenise; documents without a token are left out."""
     encoded = [
-        replace(encode(document, tokenizer, max_length), held_out=held_out)
+        replace(
+            encode(document, tokenizer, max_length),
+            held_out=held_out,
+            reports=held_out and document.reports,
+        )
         for document, held_out in split_documents(documents)
     ]
     encoded = [e for e in encoded if e.prompt_ids and e.ids]

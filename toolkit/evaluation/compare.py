@@ -49,6 +49,14 @@ class Evaluation:
         self.tokens |= other.tokens
         self.oracle_agrees &= other.oracle_agrees
 
+    def of_prompts(self, rows: Sequence[int]) -> "Evaluation":
+        """Return what was found on the prompts `rows` alone."""
+        return Evaluation(
+            {key: found.of_prompts(rows) for key, found in self.divergences.items()},
+            {key: [said[row] for row in rows] for key, said in self.tokens.items()},
+            self.oracle_agrees,
+        )
+
     def add(self, candidate: Candidate | None, outcome: Tensors) -> None:
         """Add what one batch of prompts gave for `candidate`; None is the tuned model itself."""
         if "said.ids" in outcome:

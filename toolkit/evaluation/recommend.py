@@ -26,7 +26,8 @@ class Recommendation:
 
     `lower` is the bound of its recovery that holds over all `n_candidates`; `reached`: it is no
     less than the target. `best` is the candidate that recovers most; `smaller` is the largest of
-    those that hold fewer numbers, which does not reach the target.
+    those that hold fewer numbers, which does not reach the target; `runner_up` is what would be
+    chosen if `chosen` were not there.
     """
 
     chosen: Candidate
@@ -37,6 +38,7 @@ class Recommendation:
     reached: bool
     best: Candidate
     smaller: Candidate | None
+    runner_up: Candidate | None
     n_candidates: int
 
 
@@ -59,8 +61,11 @@ def recommend(
     width = critical_value(list(found.values()), base)
     lower = {c: score - width * sem for c, (score, sem) in scores.items()}
     best = max(scores, key=lambda c: scores[c][0])
-    reaching = [c for c in candidates if lower[c] >= target]
-    chosen = min(reaching, key=lambda c: (c.parameters, -scores[c][0]), default=best)
+    reaching = sorted(
+        (c for c in candidates if lower[c] >= target), key=lambda c: (c.parameters, -scores[c][0])
+    )
+    nearest = sorted(scores, key=lambda c: -scores[c][0])
+    chosen, *others = [*reaching, *(c for c in nearest if c not in reaching)]
     below = [c for c in candidates if c.parameters < chosen.parameters]
     return Recommendation(
         chosen=chosen,
@@ -71,6 +76,7 @@ def recommend(
         reached=bool(reaching),
         best=best,
         smaller=max(below, key=lambda c: scores[c][0], default=None),
+        runner_up=others[0] if others else None,
         n_candidates=len(candidates),
     )
 

@@ -111,6 +111,19 @@ class Reference:
             for i in range(0, len(prompts), size)
         ]
 
+    def remember(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Take the tokens that the tuned model generated before from the first prompts.
+
+        A batch of which all prompts are known is not generated again.
+        """
+        start = 0
+        for batch in self.batches:
+            rows = tokens[start : start + len(batch.prompts.ids)]
+            if len(rows) < len(batch.prompts.ids):
+                return
+            batch.restore(_padded(rows, batch.n_new, batch.prompts.ids))
+            start += len(rows)
+
     def beginning(self) -> "Reference":
         """Return the first batch of prompts alone; what is made of it is made for both."""
         first = copy.copy(self)
@@ -126,3 +139,13 @@ class Reference:
             logits = continuation_logits(model, batch.prompts, start, batch.generated)
             parts.append(Divergences(batch.read.divergence(logits), batch.generated.counted))
         return Divergences.join(parts)
+
+
+def _padded(rows: Sequence[Sequence[int]], n_new: int, like: Tensor) -> Generated:
+    """Return the counted tokens of each row as `Generated`; what follows an end does not count."""
+    ids = like.new_zeros(len(rows), n_new)
+    counted = torch.zeros_like(ids, dtype=torch.bool)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        counted[row, : len(tokens)] = True
+    return Generated(ids, counted)

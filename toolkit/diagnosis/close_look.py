@@ -1,0 +1,85 @@
+"""A close look at the few models that the report speaks of, on prompts that did not choose them.
+
+The comparison looks at many candidates in one way; this looks at few in many ways.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from toolkit.documents.corpus import Corpus
+from toolkit.documents.tokens import Encoded
+from toolkit.evaluation.candidates import NONE, Candidate
+from toolkit.evaluation.compare import Evaluation, evaluate
+from toolkit.evaluation.recommend import Recommendation
+from toolkit.evaluation.reference import Reference
+from toolkit.models.pair import ModelPair
+
+Row = dict[str, Any]
+BASE, TUNED, RECOMMENDED, RUNNER_UP = "base", "tuned", "recommended", "runner-up"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One model that the report speaks of: the base as `candidate` changes it, or (None) the tuned.
+
+    `name` is base, tuned, recommended or runner-up.
+    """
+
+    name: str
+    candidate: Candidate | None
+
+    @contextmanager
+    def model(self, pair: ModelPair) -> Iterator[nn.Module]:
+        """Give the model; the base is as it was afterwards."""
+        if self.candidate is None:
+            yield pair.tuned
+            return
+        with self.candidate.attached(pair.base, pair.base_runner.sites):
+            yield pair.base
+
+
+@dataclass(frozen=True)
+class CloseLook:
+    """Hold what was found: `rows` by table, and the `reporting` prompts with what they gave.
+
+    `documents` are those whose prompts report; `evaluation` has the divergences of no steering, the
+    recommended and the runner-up on them.
+    """
+
+    documents: Sequence[Encoded]
+    evaluation: Evaluation
+    rows: dict[str, list[Row]]
+
+
+def shown_models(choice: Recommendation | None) -> list[Shown]:
+    """Return base, tuned, and, where something was chosen, the recommended and the runner-up."""
+    found = [Shown(BASE, NONE), Shown(TUNED, None)]
+    if choice:
+        found.append(Shown(RECOMMENDED, choice.chosen))
+        if choice.runner_up:
+            found.append(Shown(RUNNER_UP, choice.runner_up))
+    return found
+
+
+def close_look(
+    pair: ModelPair,
+    corpus: Corpus,
+    documents: Sequence[Encoded],
+    models: Sequence[Shown],
+    known: Sequence[Sequence[int]],
+    n_new: int,
+) -> CloseLook:
+    """Look at `models` on the prompts of `documents`; `known` are the tuned model's first tokens.
+
+    `known` has what the tuned model generated from the first of these prompts in the comparison.
+    """
+    prompts = [document.prompt_ids for document in documents]
+    reference = Reference(pair.tuned, pair.tokenizer, prompts, n_new)
+    reference.remember(known)
+    steered = [shown.candidate for shown in models if shown.candidate not in (None, NONE)]
+    evaluation = evaluate(pair, reference, [candidate for candidate in steered if candidate])
+    return CloseLook(documents, evaluation, {})
