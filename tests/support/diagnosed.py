@@ -38,6 +38,7 @@ class Case:
     run: Run
     book: Textbook
     prompts: list[tuple[int, ...]]
+    reports: np.ndarray  # whether each prompt reports; the others choose
     parameters: int
     tolerance: float
 
@@ -53,7 +54,8 @@ def case(family: str, dtype: torch.dtype) -> Case:
     encoded = encode_all(documents, tokenizer)
     book = Textbook(pair.base, pair.tuned, [(e.ids, e.held_out) for e in encoded])
     prompts = [e.prompt_ids for e in encoded if e.held_out]
-    return Case(run, book, prompts, pair.n_parameters, TOLERANCE[dtype])
+    reports = np.array([e.reports for e in encoded if e.held_out])
+    return Case(run, book, prompts, reports, pair.n_parameters, TOLERANCE[dtype])
 
 
 def assert_tables_equal(

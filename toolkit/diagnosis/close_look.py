@@ -44,15 +44,16 @@ class Shown:
 
 @dataclass(frozen=True)
 class CloseLook:
-    """Hold what was found: `rows` by table, and the `reporting` prompts with what they gave.
+    """Hold what was found: `rows` by table, and the reporting prompts with what they gave.
 
     `documents` are those whose prompts report; `evaluation` has the divergences of no steering, the
-    recommended and the runner-up on them.
+    recommended and the runner-up on them. `apart`: they had no part in choosing.
     """
 
     documents: Sequence[Encoded]
     evaluation: Evaluation
     rows: dict[str, list[Row]]
+    apart: bool
 
 
 def shown_models(choice: Recommendation | None) -> list[Shown]:
@@ -72,14 +73,16 @@ def close_look(
     models: Sequence[Shown],
     known: Sequence[Sequence[int]],
     n_new: int,
+    apart: bool,
 ) -> CloseLook:
     """Look at `models` on the prompts of `documents`; `known` are the tuned model's first tokens.
 
-    `known` has what the tuned model generated from the first of these prompts in the comparison.
+    `known` has what the tuned model generated from the first of these prompts in the comparison,
+    and `apart` says that these prompts had no part in choosing.
     """
     prompts = [document.prompt_ids for document in documents]
     reference = Reference(pair.tuned, pair.tokenizer, prompts, n_new)
     reference.remember(known)
     steered = [shown.candidate for shown in models if shown.candidate not in (None, NONE)]
     evaluation = evaluate(pair, reference, [candidate for candidate in steered if candidate])
-    return CloseLook(documents, evaluation, {})
+    return CloseLook(documents, evaluation, {}, apart)

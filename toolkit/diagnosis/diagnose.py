@@ -147,7 +147,7 @@ class _Diagnosis:
                 rank_search = self._search(options.max_kl, blocks, reference)
         return Run(
             tables=tables,
-            recommendation=describe_choice(choice, pair, evaluation),
+            recommendation=describe_choice(choice, pair, evaluation, look),
             adapters=choice.chosen.adapters if choice else None,
             samples=samples(pair, asked[:N_SAMPLES], choice, evaluation, options.new_tokens),
             checks=checks,
@@ -288,10 +288,15 @@ class _Diagnosis:
         chooses = [row for row, found in enumerate(asked) if not (documents and found.reports)]
         choice = recommend(candidates, evaluation.of_prompts(chooses), self.options.recover)
         ours = [row for row, found in enumerate(asked) if found.reports or not documents]
-        known = [evaluation.tokens[None][row] for row in ours]
-        documents = documents or asked
-        models = shown_models(choice)
-        look = close_look(self.pair, self.corpus, documents, models, known, self.options.new_tokens)
+        look = close_look(
+            self.pair,
+            self.corpus,
+            documents or asked,
+            shown_models(choice),
+            known=[evaluation.tokens[None][row] for row in ours],
+            n_new=self.options.new_tokens,
+            apart=bool(documents),
+        )
         return choice, look
 
     def _shortest_and_longest(self) -> Batch:

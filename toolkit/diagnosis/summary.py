@@ -1,11 +1,14 @@
 """An evaluation as tables, a recommendation in words' raw material, and sample answers."""
 
+from dataclasses import asdict
 from typing import Any
 
 from toolkit.analysis.divergence import Divergences, recovered
+from toolkit.diagnosis.close_look import CloseLook
 from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import Evaluation
+from toolkit.evaluation.intervals import difference_interval, recovered_interval
 from toolkit.evaluation.recommend import Recommendation
 from toolkit.fitting.block_result import BlockResult
 from toolkit.models.generation import end_tokens, greedy, make_prompts, prefill
@@ -76,9 +79,13 @@ def _steerability(
 
 
 def describe_choice(
-    choice: Recommendation | None, pair: ModelPair, evaluation: Evaluation
+    choice: Recommendation | None, pair: ModelPair, evaluation: Evaluation, look: CloseLook
 ) -> dict[str, Any] | None:
-    """Describe a recommendation as the report keeps it, with the rows of what stands beside it."""
+    """Describe a recommendation as the report keeps it, with the rows of what stands beside it.
+
+    Rows are those of the table ``steerability``, over all prompts; ``lower`` is what the prompts
+    that choose show, and ``reported`` what `look` found on those that report.
+    """
     if choice is None:
         return None
 
@@ -89,11 +96,32 @@ def describe_choice(
     return {
         **described(choice.chosen),
         "lower": choice.lower,
+        "n_choosing": choice.n_prompts,
         "asked": choice.target,
         "reached": choice.reached,
         "n_candidates": choice.n_candidates,
         "best": described(choice.best),
         "smaller": described(choice.smaller) if choice.smaller else None,
+        "runner_up": described(choice.runner_up) if choice.runner_up else None,
+        "reported": _reported(choice, look),
+    }
+
+
+def _reported(choice: Recommendation, look: CloseLook) -> dict[str, Any]:
+    """Return what the reporting prompts say of the chosen, and of it beside the runner-up."""
+    found = look.evaluation.divergences
+    base, chosen = found[NONE, "tuned"], found[choice.chosen, "tuned"]
+    interval = recovered_interval(chosen, base)
+    beside = choice.runner_up and difference_interval(
+        chosen, found[choice.runner_up, "tuned"], base
+    )
+    return {
+        **asdict(interval),
+        "apart": look.apart,
+        "kl": chosen.mean,
+        "base_kl": base.mean,
+        "half_width_of_four_times": interval.half_width_with(4 * interval.n),
+        "more_than_runner_up": asdict(beside) if beside else None,
     }
 
 

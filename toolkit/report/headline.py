@@ -42,8 +42,10 @@ def headline(
     what = "a fixed vector" if r["kind"] == "vector" else f"a linear map of rank {r['rank']}"
     where = "in every block" if r["layers"] == "all" else f"in block {r['layers']} alone"
     adapter = f"{what} {PLACES[r['location']]} {where}, {FITS[r['fit']]}"
-    found = f"{plus_minus(r['recovered'], r['recovered_sem'])}{_at_least(r)}"
     cost = f"{_percent(r['parameters_percent'])}% of the parameters"
+    if "reported" in r:
+        return _reported(r, adapter, cost)
+    found = f"{plus_minus(r['recovered'], r['recovered_sem'])}{_at_least(r)}"
     if "asked" not in r:  # a run of an earlier version
         return f"Steer with {adapter}: it recovers {found} of the fine-tune with {cost}."
     if r["reached"]:
@@ -55,6 +57,41 @@ def headline(
         f"None of these adapters is shown to recover {r['asked']:g} of the fine-tune. The nearest "
         f"is {adapter}: it recovers {found} with {cost}."
     )
+
+
+def _reported(r: dict[str, Any], adapter: str, cost: str) -> str:
+    """Say what was chosen, and what the prompts that did not choose it show of it."""
+    shown = r["reported"]
+    n, low = shown["n"], shown["low"]
+    found = f"recovers {_interval(shown)} of the fine-tune with {cost}"
+    if not r["reached"]:
+        start = f"None of these adapters is shown to recover {r['asked']:g} of the fine-tune. The"
+        start += f" nearest is {adapter}"
+    elif not shown["apart"] or low >= r["asked"]:
+        start = (
+            f"The smallest adapter shown to recover {r['asked']:g} of the fine-tune is {adapter}"
+        )
+    else:
+        start = f"Chosen as the smallest to recover {r['asked']:g} of the fine-tune is {adapter}"
+    prompts = f"{n} prompts that had no part in choosing it" if shown["apart"] else _together(n)
+    doubt = r["reached"] and shown["apart"] and not low >= r["asked"]
+    end = f", which does not confirm {r['asked']:g}" if doubt else ""
+    return f"{start}: on {prompts} it {found}{end}."
+
+
+def _together(n: int) -> str:
+    """Say that the same prompts choose and report."""
+    return "the one prompt that chose it" if n == 1 else f"the same {n} prompts that chose it"
+
+
+def _interval(shown: dict[str, Any]) -> str:
+    """Write an estimate with its interval, in as many digits as the interval's width asks for."""
+    low, high = shown["low"], shown["high"]
+    if math.isnan(low):
+        return _share(shown["estimate"])
+    digits = 3 if high - low < 0.02 else 2
+    numbers = (f"{value:.{digits}f}".replace("-", "−") for value in (shown["estimate"], low, high))
+    return "{} (95 % interval {} to {})".format(*numbers)
 
 
 def _at_least(r: dict[str, Any]) -> str:
@@ -75,7 +112,27 @@ def beside(recommendation: dict[str, Any] | None) -> str:
         parts.append(f"Of those with fewer numbers {_candidate(smaller)} comes nearest.")
     if any(best[name] != r[name] for name in ("location", "kind", "rank", "fit", "layers")):
         parts.append(f"The most is recovered by {_candidate(best)}.")
-    return " ".join(parts)
+    return " ".join([*parts, *_how_sure(r)])
+
+
+def _how_sure(r: dict[str, Any]) -> list[str]:
+    """Say how the chosen stands beside the runner-up, and what more prompts would buy."""
+    shown, other = r.get("reported"), r.get("runner_up")
+    if not shown or math.isnan(shown["low"]):
+        return []
+    parts = []
+    if other and (more := shown["more_than_runner_up"]):
+        numbers = [f"{more[name]:+.3f}".replace("-", "−") for name in ("estimate", "low", "high")]
+        parts.append(
+            f"Beside the runner-up, {candidate_name(other)}, it recovers {numbers[0]} "
+            f"({numbers[1]} to {numbers[2]}, paired)."
+        )
+    half = (shown["high"] - shown["low"]) / 2
+    parts.append(
+        f"With four times as many reporting prompts the interval of ± {half:.3f} would be about "
+        f"± {shown['half_width_of_four_times']:.3f}."
+    )
+    return parts
 
 
 def floors(frame: pd.DataFrame, distillation: dict[str, Any] | None) -> str:
