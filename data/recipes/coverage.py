@@ -2,10 +2,10 @@
 
     python data/recipes/coverage.py
 
-Thirty adapters of the tiny pair, fitted on 300 documents, are compared with the tuned model on 4,000
-test questions (`pool.safetensors`, per prompt). A draw of n of them is a small run; its bounds hold
-where the values over all 4,000 lie within them. Beside what the toolkit uses stand the percentile
-bootstrap and the bounds from one side that it used before.
+Thirty adapters of the tiny pair, fitted on 300 documents, are compared with the tuned model on
+4,000 test questions (`pool.safetensors`, per prompt). A draw of n of them is a small run; its
+bounds hold where the values over all 4,000 lie within them. Beside what the toolkit uses stand the
+delta method and the percentile bootstrap.
 """
 
 import argparse
