@@ -23,7 +23,6 @@ def where_it_sits(run: Run) -> dict[str, Any]:
     return {
         "lists": lists,
         "prompts": [_prompt(row) for row in prompts.head(PROMPTS).to_dict("records")],
-        "findings": [run.tokens.finding(), run.prompts.finding()],
     }
 
 

@@ -25,8 +25,9 @@ def plot(frame: pd.DataFrame) -> Figure:
             label = f"{style['label']} (of {n} tokens)"
             held = pd.DataFrame({"place": rows.place, "held": rows.share.cumsum()})
             draw_line(axes, held, "place", "held", **{**style, "label": label})
-            even = [0, len(rows) / max(n, 1)]
-            axes.plot([0, len(rows)], even, color=GREY, linestyle=":", label=EVEN)
+    if frame.n_tokens.max() > 0:
+        even = [0, frame.place.max() / frame.n_tokens.max()]
+        axes.plot([0, frame.place.max()], even, color=GREY, linestyle=":", label=EVEN)
     axes.set_title("How few tokens hold the difference")
     axes.set_ylim(0, 1.04)
     finish(axes, "number of tokens, those with most first", "share of all nats", 1)
