@@ -91,9 +91,7 @@ def test_phases_add_up(case):
         assert set(by.index) == {"all", "thinking", "answer"}
         parts = by.drop(index="all")
         assert parts.n_tokens.sum() == by.n_tokens["all"]
-        assert (parts.kl * parts.n_tokens).sum() == pytest.approx(
-            by.kl["all"] * by.n_tokens["all"]
-        )
+        assert (parts.kl * parts.n_tokens).sum() == pytest.approx(by.kl["all"] * by.n_tokens["all"])
         for column in ("sequence_kl", "reverse_sequence_kl"):
             assert parts[column].sum() == pytest.approx(by[column]["all"])
         assert parts.exact.isna().all()

@@ -177,7 +177,7 @@ def _tokens(random):
     for of, scale in (("changed", 3.0), ("left", 0.2)):
         for place in range(1, 41):
             size = scale / place**0.5
-            words = ', '.join(f'" <b>{i}</b>" {0.6 / (i + 1):.3f}' for i in range(5))
+            words = ", ".join(f'" <b>{i}</b>" {0.6 / (i + 1):.3f}' for i in range(5))
             yield {"of": of, "place": place, "prompt": int(random.integers(24)),
                    "token_index": int(random.integers(32)), "token": '"\\n"', "phase": "answer",
                    "nats": size, "share": 0.06 / place**0.5, "n_tokens": 700,

@@ -42,9 +42,7 @@ def distribution_tables(
     prompts = [document.prompt_ids for document in documents]
     marks = ThinkingMarks.of(pair.tokenizer)
     candidates = list(models.values())
-    found = distributions(
-        pair, prompts, evaluation.tokens[None], candidates, n_new, corpus.seed
-    )
+    found = distributions(pair, prompts, evaluation.tokens[None], candidates, n_new, corpus.seed)
     nats = {name: evaluation.divergences[c, "tuned"] for name, c in models.items()}
     rows = [
         row

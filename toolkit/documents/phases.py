@@ -61,9 +61,7 @@ def phases_of(document: Encoded, marks: ThinkingMarks) -> list[str]:
     return phases(document.ids, document.response_start or 0, marks)
 
 
-def phases_said(
-    prompt: Sequence[int], said: Sequence[int], marks: ThinkingMarks
-) -> list[str]:
+def phases_said(prompt: Sequence[int], said: Sequence[int], marks: ThinkingMarks) -> list[str]:
     """Return the phase of each token that was generated from `prompt`."""
     return phases([*prompt, *said], len(prompt), marks)[len(prompt) :]
 

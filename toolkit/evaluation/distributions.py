@@ -196,4 +196,3 @@ class _Batch:
 
 def _path(generated: Generated, nats: Tensor) -> Path:
     return Path(generated.tokens, Divergences(nats.cpu(), generated.counted.cpu()))
-

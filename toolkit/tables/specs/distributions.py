@@ -1,5 +1,7 @@
 """The table ``distributions``: how alike the models are beyond one path."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +20,7 @@ from toolkit.tables.drawing import (
 from toolkit.tables.spec import TableSpec
 from toolkit.tables.words import UNMEASURED, nats
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "base": {"color": BLACK, "marker": "o", "label": "base"},
     "recommended": {"color": BLUE, "marker": "s", "label": "recommended"},
     "runner-up": {"color": ORANGE, "marker": "^", "label": "runner-up"},
@@ -40,9 +42,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     """Nats a token along three paths, and shares of agreement, one mark a model."""
     figure, (distances, shares) = make_panels(2)
     frame = frame[frame.phase == "all"]
-    frame = frame.assign(
-        overlap=1 - frame.total_variation, overlap_sem=frame.total_variation_sem
-    )
+    frame = frame.assign(overlap=1 - frame.total_variation, overlap_sem=frame.total_variation_sem)
     for place, (model, style) in enumerate(MODELS.items()):
         rows = frame[frame.model == model]
         if len(rows):
@@ -64,7 +64,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _marks(axes: Axes, row: pd.Series, names: list[str], place: int, style: dict[str, str]) -> None:
+def _marks(axes: Axes, row: pd.Series, names: list[str], place: int, style: dict[str, Any]) -> None:
     """Draw one model's values side by side with those of others, whiskers one standard error."""
     at = np.arange(len(names)) + 0.16 * (place - 1)
     values, errors = (
@@ -108,10 +108,10 @@ SPEC = TableSpec(
     name="distributions",
     title="Whole distributions, not one path",
     reading=(
-        "The first panel is KL per token along the tuned model's greedy tokens, along continuations "
-        "sampled from it at temperature 1, and, in the other direction, KL(x ‖ tuned) along those "
-        "sampled from the model x itself. Overlap is 1 − total variation. Whiskers are one standard "
-        "error over prompts, none of which chose the recommendation where there are enough of them."
+        "Above, KL per token along the tuned model's greedy tokens, along continuations sampled "
+        "from it at temperature 1, and, in the other direction, KL(x ‖ tuned) along those sampled "
+        "from the model x itself. Overlap is 1 − total variation. Whiskers are one standard error "
+        "over prompts, none of which chose the recommendation where there are enough of them."
     ),
     columns={
         "model": "`base`, `recommended` or `runner-up`: what is compared with the tuned model",
