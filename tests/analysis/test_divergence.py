@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from tests.support import textbook
-from toolkit.analysis.divergence import Divergences, kl_divergence, recovered, recovered_difference
+from toolkit.analysis.divergence import (
+    Divergences,
+    Predictions,
+    kl_divergence,
+    likely,
+    recovered,
+    recovered_difference,
+)
 
 COUNTED = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
 
@@ -99,3 +106,36 @@ def test_one_prompt_has_no_standard_error():
     one = Divergences(torch.ones(1, 2).double(), torch.ones(1, 2).bool())
     assert np.isnan(one.sem)
     assert np.isnan(one.curve()[0][2])
+
+
+def test_total_variation_is_its_definition():
+    p, q = torch.randn(2, 2, 3, 20, dtype=torch.float64)
+    found = Predictions(p).total_variation(q)
+    shares = [np.exp(textbook.log_softmax(logits.numpy())) for logits in (p, q)]
+    np.testing.assert_allclose(found, abs(shares[0] - shares[1]).sum(-1) / 2, atol=1e-14)
+    apart = torch.tensor([[[50.0, -np.inf]], [[-np.inf, 50.0]]])
+    assert Predictions(apart).total_variation(apart.flip(0)).tolist() == [[1.0], [1.0]]
+
+
+def test_the_most_likely_tokens_are_those_of_the_softmax():
+    logits = torch.randn(2, 3, 4, dtype=torch.float64)
+    ids, probabilities = likely(logits, 5)  # there are four
+    order = np.argsort(-logits.numpy(), -1)
+    assert ids.tolist() == order.tolist()
+    shares = np.exp(textbook.log_softmax(logits.numpy()))
+    np.testing.assert_allclose(probabilities, np.take_along_axis(shares, order, -1), atol=1e-14)
+
+
+def test_sums_over_sequences_and_the_top_tenth():
+    d = random_divergences(0)
+    sums = np.array([r.sum() for r in rows(d)])
+    sem = sums.std(ddof=1) / 2
+    assert d.per_sequence == (pytest.approx(sums.mean()), pytest.approx(sem))
+    every = np.sort(np.concatenate(rows(d)))  # nine tokens: the tenth of them is one
+    assert d.top_tenth == pytest.approx(every[-1] / every.sum())
+    twelve = Divergences(torch.arange(12.0).double()[None], torch.ones(1, 12).bool())
+    assert twelve.top_tenth == pytest.approx((11 + 10) / 66)
+    assert Divergences(torch.zeros(4, 3).double(), COUNTED).top_tenth == 0
+    assert np.isnan(d.of_prompts([0]).per_sequence[1])
+    first = torch.tensor([[True, False, False]] * 4)
+    assert d.of_tokens(first).mean == pytest.approx(float(d.nats[:, 0].mean()))

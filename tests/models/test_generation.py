@@ -6,12 +6,14 @@ import torch
 
 from tests.support import textbook, tiny
 from toolkit.models.generation import (
+    Prefilled,
     continuation_logits,
     counted_tokens,
     end_tokens,
     greedy,
     make_prompts,
     prefill,
+    sampled,
     whole_logits,
 )
 
@@ -62,6 +64,36 @@ def test_what_has_been_read_can_be_gone_on_from_twice():
     assert torch.equal(again.ids, said.ids)
     assert torch.equal(same_logits, logits)
     assert torch.equal(continuation_logits(model, prompts, start, said), continued)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_sample_is_where_the_distribution_function_passes_its_number(family):
+    """Each prompt alone, by plain code; the logits are those that it was drawn from."""
+    model = tiny.make_model(family)
+    prompts = make_prompts(PROMPTS, tiny.PAD)
+    start = prefill(model, prompts)
+    draws = torch.rand(3, 6, dtype=torch.float64)
+    draws[0] = 0.0
+    said, logits = sampled(model, prompts, start, draws, sorted(ENDS))
+    for row, prompt in enumerate(PROMPTS):
+        ids = list(prompt)
+        for index in range(6):
+            chosen_by = textbook.run(model, ids).logits[-1]
+            np.testing.assert_allclose(logits[row, index], chosen_by, atol=1e-10)
+            passed = np.cumsum(np.exp(textbook.log_softmax(chosen_by)))
+            ids.append(int(np.argmax(passed > float(draws[row, index]))))
+        assert said.ids[row].tolist() == ids[len(prompt) :]
+    assert torch.equal(said.counted, counted_tokens(said.ids, sorted(ENDS)))
+
+
+def test_what_is_impossible_is_never_sampled():
+    """Not even by a number next to 0 or 1."""
+    logits = torch.tensor([[-np.inf, 0.0, 0.0, -np.inf]] * 2, dtype=torch.float64)
+    start = Prefilled(logits, None)
+    draws = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)
+    prompts = make_prompts([[5], [5]], tiny.PAD)
+    said, _ = sampled(tiny.make_model("llama"), prompts, start, draws, ())
+    assert said.ids.tolist() == [[1], [2]]
 
 
 def test_one_new_token_needs_no_second_pass():

@@ -40,6 +40,10 @@ def frames(n_layers: int = 30, n_tokens: int = 32) -> dict[str, pd.DataFrame]:
         rows["first_order_scale"] += _scales(layer, down, gate, rest)
         rows["mlp_fit"] += _mlp_fits(layer, t)
         rows["weights"] += _weights(layer, random)
+    for name, scale in (("base", 0.6), ("recommended", 0.02), ("runner-up", 0.025)):
+        rows["distributions"].append(_distributions(name, scale))
+    rows["tokens"] += _tokens(random)
+    rows["prompts"] += _prompts(random)
     for candidate in candidates(n_layers):
         rows["steerability"].append(candidate)
         rows["sequential_kl"] += _curves(candidate, n_tokens, random)
@@ -157,6 +161,36 @@ def _weights(layer, random):
         yield {"layer": layer, "module": module, "rows": 576, "columns": 576, "norm_2": size,
                "norm_fro": 1.5 * size, "relative": 0.01, "rank": 8, "stable_rank": 2.2,
                "k90": 4 + layer % 3, "outside": 0.0}  # fmt: skip
+
+
+def _distributions(name, scale):
+    nats = {"kl": 1.0, "sampled_kl": 1.1, "reverse_kl": 1.3}
+    nats |= {"sequence_kl": 32.0, "reverse_sequence_kl": 38.0}
+    shares = {"agreement": 1 - scale / 3, "total_variation": scale / 3, "exact": 0.5 - scale / 2}
+    values = {column: scale * value for column, value in nats.items()} | shares
+    errors = {f"{column}_sem": value / 6 for column, value in values.items()}
+    return {"model": name, "phase": "all", "n_prompts": 24, "n_samples": 24, "n_tokens": 700,
+            "top_tenth": 0.6, "first_difference": 7.5, **values, **errors}  # fmt: skip
+
+
+def _tokens(random):
+    for of, scale in (("changed", 3.0), ("left", 0.2)):
+        for place in range(1, 41):
+            size = scale / place**0.5
+            words = ", ".join(f'" <b>{i}</b>" {0.6 / (i + 1):.3f}' for i in range(5))
+            yield {"of": of, "place": place, "prompt": int(random.integers(24)),
+                   "token_index": int(random.integers(32)), "token": '"\\n"', "phase": "answer",
+                   "nats": size, "share": 0.06 / place**0.5, "n_tokens": 700,
+                   "context": f'"she has {place} <script>alert(1)</script>\\n eggs"',
+                   "next_tuned": words, "next_base": words, "next_steered": words}  # fmt: skip
+
+
+def _prompts(random):
+    sizes = np.exp(random.normal(0, 0.6, 24))
+    for prompt, size in enumerate(sizes):
+        yield {"prompt": prompt, "text": f'"How many eggs has <i>{prompt}</i> hens?"',
+               "n_tokens": 29, "base": 18 * size, "base_share": size / sizes.sum(),
+               "steered": 0.6 * size, "steered_share": size / sizes.sum()}  # fmt: skip
 
 
 def candidates(n_layers: int) -> list[dict]:

@@ -1,8 +1,11 @@
 """How far a model's generations are from the tuned model's, token by token.
 
-``KL(tuned ‖ x)`` in nats at each generated token index, on held-out prompts.
+``KL(tuned ‖ x)`` in nats at each generated token index, on held-out prompts. Along a continuation
+that is sampled from p, the sum of ``KL(p ‖ q)`` over its tokens is an unbiased estimate of the
+divergence of whole continuations (the chain rule: Cover and Thomas 2006, theorem 2.5.3).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +19,7 @@ FLOOR_NATS = 1e-6  # a token: a KL below it is rounding
 class Divergences:
     """KL(tuned ‖ x) of every generated token: `nats` float64 and `counted` bool, `[n, n_new]`.
 
-    n is the number of prompts.
+    n is the number of prompts. Other distances of two predictions are summed up in the same way.
     """
 
     nats: Tensor
@@ -39,14 +42,32 @@ class Divergences:
         total, count = self.by_prompt
         return _ratio_sem(total, count)
 
+    @property
+    def per_sequence(self) -> tuple[float, float]:
+        """The sum over a prompt's counted tokens, mean over prompts, and its standard error."""
+        return mean_and_sem(self.by_prompt[0])
+
+    @property
+    def top_tenth(self) -> float:
+        """The share of all nats that the tenth of the tokens with most of them holds.
+
+        The tenth is rounded up; 0 where there are no nats.
+        """
+        nats = self.nats[self.counted].sort(descending=True).values
+        total = float(nats.sum())
+        return float(nats[: math.ceil(len(nats) / 10)].sum()) / total if total > 0 else 0.0
+
+    def of_tokens(self, chosen: Tensor) -> "Divergences":
+        """Return the divergences of the tokens `chosen`, bool `[n, n_new]`, alone."""
+        return Divergences(self.nats, self.counted & chosen)
+
     def curve(self) -> list[tuple[int, float, float, int]]:
         """(token index, mean, standard error, prompts) for each index that some prompt reaches."""
         rows = []
         for index in range(self.nats.shape[1]):
             nats = self.nats[self.counted[:, index], index]
             if len(nats):
-                sem = float(nats.std() / len(nats) ** 0.5) if len(nats) > 1 else float("nan")
-                rows.append((index, float(nats.mean()), sem, len(nats)))
+                rows.append((index, *mean_and_sem(nats), len(nats)))
         return rows
 
     def of_prompts(self, rows: Sequence[int]) -> "Divergences":
@@ -76,6 +97,17 @@ class Predictions:
         # Row by row: a batch's vocabularies in float64 would be larger than the models.
         return torch.stack([_divergence(p, x) for p, x in zip(self.log_p, logits, strict=True)])
 
+    def total_variation(self, logits: Tensor) -> Tensor:
+        """``½ Σ |p − q|`` of self and softmax(logits), from 0 to 1, float64 `[n, n_new]`."""
+        pairs = zip(self.log_p, logits, strict=True)
+        return torch.stack([(p.exp() - x.double().softmax(-1)).abs().sum(-1) / 2 for p, x in pairs])
+
+
+def likely(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the `n` most likely next tokens, and their probabilities, `[n_prompts, n_new, n]`."""
+    found = [row.double().softmax(-1).topk(min(n, row.shape[-1])) for row in logits]
+    return torch.stack([f.indices for f in found]), torch.stack([f.values for f in found])
+
 
 def kl_divergence(tuned_logits: Tensor, logits: Tensor) -> Tensor:
     """``KL(softmax(tuned) ‖ softmax(x))`` over the last dimension, in nats, float64."""
@@ -104,6 +136,12 @@ def recovered_difference(a: Divergences, b: Divergences, base: Divergences) -> t
     if float(base_total.sum()) == 0:
         return 0.0, 0.0
     return float(difference.sum() / base_total.sum()), _ratio_sem(difference, base_total)
+
+
+def mean_and_sem(values: Tensor) -> tuple[float, float]:
+    """Return the mean of `values` `[n]` and its standard error; of one value alone NaN."""
+    sem = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    return float(values.mean()), sem
 
 
 def _ratio_sem(numerator: Tensor, denominator: Tensor) -> float:

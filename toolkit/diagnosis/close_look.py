@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from toolkit.diagnosis.distribution_rows import distribution_tables
 from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.candidates import NONE, Candidate
@@ -66,6 +67,11 @@ def shown_models(choice: Recommendation | None) -> list[Shown]:
     return found
 
 
+def named_candidates(models: Sequence[Shown]) -> dict[str, Candidate]:
+    """Return, by name, the candidates among `models`: all but the tuned model."""
+    return {shown.name: shown.candidate for shown in models if shown.candidate is not None}
+
+
 def close_look(
     pair: ModelPair,
     corpus: Corpus,
@@ -85,4 +91,5 @@ def close_look(
     reference.remember(known)
     steered = [shown.candidate for shown in models if shown.candidate not in (None, NONE)]
     evaluation = evaluate(pair, reference, [candidate for candidate in steered if candidate])
-    return CloseLook(documents, evaluation, {}, apart)
+    rows = distribution_tables(pair, corpus, documents, named_candidates(models), evaluation, n_new)
+    return CloseLook(documents, evaluation, rows, apart)

@@ -7,6 +7,7 @@ import torch
 
 from toolkit.diagnosis.options import Options
 from toolkit.documents.corpus import Corpus
+from toolkit.documents.phases import ThinkingMarks, count_phases
 from toolkit.documents.tokens import DAY, tells_the_date
 from toolkit.models.loading import dtype_name
 from toolkit.models.pair import ModelPair
@@ -23,10 +24,11 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return the content of ``run.json``: what ran, on what, with what, and what it cost."""
 
-    def side(held_out: bool) -> dict[str, int]:
+    def side(held_out: bool) -> dict[str, Any]:
         counted = sum(int(b.counted.sum()) for b in corpus.batches if b.held_out == held_out)
-        n = sum(document.held_out == held_out for document in corpus.encoded)
-        return {"documents": n, "tokens": counted}
+        documents = [d for d in corpus.encoded if d.held_out == held_out]
+        phases = count_phases(documents, corpus.positions, ThinkingMarks.of(pair.tokenizer))
+        return {"documents": len(documents), "tokens": counted, "phases": phases}
 
     def model(name: str, live: torch.nn.Module, sha256: str) -> dict[str, str]:
         dtype = dtype_name(next(live.parameters()).dtype)

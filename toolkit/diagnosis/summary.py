@@ -156,4 +156,4 @@ def _answers(
     ends = end_tokens(causal_lm(pair.tuned), pair.tokenizer)
     with candidate.attached(pair.base, pair.base_runner.sites):
         found, _ = greedy(pair.base, prompts, prefill(pair.base, prompts), n_new, ends)
-    return [ids[c].tolist() for ids, c in zip(found.ids, found.counted, strict=True)]
+    return found.tokens

@@ -121,7 +121,7 @@ class Reference:
             rows = tokens[start : start + len(batch.prompts.ids)]
             if len(rows) < len(batch.prompts.ids):
                 return
-            batch.restore(_padded(rows, batch.n_new, batch.prompts.ids))
+            batch.restore(padded(rows, batch.n_new, batch.prompts.ids))
             start += len(rows)
 
     def beginning(self) -> "Reference":
@@ -141,7 +141,7 @@ class Reference:
         return Divergences.join(parts)
 
 
-def _padded(rows: Sequence[Sequence[int]], n_new: int, like: Tensor) -> Generated:
+def padded(rows: Sequence[Sequence[int]], n_new: int, like: Tensor) -> Generated:
     """Return the counted tokens of each row as `Generated`; what follows an end does not count."""
     ids = like.new_zeros(len(rows), n_new)
     counted = torch.zeros_like(ids, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Greedy generation and the logits of generated tokens, batched and left-padded.
+"""Greedy and sampled generation, and the logits of generated tokens, batched and left-padded.
 
 A model whose cache does not go on where whole passes would (some state-space models, and those
 without a cache of keys and values) reads every token anew: `WITHOUT_CACHE` has it.
@@ -6,7 +6,7 @@ without a cache of keys and values) reads every token anew: `WITHOUT_CACHE` has 
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toolkit.models.locations import causal_lm
 
 WITHOUT_CACHE: WeakSet[nn.Module] = WeakSet()
+Choice = Callable[[Tensor, int], Tensor]  # logits `[n, vocabulary]` and an index to ids `[n]`
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Generated:
 
     ids: Tensor
     counted: Tensor
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Each row's tokens that count."""
+        return [ids[c].tolist() for ids, c in zip(self.ids, self.counted, strict=True)]
 
 
 def make_prompts(
@@ -102,7 +108,6 @@ def _last(model: nn.Module, ids: Tensor, n: int) -> int | Tensor:
     return torch.arange(ids.shape[1] - n, ids.shape[1], device=ids.device)
 
 
-@torch.no_grad()
 def greedy(
     model: nn.Module, prompts: Prompts, start: Prefilled, n_new: int, ends: Sequence[int]
 ) -> tuple[Generated, Tensor]:
@@ -111,23 +116,53 @@ def greedy(
     The logits are `[n_prompts, n_new, vocabulary]`. A row ends at a token of `ends`; what it says
     after it does not count.
     """
+    return _generate(model, prompts, start, n_new, ends, lambda logits, _: logits.argmax(-1))
+
+
+def sampled(
+    model: nn.Module, prompts: Prompts, start: Prefilled, draws: Tensor, ends: Sequence[int]
+) -> tuple[Generated, Tensor]:
+    """Sample tokens at temperature 1; return what `greedy` returns.
+
+    `draws` are uniform random numbers in [0, 1), float64 `[n_prompts, n_new]`: each token is where
+    the distribution function passes its number, so that a row depends on its own numbers alone.
+    """
+
+    def choose(logits: Tensor, index: int) -> Tensor:
+        passed = logits.double().softmax(-1).cumsum(-1)
+        drawn = draws[:, index, None] * passed[:, -1:]  # the sum is 1 but for rounding
+        found = torch.searchsorted(passed, drawn, right=True)[:, 0]
+        return found.clamp_max(logits.shape[-1] - 1)
+
+    return _generate(model, prompts, start, draws.shape[1], ends, choose)
+
+
+@torch.no_grad()
+def _generate(
+    model: nn.Module,
+    prompts: Prompts,
+    start: Prefilled,
+    n_new: int,
+    ends: Sequence[int],
+    choose: Choice,
+) -> tuple[Generated, Tensor]:
+    """Let `choose` pick `n_new` tokens, one by one; return them and the logits it was shown."""
     cache, logits, mask = copy.deepcopy(start.cache), [start.logits], prompts.mask
-    ids = start.logits.argmax(-1, keepdim=True)
+    ids = choose(start.logits, 0)[:, None]
     while ids.shape[1] < n_new:
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         if cache is None:
             logits.append(_whole(model, torch.cat([prompts.ids, ids], 1), mask, 1)[:, -1])
-            ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
-            continue
-        output = model(
-            input_ids=ids[:, -1:],
-            attention_mask=mask.long(),
-            position_ids=positions_of(mask)[:, -1:],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits.append(output.logits[:, -1])
-        ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
+        else:
+            output = model(
+                input_ids=ids[:, -1:],
+                attention_mask=mask.long(),
+                position_ids=positions_of(mask)[:, -1:],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits.append(output.logits[:, -1])
+        ids = torch.cat([ids, choose(logits[-1], ids.shape[1])[:, None]], 1)
     return Generated(ids, counted_tokens(ids, ends)), torch.stack(logits, 1)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from toolkit.analysis.divergence import FLOOR_NATS
 from toolkit.evaluation.rank_search import RankSearch
-from toolkit.tables.words import NAMES, candidate_name, plus_minus
+from toolkit.tables.words import NAMES, candidate_name, nats, plus_minus
 
 PLACES = {
     "pre_mlp": "before the MLP (pre-MLP, the attention branch)",
@@ -202,7 +202,7 @@ def smallest_set(found: RankSearch) -> str:
     bound, row = f"{found.max_kl:g} nats a token", found.chosen
     if found.ranks == ():
         return f"No steering is needed: the base model is within {bound} of the tuned one."
-    measured = f"{_nats(row.kl, row.kl_sem)} nats on {row.n_prompts:.0f} held-out prompts"
+    measured = f"{nats(row.kl, row.kl_sem)} nats on {row.n_prompts:.0f} held-out prompts"
     if found.ranks is None:
         return (
             f"No set of ranks that was tried comes within {bound}: the nearest, "
@@ -219,16 +219,11 @@ def smallest_set(found: RankSearch) -> str:
         return said
     smaller = f"The next smaller set that was tried, {below.total:.0f} ranks,"
     smaller = smaller if below.total else "No steering"
-    return f"{said} {smaller} leaves {_nats(below.kl, below.kl_sem)}."
+    return f"{said} {smaller} leaves {nats(below.kl, below.kl_sem)}."
 
 
 def _candidate(row: dict[str, Any]) -> str:
     return f"{candidate_name(row)} ({row['recovered']:.3f})"
-
-
-def _nats(kl: float, sem: float) -> str:
-    """To three digits, which stand beside a bound that may be small."""
-    return f"{kl:.3g}" if math.isnan(sem) else f"{kl:.3g} ± {sem:.2g}"
 
 
 def _percent(value: float) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from toolkit.diagnosis.run import Run
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.report.headline import beside, floors, headline, smallest_set, weights_beside
+from toolkit.report.where import where_it_sits
 from toolkit.tables.spec import specs
 from toolkit.tables.words import NAMES
 
@@ -31,6 +32,7 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
         beside=_beside(run),
         recommendation=run.recommendation,
         names=NAMES,
+        where=where_it_sits(run),
         sections=[_section(run, name, figures) for name in specs()],
         candidates=_candidates(run),
         rank_search=run.rank_search,

@@ -21,6 +21,11 @@ def plus_minus(value: float, sem: float | None) -> str:
     return f"{value:.{digits}f} ± {sem:.{digits}f}".replace("-", "−")
 
 
+def nats(value: float, sem: float) -> str:
+    """A divergence with its standard error, to three digits, as it may be small."""
+    return f"{value:.3g}" if math.isnan(sem) else f"{value:.3g} ± {sem:.2g}"
+
+
 def candidate_name(row: Mapping[str, Any]) -> str:
     """Name adapters briefly, by location, kind, rank, fit and layers."""
     if row["kind"] == "lora":
