@@ -5,6 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from toolkit.tables.drawing import (
+    EDGE,
+    LOWEST,
     add_reference,
     clip_shares,
     drawn_heights,
@@ -32,8 +34,14 @@ def plot(frame: pd.DataFrame) -> Figure:
         log_scale(axes)
         finish(axes, "", "nats a token", 3)
     steered = frame[~frame.model.isin(["base", "tuned"])]
-    _by_file(share, steered, "recovered", ("recovered_low", "recovered_high"))
+    far = (steered.recovered < LOWEST).to_numpy()
+    ends = ["recovered_low", "recovered_high"]
+    edge = steered[["recovered", *ends]].mask(far, EDGE)
+    _by_file(share, steered.assign(**edge), "recovered", ("recovered_low", "recovered_high"))
     share.set_title("Recovered, with its 95 % interval")
+    if far.any():
+        words = f"at the edge: below {LOWEST:g}".replace("-", "−")
+        share.text(0.01, 0.03, words, transform=share.transAxes, fontsize="small")
     clip_shares(share)
     if len(drawn_heights(share)):
         add_reference(share, 1, "the tuned model")
@@ -76,11 +84,12 @@ def finding(frame: pd.DataFrame) -> str:
         )
         if ours is not None:
             share = plus_minus(ours["recovered"], ours["recovered_sem"])
-            own = f" (here {home['recommended']['recovered']:.2f})" if home else ""
-            text += (
-                f", and the recommended adapters by {ours['kl_base']:.3g}: they recover "
-                f"{share.replace('-', '−')}{own.replace('-', '−')}"
-            )
+            own = f" (here {plus_minus(home['recommended']['recovered'], None)})" if home else ""
+            text += f", and the recommended adapters by {ours['kl_base']:.3g}"
+            if ours["recovered"] < LOWEST:
+                text += f", to {ours['kl']:.3g} from the tuned model: there is little to recover"
+            else:
+                text += f": they recover {share}{own}"
         said.append(text)
     return f"{'. '.join(said)}."
 

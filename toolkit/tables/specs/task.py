@@ -37,7 +37,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     ):
         none, label = [0.0] * len(frame), f"{column}: of what {of}"
         draw_points(parts, places + shift, frame[column], none, none, label=label, **style)
-    parts.set_title("What each keeps of the base's, and gains of the tuned model's")
+    parts.set_title("Right answers that each keeps and gains")
     name_ticks(parts, frame.model)
     clip_shares(parts)
     finish(parts, "", "share of those questions", 1)
