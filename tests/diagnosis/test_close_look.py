@@ -1,4 +1,4 @@
-"""A whole diagnosis with a task, answers or prompts from elsewhere: tables, words, and bad files."""
+"""A whole diagnosis with answers and prompts from elsewhere: tables, words, and bad files."""
 
 import json
 

@@ -15,7 +15,7 @@ N_NEW = 5
 
 @torch.no_grad()
 def plain(models, prompt):
-    """KL(tuned ‖ x) and KL(base ‖ x) summed over the tuned model's greedy tokens, and their number."""
+    """KL(tuned ‖ x) and KL(base ‖ x) summed over the tuned model's tokens, and their number."""
     ids = list(prompt)
     while len(ids) < len(prompt) + N_NEW:
         ids.append(int(models["tuned"](input_ids=torch.tensor([ids])).logits[0, -1].argmax()))

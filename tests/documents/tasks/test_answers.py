@@ -39,5 +39,5 @@ def test_a_file_needs_no_responses(tmp_path):
 @pytest.mark.parametrize("line", ['{"prompt": "a"}', '{"prompt": "a", "answer": 3}', "[]", "{"])
 def test_a_line_without_an_answer_is_refused_with_its_place(line, tmp_path):
     (tmp_path / "answers.jsonl").write_text(line)
-    with pytest.raises(InputError, match="answers.jsonl:1"):
+    with pytest.raises(InputError, match=r"answers\.jsonl:1"):
         Answers(test=tmp_path / "answers.jsonl").examples("test")
