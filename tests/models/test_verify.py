@@ -10,7 +10,7 @@ from tests.support.textbook import branch_modules, mlp_input_module
 from toolkit.models.hooks import Site
 from toolkit.models.locations import BRANCHES, resolve
 from toolkit.models.runner import BlockRunner
-from toolkit.models.verify import prove
+from toolkit.models.verify import certify, prove
 
 FAMILIES = ["llama", "gemma2", "gemma3", "olmo2", "qwen3", "phi3", "gpt2", "neox", "opt", "falcon",
             "mixtral"]  # fmt: skip
@@ -82,3 +82,27 @@ def test_a_missing_location_has_a_reason():
     assert set(sites.unavailable) == {"resid_mid"}
     assert len(sites.unavailable["resid_mid"]) > 20
     assert sites.of_layer(0, ("resid_mid", "post_block")).keys() == {"post_block"}
+
+
+PROMPTS = [(5, 6, 7), (8, 9, 10, 11, 12, 13, 14)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_prompts_are_read_alike_alone_padded_and_cached(family):
+    found = certify("base", tiny.make_model(family), PROMPTS, tiny.PAD)
+    assert found.status == "passed", found.detail
+    assert "through the cache" in found.detail
+
+
+@pytest.mark.parametrize("broken", ["batch", "cache"])
+def test_a_model_that_looks_at_how_it_is_read_fails_with_the_numbers(broken):
+    model = tiny.make_model("llama")
+
+    def looks(_, __, output):
+        seen = len(output) > 1 if broken == "batch" else output.shape[1] == 1
+        return output * 1.01 if seen else output
+
+    with model.lm_head.register_forward_hook(looks):
+        found = certify("base", model, PROMPTS, tiny.PAD)
+    assert found.status == "failed"
+    assert "beyond it" in found.detail

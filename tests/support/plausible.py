@@ -47,7 +47,42 @@ def frames(n_layers: int = 30, n_tokens: int = 32) -> dict[str, pd.DataFrame]:
     for candidate in candidates(n_layers):
         rows["steerability"].append(candidate)
         rows["sequential_kl"] += _curves(candidate, n_tokens, random)
+    rows["task"] += _task()
+    rows["response_loss"] += _losses()
+    rows["elsewhere"] += _elsewhere()
     return {name: Table.of(name, found).frame for name, found in rows.items()}
+
+
+MODELS = ("base", "tuned", "recommended", "runner-up")
+
+
+def _task():
+    for model, right, kept, gained in zip(
+        MODELS, (24, 68, 64, 51), (1, 0.75, 0.7, 0.8), (0, 1, 0.84, 0.5), strict=True
+    ):
+        share, apart = right / 200, (right - 68) / 200
+        yield {"model": model, "accuracy": share, "accuracy_low": share - 0.06,
+               "accuracy_high": share + 0.06, "difference": apart, "difference_low": apart - 0.05,
+               "difference_high": apart + 0.05, "kept": kept, "kept_of": 24, "gained": gained,
+               "gained_of": 50, "right": right, "n_questions": 200, "left_out": 3}  # fmt: skip
+
+
+def _losses():
+    for model, loss in zip(MODELS, (1.31, 0.92, 0.95, 1.0), strict=True):
+        apart = loss - 0.92
+        yield {"model": model, "loss": loss, "loss_sem": 0.05, "difference": apart,
+               "difference_sem": apart / 9, "closed": 1 - apart / 0.39, "closed_sem": 0.02,
+               "n_documents": 24, "n_tokens": 2911}  # fmt: skip
+
+
+def _elsewhere():
+    for file, size in (("own prompts", 0.87), ("elsewhere.jsonl", 0.21)):
+        for model, left in zip(MODELS, (1, 0, 0.06, 0.1), strict=True):
+            share = 1 - left
+            yield {"file": file, "model": model, "kl": size * left, "kl_sem": size * left / 8,
+                   "kl_base": size * share, "kl_base_sem": size * share / 8, "recovered": share,
+                   "recovered_sem": 0.02, "recovered_low": share - 0.045,
+                   "recovered_high": share + 0.045, "n_prompts": 12, "n_tokens": 380}  # fmt: skip
 
 
 def _norms(layer, t, random):

@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 from toolkit.cli import distil as _distil  # noqa: F401 - registers its command
 from toolkit.cli.figures import figures
 from toolkit.cli.options import MODEL, Device, Quiet
-from toolkit.cli.steer import finetune, steer_app, table
+from toolkit.cli.steer import TestFile, finetune, steer_app, table
 from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console, errors
 from toolkit.runtime.output import own_file
@@ -56,6 +56,18 @@ Distil = Annotated[
         "--distil", help="Steps of distillation at every place; 0: none (300 with a GPU, else 0)."
     ),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", help="Measure accuracy on this task, named as for oracle steer eval."),
+]
+AnswersFile = Annotated[
+    Path | None, typer.Option("--answers", help="Or on these JSON lines: prompt, answer.")
+]
+NQuestions = Annotated[int, typer.Option("--questions", help="Number of test questions at most.")]
+Elsewhere = Annotated[
+    list[Path] | None,
+    typer.Option("--elsewhere", help="Prompts that the fine-tune is not about; repeatable."),
+]
 BatchTokens = Annotated[int, typer.Option(help="Tokens in a batch at most.")]
 Sketch = Annotated[
     int | None, typer.Option(help="Width of a random projection for spectra and fits.")
@@ -99,6 +111,11 @@ def diagnose(
     max_kl: MaxKL = None,
     recover: Recover = 0.9,
     distil: Distil = None,
+    task: TaskOption = None,
+    test: TestFile = None,
+    answers: AnswersFile = None,
+    questions: NQuestions = 200,
+    elsewhere: Elsewhere = None,
     batch_tokens: BatchTokens = 2048,
     sketch: Sketch = None,
     dtype: Dtype = "float32",
@@ -122,6 +139,7 @@ def diagnose(
         if not (base and tuned and data and (out or dry_run)):
             raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
         from toolkit.diagnosis.options import DISTIL_STEPS, Options
+        from toolkit.diagnosis.other_data import OtherFiles
         from toolkit.jobs.diagnose import Job, plan_job
 
         if distil is None:
@@ -155,6 +173,7 @@ def diagnose(
             not quiet,
             memory_check,
             offload,
+            OtherFiles(task, test, answers, questions, tuple(elsewhere or ())),
         )
         if dry_run:
             console.print(plan_job(job))
@@ -172,14 +191,17 @@ def demo(
     """Diagnose the pair that ships: SmolLM2-135M-Instruct and its LoRA fine-tune on GSM8K."""
     with bad_input():
         from toolkit.diagnosis.options import Options
+        from toolkit.diagnosis.other_data import OtherFiles
         from toolkit.jobs.diagnose import Job
-        from toolkit.runtime.shipped import ADAPTER, BASE, PROMPTS, shipped
+        from toolkit.runtime.shipped import ADAPTER, BASE, ELSEWHERE, PROMPTS, shipped
 
         errors.print(f"base: {BASE} (from the package index, converted once)")
         errors.print(f"tuned: its rank-8 LoRA fine-tune on GSM8K, {shipped(ADAPTER)}")
         asked = Options(shared_sample=DEMO_SHARED_SAMPLE)
         tuned, prompts = str(shipped(ADAPTER)), shipped(PROMPTS)
-        _run(Job(BASE, tuned, prompts, out, asked, overwrite=True, show=not quiet))
+        other = OtherFiles(elsewhere=(shipped(ELSEWHERE),))
+        show = not quiet
+        _run(Job(BASE, tuned, prompts, out, asked, overwrite=True, show=show, other=other))
 
 
 @app.command()

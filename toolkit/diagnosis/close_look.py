@@ -6,21 +6,26 @@ The comparison looks at many candidates in one way; this looks at few in many wa
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from toolkit.diagnosis.certificates import certificates
+from toolkit.diagnosis.consequences import consequences
 from toolkit.diagnosis.distribution_rows import distribution_tables
+from toolkit.diagnosis.other_data import OtherData
 from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import Evaluation, evaluate
+from toolkit.evaluation.named_models import BASE, RECOMMENDED, RUNNER_UP, TUNED
 from toolkit.evaluation.recommend import Recommendation
 from toolkit.evaluation.reference import Reference
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.check import Check
 
 Row = dict[str, Any]
-BASE, TUNED, RECOMMENDED, RUNNER_UP = "base", "tuned", "recommended", "runner-up"
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class CloseLook:
     """Hold what was found: `rows` by table, and the reporting prompts with what they gave.
 
     `documents` are those whose prompts report; `evaluation` has the divergences of no steering, the
-    recommended and the runner-up on them. `apart`: they had no part in choosing.
+    recommended and the runner-up on them. `checks` are what was proved on them; `apart`: they had
+    no part in choosing.
     """
 
     documents: Sequence[Encoded]
     evaluation: Evaluation
     rows: dict[str, list[Row]]
+    checks: list[Check]
     apart: bool
 
 
@@ -80,16 +87,24 @@ def close_look(
     known: Sequence[Sequence[int]],
     n_new: int,
     apart: bool,
+    other: OtherData,
+    show_progress: bool = False,
 ) -> CloseLook:
     """Look at `models` on the prompts of `documents`; `known` are the tuned model's first tokens.
 
     `known` has what the tuned model generated from the first of these prompts in the comparison,
-    and `apart` says that these prompts had no part in choosing.
+    and `apart` says that these prompts had no part in choosing; `other` the questions and prompts
+    that are looked at as well.
     """
     prompts = [document.prompt_ids for document in documents]
     reference = Reference(pair.tuned, pair.tokenizer, prompts, n_new)
     reference.remember(known)
     steered = [shown.candidate for shown in models if shown.candidate not in (None, NONE)]
     evaluation = evaluate(pair, reference, [candidate for candidate in steered if candidate])
-    rows = distribution_tables(pair, corpus, documents, named_candidates(models), evaluation, n_new)
-    return CloseLook(documents, evaluation, rows, apart)
+    named = {shown.name: partial(shown.model, pair) for shown in models}
+    rows = consequences(pair, named, corpus, documents, reference, other, show_progress)
+    rows |= distribution_tables(
+        pair, corpus, documents, named_candidates(models), evaluation, n_new
+    )
+    checks = certificates(named, corpus, prompts)
+    return CloseLook(documents, evaluation, rows, checks, apart)

@@ -26,6 +26,7 @@ from toolkit.diagnosis.first_look import first_look
 from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.noise import Noise, began_alike, measure_noise, quantisation_rows, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
+from toolkit.diagnosis.other_data import OtherData
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.summary import N_SAMPLES, describe_choice, make_tables, samples
 from toolkit.diagnosis.survey import SurveyPlan, survey
@@ -64,6 +65,7 @@ def diagnose(
     documents: Iterable[Any] | Corpus,
     options: Options | None = None,
     *,
+    other: OtherData | None = None,
     show_progress: bool = True,
     workspace: Workspace | None = None,
     processes: Processes = ALONE,
@@ -71,16 +73,18 @@ def diagnose(
     """Find where, and with how small an adapter, steering does what fine-tuning did to `pair`.
 
     `documents` are mappings with ``text``, or ``prompt`` and ``response`` (or plain strings), or a
-    `Corpus` of them. Maps are fitted on four documents in five and judged on the others. An open
-    `workspace` keeps what is finished and gives what an interrupted run finished. All `processes`
-    share the work, and each returns the whole run. Raises InputError where the documents do not
-    suffice.
+    `Corpus` of them. Maps are fitted on four documents in five and judged on the others. `other`
+    has questions and prompts that the answer is looked at with. An open `workspace` keeps what is
+    finished and gives what an interrupted run finished. All `processes` share the work, and each
+    returns the whole run. Raises InputError where the documents do not suffice.
     """
     options = options or Options()
     corpus = pair.corpus(documents, **options.reading)
     corpus.require_counted()
+    other = other or OtherData()
+    other.prompts(pair)  # what cannot be read is refused before the work
     with quiet_openblas():
-        return _Diagnosis(pair, corpus, options, workspace, processes, show_progress).run()
+        return _Diagnosis(pair, corpus, options, other, workspace, processes, show_progress).run()
 
 
 @dataclass
@@ -90,6 +94,7 @@ class _Diagnosis:
     pair: ModelPair
     corpus: Corpus
     options: Options
+    other: OtherData
     workspace: Workspace | None
     processes: Processes
     show_progress: bool
@@ -137,7 +142,7 @@ class _Diagnosis:
             tables = make_tables(pair, blocks, [*candidates, *weights], evaluation, rows)
             tables |= {name: Table.of(name, rows) for name, rows in look.rows.items()}
             tables["noise"] = noise.table
-            checks = self._checks(tables, evaluation, noise) + about_data
+            checks = self._checks(tables, evaluation, noise) + about_data + look.checks
             if options.sketch:
                 shares = [row for block in blocks for row in block.rows["sketch"]]
                 checks.append(check_sketch(options.sketch, shares))
@@ -296,6 +301,8 @@ class _Diagnosis:
             known=[evaluation.tokens[None][row] for row in ours],
             n_new=self.options.new_tokens,
             apart=bool(documents),
+            other=self.other,
+            show_progress=self.show_progress,
         )
         return choice, look
 

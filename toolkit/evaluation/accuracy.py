@@ -72,6 +72,15 @@ def correct(
     return np.array([task.correct(text, e) for text, e in zip(said, examples, strict=True)])
 
 
+def share_right(right: np.ndarray, among: np.ndarray) -> tuple[float, int]:
+    """Return which share is `right` of the questions `among`, and their number; NaN of none.
+
+    Both are bool `[n_questions]`.
+    """
+    n = int(among.sum())
+    return (float(right[among].mean()) if n else math.nan), n
+
+
 def merit(accuracy: float, loss: float) -> tuple[float, float]:
     """What chooses a learning rate: accuracy, then loss; a loss that is no number comes last."""
     return accuracy, -loss if math.isfinite(loss) else -math.inf
@@ -80,7 +89,8 @@ def merit(accuracy: float, loss: float) -> tuple[float, float]:
 def bootstrap(right: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean of `right`, `[n_questions]` or `[seeds, n]`.
 
-    Questions are drawn again; with several seeds, seeds too, so that the interval covers both.
+    Questions are drawn again; with several seeds, seeds too, so that the interval covers both. Of
+    the differences of two models on the same questions it is their paired interval.
     """
     right = np.atleast_2d(np.asarray(right, dtype=float))
     rng = np.random.default_rng(seed)

@@ -8,6 +8,7 @@ import typer
 
 from toolkit.diagnosis.diagnose import diagnose
 from toolkit.diagnosis.options import Options
+from toolkit.diagnosis.other_data import OtherFiles
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 from toolkit.documents.corpus import Corpus, DataFile
@@ -24,7 +25,10 @@ from toolkit.runtime.processes import LostProcessError, Processes, joined
 
 @dataclass(frozen=True)
 class Job:
-    """Hold what to compare, on what, how, and where the results go."""
+    """Hold what to compare, on what, how, and where the results go.
+
+    `other` names what is looked at beside the data.
+    """
 
     base: str
     tuned: str
@@ -38,6 +42,7 @@ class Job:
     show: bool = True
     memory_check: bool = True
     offload: bool = False
+    other: OtherFiles = field(default_factory=OtherFiles)
 
     def __post_init__(self) -> None:
         parse_dtype(self.dtype)
@@ -69,6 +74,7 @@ def run_job(job: Job) -> Run | None:
 def _run_in(processes: Processes, job: Job) -> Run:
     processes.from_first(lambda: refuse_existing(job.out, job.overwrite))
     data = DataFile.read(job.data)
+    other = job.other.read(data.documents)
     corpus = None
     if job.memory_check:
         known = outline(job.base, job.tuned)
@@ -81,6 +87,7 @@ def _run_in(processes: Processes, job: Job) -> Run:
         "tuned": pair.hashes[1],
         "data": data.sha256,
         "options": vars(job.options),
+        "other": other.identity,
         "keep_statistics": job.keep_statistics,
     }
     workspace = Workspace(job.out, request, job.keep_statistics, processes)
@@ -91,6 +98,7 @@ def _run_in(processes: Processes, job: Job) -> Run:
             pair,
             corpus or data.documents,
             job.options,
+            other=other,
             show_progress=job.show,
             workspace=workspace,
             processes=processes,
@@ -103,6 +111,7 @@ def _run_in(processes: Processes, job: Job) -> Run:
         raise
     if processes.first:
         run.info["data"].update(file=str(job.data), sha256=data.sha256)
+        run.info["other_data"] = other.identity
         publish(run, workspace.folder)
         workspace.close()
     return run

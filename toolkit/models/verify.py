@@ -1,11 +1,11 @@
 """What must hold before any number is believed, tested on one short batch when a pair is made."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.documents.batches import Batch
 from toolkit.errors import InputError, one_line, refused
@@ -15,6 +15,7 @@ from toolkit.models.generation import (
     Generated,
     Prompts,
     continuation_logits,
+    greedy,
     make_prompts,
     prefill,
     whole_logits,
@@ -23,6 +24,9 @@ from toolkit.models.hooks import Carried, capture, constant, replace
 from toolkit.models.locations import BRANCHES, n_embeddings
 from toolkit.models.runner import BlockRunner
 from toolkit.runtime.check import Check, check
+
+FEW_TOKENS = 0.05  # that may differ where experts are nearly equal and rounding chooses
+CERTIFIED_TOKENS = 8  # generated from each prompt
 
 
 @torch.no_grad()
@@ -150,7 +154,7 @@ def prove_on_documents(name: str, runner: BlockRunner, batch: Batch) -> Check:
         output = runner.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         return output.last_hidden_state
 
-    said = _for_itself(name, runner, batch, states, allowed=0.05)
+    said = _for_itself(name, runner, batch, states, allowed=FEW_TOKENS)
     return Check(f"these documents for themselves ({name})", "passed", said)
 
 
@@ -193,6 +197,45 @@ def _for_itself(
     if off:
         return f"{agree}{bound:.0e} at all but {off} of {len(worst)} tokens"
     return f"{agree}{worst.max():.1e} (bound {bound:.0e})"
+
+
+@torch.no_grad()
+def certify(name: str, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Check:
+    """Check that `model` reads `prompts` alone, in a padded batch and through its cache alike.
+
+    By the logits of the tokens that it generates from them through its cache, one by one. One in
+    twenty may differ, as in `prove_on_documents`.
+    """
+    device = next(model.parameters()).device
+    together = make_prompts(prompts, pad_id, device)
+    start = prefill(model, together)
+    own, cached = greedy(model, together, start, CERTIFIED_TOKENS, ())
+    padded = whole_logits(model, together, own)
+    alone = torch.cat(
+        [
+            whole_logits(model, make_prompts([prompt], pad_id, device), _row_of(own, row))
+            for row, prompt in enumerate(prompts)
+        ]
+    )
+    ways = {"in a padded batch": padded}
+    if start.cache is not None:
+        ways["through the cache"] = cached
+    bound, off, words = _tolerance(alone.dtype), 0, []
+    for way, logits in ways.items():
+        worst = _differences(logits, alone)
+        off += int((~(worst <= bound)).sum())  # NaN is off too
+        words.append(f"{way} to {float(worst.max()):.1e}")
+    n = len(ways) * own.ids.numel()
+    return check(
+        f"prompts alone, padded and cached ({name})",
+        off <= FEW_TOKENS * n,
+        f"logits agree with those of each prompt alone {' and '.join(words)} of the largest "
+        f"(bound {bound:.0e}; {off} of {n} are beyond it)",
+    )
+
+
+def _row_of(generated: Generated, row: int) -> Generated:
+    return Generated(generated.ids[row : row + 1], generated.counted[row : row + 1])
 
 
 def _cached(name: str, runner: BlockRunner, batch: Batch) -> Check:

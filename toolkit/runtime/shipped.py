@@ -8,6 +8,7 @@ from toolkit.errors import InputError
 BASE = "SmolLM2-135M-Instruct"
 ADAPTER = "smollm2-gsm8k-lora"
 PROMPTS = "gsm8k-demo.jsonl"
+ELSEWHERE = "elsewhere.jsonl"  # prompts of our own writing, none of them a sum
 
 
 def shipped(name: str) -> Path:

@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 QUANTISED = "_quantised"  # the end of the modes of noise that storing weights as float8 made
 NOT_APPLICABLE, NOT_MEASURED = "not applicable to this pair", "not measured in this run"
 NOT_IN_RUN = "Not measured in this run, which was made before there was such a table."
+OWN_PROMPTS = "own prompts"  # in place of a file's name
 NAMES = {"pre_mlp": "pre-MLP", "post_mlp": "post-MLP", "post_block": "post-block"}
 UNMEASURED = "Not applicable: nothing was measured here."
 NOTHING = "Nothing changed: every delta is zero."
@@ -33,6 +36,11 @@ def candidate_name(row: Mapping[str, Any]) -> str:
     kind = "vector" if row["kind"] == "vector" else f"rank {row['rank']}"
     layers = "" if row["layers"] == "all" else f" in block {row['layers']}"
     return f"{NAMES[row['location']]} {kind} {row['fit']}{layers}"
+
+
+def by_model(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return a table's rows by the name of the model; of those that share one the last."""
+    return {row["model"]: row for row in frame.to_dict("records")}
 
 
 def percent(value: float) -> str:

@@ -1,0 +1,74 @@
+"""What fine-tuning and steering do to prompts that the fine-tune is not about."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from scipy.stats import t as student
+
+from toolkit.analysis.divergence import Divergences, Predictions, recovered
+from toolkit.evaluation.named_models import BASE, TUNED, NamedModels
+from toolkit.evaluation.reference import PromptBatch, Reference
+from toolkit.models.generation import continuation_logits, prefill
+
+LEVEL = 0.95
+Distances = dict[tuple[str, str], Divergences]
+
+
+@torch.no_grad()
+def elsewhere_rows(
+    models: NamedModels, references: Mapping[str, Reference]
+) -> list[dict[str, Any]]:
+    """Return the rows of the table ``elsewhere``: each model's distances from tuned and from base.
+
+    `references` are the tuned model's greedy continuations of some prompts, by their file's name.
+    """
+    rows = []
+    for file, reference in references.items():
+        found = distances(models, reference)
+        rows += [{"file": file, **_row(name, found)} for name in models]
+    return rows
+
+
+def distances(models: NamedModels, reference: Reference) -> Distances:
+    """Return KL(tuned ‖ x) and KL(base ‖ x) along the tuned model's tokens, for each model x.
+
+    The keys are (tuned, x) and (base, x), with x the model's name.
+    """
+    parts: dict[tuple[str, str], list[Divergences]] = {}
+    for batch in reference.batches:
+        counted = batch.generated.counted.cpu()
+        base = Predictions(_logits(models, BASE, batch))
+        for name in models:
+            logits = _logits(models, name, batch)
+            for origin, predictions in ((TUNED, batch.read), (BASE, base)):
+                nats = predictions.divergence(logits).cpu()
+                parts.setdefault((origin, name), []).append(Divergences(nats, counted))
+        batch.release()
+    return {key: Divergences.join(found) for key, found in parts.items()}
+
+
+def _logits(models: NamedModels, name: str, batch: PromptBatch) -> torch.Tensor:
+    with models[name]() as model:
+        start = prefill(model, batch.prompts)
+        return continuation_logits(model, batch.prompts, start, batch.generated)
+
+
+def _row(name: str, found: Distances) -> dict[str, Any]:
+    kl, from_base = found[TUNED, name], found[BASE, name]
+    share, sem = recovered(kl, found[TUNED, BASE])
+    n_prompts = len(kl.nats)
+    width = float(student.ppf((1 + LEVEL) / 2, n_prompts - 1)) * sem if n_prompts > 1 else sem
+    return {
+        "model": name,
+        "kl": kl.mean,
+        "kl_sem": kl.sem,
+        "kl_base": from_base.mean,
+        "kl_base_sem": from_base.sem,
+        "recovered": share,
+        "recovered_sem": sem,
+        "recovered_low": share - width,
+        "recovered_high": share + width,
+        "n_prompts": n_prompts,
+        "n_tokens": int(kl.counted.sum()),
+    }

@@ -1,0 +1,81 @@
+"""What each model loses on the responses that documents hold, with nothing generated."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.analysis.divergence import Divergences, recovered
+from toolkit.documents.batches import Batch
+from toolkit.documents.corpus import Corpus
+from toolkit.documents.tokens import Encoded
+from toolkit.evaluation.named_models import BASE, TUNED, NamedModels
+
+TOKENS_AT_ONCE = 512  # whose logits are held, each as large as the vocabulary
+
+
+@torch.no_grad()
+def response_loss_rows(
+    models: NamedModels, corpus: Corpus, documents: Sequence[Encoded]
+) -> list[dict[str, Any]]:
+    """Return the rows of the table ``response_loss``: each model's loss on the responses.
+
+    `documents` are of `corpus`; those that are texts have no response and are left out.
+    """
+    answered = tuple(found for found in documents if found.response_start is not None)
+    batches = replace(
+        corpus, encoded=answered, positions="response", batch_tokens=TOKENS_AT_ONCE
+    ).batches
+    if not any(bool(batch.counted.any()) for batch in batches):
+        return []
+    losses = {}
+    for name, put in models.items():
+        with put() as model:
+            losses[name] = response_losses(model, batches)
+    return [_row(name, losses) for name in losses]
+
+
+def response_losses(model: nn.Module, batches: Sequence[Batch]) -> Divergences:
+    """Return −log p of every counted token in nats, `[n_documents, length]`; 0 where none counts.
+
+    Documents without a counted token are left out.
+    """
+    width = max(batch.ids.shape[1] for batch in batches)
+    nats, counted = [], []
+    for batch in batches:
+        mask = batch.mask.long()
+        logits = model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
+        for row, ids, counts in zip(logits, batch.ids, batch.counted, strict=True):
+            if not counts.any():
+                continue
+            # Row by row: a batch's vocabularies in float64 would be larger than the models.
+            log_p = row[:-1].double().log_softmax(-1)
+            loss = -log_p.gather(-1, ids[1:, None])[:, 0] * counts[1:]
+            nats.append(nn.functional.pad(loss.cpu(), (1, width - len(ids))))
+            counted.append(nn.functional.pad(counts.cpu(), (0, width - len(ids))))
+    return Divergences(torch.stack(nats), torch.stack(counted))
+
+
+def _row(name: str, losses: dict[str, Divergences]) -> dict[str, Any]:
+    loss, tuned = losses[name], losses[TUNED]
+    above, gap = _excess(loss, tuned), _excess(losses[BASE], tuned)
+    # What is closed of the gap has the form of `recovered`, with losses for divergences.
+    closes = gap.mean > 0
+    closed, sem = recovered(above, gap) if closes else (float("nan"), float("nan"))
+    return {
+        "model": name,
+        "loss": loss.mean,
+        "loss_sem": loss.sem,
+        "difference": above.mean,
+        "difference_sem": above.sem,
+        "closed": closed,
+        "closed_sem": sem,
+        "n_documents": len(loss.nats),
+        "n_tokens": int(loss.counted.sum()),
+    }
+
+
+def _excess(loss: Divergences, tuned: Divergences) -> Divergences:
+    return Divergences(loss.nats - tuned.nats, loss.counted)
