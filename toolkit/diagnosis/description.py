@@ -10,6 +10,7 @@ from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import DAY, tells_the_date
 from toolkit.models.loading import dtype_name
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.placement import analysis_device
 from toolkit.runtime.provenance import Stages, commit, machine, versions
 
 
@@ -48,6 +49,7 @@ def describe_run(
         },
         "statistics_dtype": "float64",
         "device": str(pair.device),
+        "analyses_on": str(analysis_device(pair.device)),
         "machine": machine(),
         "seed": options.seed,
         "options": asdict(options),
