@@ -95,8 +95,13 @@ class Pretending(TorchDispatchMode):
 @contextmanager
 def pretended_gpu() -> Iterator[Pretending]:
     """Pretend that there is a GPU, as long as the context lasts."""
-    with Pretending() as mode:
-        yield mode
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=GPU) comes through here
+    try:
+        with Pretending() as mode:
+            yield mode
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:

@@ -285,7 +285,7 @@ class _Curve:
 def residual_quartiles(residual: Sequence[float] | Tensor) -> dict[str, float]:
     """Return the columns ``residual_q25, residual_median, residual_q75`` of a table."""
     values = torch.as_tensor(residual, dtype=torch.float64)
-    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=values.device)
     names = ("residual_q25", "residual_median", "residual_q75")
     return dict(zip(names, values.quantile(points).tolist(), strict=True))
 
