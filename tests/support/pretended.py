@@ -111,7 +111,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     to_gpu = there if asked is None else torch.device(asked).type == GPU.type
     if not there and not to_gpu:
         return func(*args, **kwargs)
-    if there and func not in COPIES:
+    # Torch's own rules of forward derivatives come as primitives, with tensors that they make.
+    if there and func not in COPIES and func.namespace != "prims":
         _require_one_device(func, args, kwargs)
     if asked is not None:
         if kwargs.get("generator") is not None and to_gpu:
