@@ -209,10 +209,14 @@ class _Diagonal:
 
     def rotate(self, columns: Tensor) -> np.ndarray:
         """``Qᵀ columns``."""
+        if columns.device.type == "cpu":
+            return self.vectors.numpy().T @ columns.numpy()
         return (self.vectors.T @ columns).cpu().numpy()
 
     def turned_back(self, columns: np.ndarray) -> Tensor:
         """``Q columns``."""
+        if self.vectors.device.type == "cpu":
+            return torch.from_numpy(self.vectors.numpy() @ columns)
         return self.vectors @ torch.from_numpy(columns).to(self.vectors.device)
 
     def rank(self) -> int:

@@ -83,7 +83,9 @@ class HeadOutputs:
         columns = self.weight.to(z).T[None]  # the same for all tokens, but for a norm
         if self.post:
             columns = columns.expand(len(z), -1, -1)
-            columns = FunctionJacobian(_in(self.post, z.dtype, z.device), self.attended(z)).push(columns)
+            columns = FunctionJacobian(_in(self.post, z.dtype, z.device), self.attended(z)).push(
+                columns
+            )
         bases = orthonormal(columns.unflatten(1, (self.n_heads, -1)))
         return bases.mT.expand(len(z), -1, -1, -1)
 
