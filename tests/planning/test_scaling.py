@@ -6,6 +6,7 @@ import pytest
 
 from tests.support import tiny
 from toolkit.planning import operations as cost
+from toolkit.planning.operations import ANALYSES
 from toolkit.planning.scaling import (
     Machine,
     bytes_read,
@@ -15,7 +16,6 @@ from toolkit.planning.scaling import (
     stage_seconds,
     workload_of_size,
 )
-from toolkit.planning.operations import ANALYSES
 from toolkit.planning.shapes import ModelShape
 
 SHAPES = Path(__file__).parents[2] / "data" / "model-shapes.csv"

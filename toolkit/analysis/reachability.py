@@ -47,9 +47,9 @@ def reach(map_of: Callable[[int], Tensor], targets: Tensor, radii: Tensor) -> Re
     """Measure how closely ``M Δ`` reaches each target, token by token.
 
     `map_of(i)` is the M of token i, `[d_out, d_in]` with d_out ≥ d_in, asked for when it is its
-    turn, on the device of the targets; `targets` `[n, m, d_out]`, none of them zero; `radii` `[n, b]`. Residuals are accurate to
-    1e-5 for condition numbers up to 1e4 and to 1e-4 up to 1e5; at 1e6 an ample budget leaves up to
-    4e-3 of ‖v‖ that is rounding of ``M Mᵀ``.
+    turn, on the device of the targets; `targets` `[n, m, d_out]`, none of them zero; `radii`
+    `[n, b]`. Residuals are accurate to 1e-5 for condition numbers up to 1e4 and to 1e-4 up to 1e5;
+    at 1e6 an ample budget leaves up to 4e-3 of ‖v‖ that is rounding of ``M Mᵀ``.
     """
 
     sizes = radii.double().cpu().numpy()

@@ -34,8 +34,9 @@ from toolkit.runtime.placement import analysis_device
 class RunPlan:
     """Hold what a run of `work` on models of `shape` needs.
 
-    documents: fit and held out. devices: of the models, and of the analyses. places: the memories that hold the parts of `memory`. timing: None
-    where nothing was timed. counts_all: whether all that is asked for is in `stages`.
+    documents: fit and held out. devices: of the models, and of the analyses. places: the memories
+    that hold the parts of `memory`. timing: None where nothing was timed. counts_all: whether all
+    that is asked for is in `stages`.
     """
 
     shape: ModelShape
