@@ -6,13 +6,14 @@ import pytest
 
 from tests.support import tiny
 from toolkit.planning import operations as cost
+from toolkit.planning.operations import ANALYSES
 from toolkit.planning.scaling import (
-    HOST,
     Machine,
     bytes_read,
     hours,
     needs,
     read_shapes,
+    stage_seconds,
     workload_of_size,
 )
 from toolkit.planning.shapes import ModelShape
@@ -47,12 +48,27 @@ def test_a_job_has_the_tokens_that_are_asked_for(shape):
 def test_hours_add_up(shape):
     work, _ = workload_of_size(shape, tokens=2000, length=20)
     stages = cost.run(shape, work)
-    host = sum(s.operations for s in stages if s.kind in HOST)
+    host = sum(s.operations for s in stages if s.kind in ANALYSES)
     models = sum(s.operations for s in stages) - host
     machine = Machine(products=2e9, linear_algebra=1e9, disk=1e6)
     assert hours(shape, work, machine, 2) * 3600 == pytest.approx(models / 2e9 + host / 1e9)
     more = hours(shape, work, machine, 2, offload=True) - hours(shape, work, machine, 2)
     assert more * 3600 == pytest.approx(bytes_read(shape, work, 2) / 1e6)
+
+
+def test_a_gpu_does_products_and_decompositions_at_rates_of_their_own(shape):
+    work, _ = workload_of_size(shape, tokens=2000, length=20)
+    machine = Machine(products=2e9, linear_algebra=1e8, disk=1e6, exact=1e9, memory=1e7)
+    seconds = stage_seconds(shape, work, machine, size=2)
+    stages = {stage.name: stage for stage in cost.run(shape, work)}
+    spectra = stages["spectra and fits"]
+    expected = (spectra.operations - spectra.decomposed) / 1e9 + spectra.decomposed / 1e8
+    assert seconds["spectra and fits"] == pytest.approx(expected)
+    assert seconds["moments"] == pytest.approx(stages["moments"].operations / 1e9)
+    passes = cost.talking_passes(work)
+    read = "replacement: token by token"
+    assert seconds[read] == pytest.approx(2 * shape.parameters * passes / 1e7)
+    assert all(0 <= stage.decomposed <= stage.operations for stage in stages.values())
 
 
 def test_needs_grow_with_the_model_and_shrink_with_offloading():

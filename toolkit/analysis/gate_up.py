@@ -74,7 +74,8 @@ class _Pair:
         self.parts = [change.gate] if change.up is None else [change.gate, change.up]
         gram = (self.weight.T @ self.weight).double()
         level = 1e-12 * float(gram.trace())
-        self.root = torch.linalg.cholesky(gram + level * torch.eye(len(gram)).double())
+        eye = torch.eye(len(gram), device=gram.device).double()
+        self.root = torch.linalg.cholesky(gram + level * eye)
 
     def target(self, h: Tensor) -> Tensor:
         """``t(h)``, `[n, 2 d_ff]`."""
@@ -96,7 +97,7 @@ class _Pair:
     def fit(self, h: Tensor) -> LinearFit:
         """The maps from h to the scaled Δh: ``full`` from the weights, directions from tokens."""
         nothing = h.new_zeros(1, h.shape[1])
-        eye = torch.eye(h.shape[1], dtype=h.dtype)
+        eye = torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
         full = self.scale(self.target(eye) - self.target(nothing)).T
         centred = (h - h.mean(0)).double() @ full.T
         directions = leading_eigenvectors(centred.T @ centred, 32)

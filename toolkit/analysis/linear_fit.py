@@ -73,9 +73,10 @@ def fit_linear(
     # Where x varies by no more than float32 rounds it, nothing but a fixed vector can be fitted.
     if ridge * d <= relative_ridge * ROUNDING * float(moments.mean[x].square().sum()):
         full = torch.zeros_like(c_tx)
-        directions = torch.eye(len(c_tx), max_rank, dtype=full.dtype)
+        directions = torch.eye(len(c_tx), max_rank, dtype=full.dtype, device=full.device)
         return LinearFit(moments.mean[x], moments.mean[t], full, directions)
-    factor = torch.linalg.cholesky(c_xx + ridge * torch.eye(d, dtype=c_xx.dtype))
+    eye = torch.eye(d, dtype=c_xx.dtype, device=c_xx.device)
+    factor = torch.linalg.cholesky(c_xx + ridge * eye)
     half = torch.linalg.solve_triangular(factor, c_tx.T, upper=False)  # L⁻¹ C_xt
     full = torch.linalg.solve_triangular(factor.T, half, upper=True).T
     # B (C_xx + ridge·I) Bᵀ = C_tx (C_xx + ridge·I)⁻¹ C_xt, whose eigenvectors are U.
@@ -89,6 +90,8 @@ def leading_eigenvectors(symmetric: Tensor, k: int) -> Tensor:
     k = min(k, d)
     if k == 0:
         return symmetric.new_zeros(d, 0)
+    if symmetric.device.type != "cpu":  # only LAPACK finds a few of them by themselves
+        return torch.linalg.eigh(symmetric)[1][:, d - k :].flip(1)
     found = scipy.linalg.eigh(symmetric.numpy(), subset_by_index=[d - k, d - 1])[1]
     return torch.from_numpy(found[:, ::-1].copy())
 
@@ -112,12 +115,12 @@ def explained(
 
     full_gain = float(2 * (fit.full * tx).sum() - (fit.full * (fit.full @ xx)).sum())
     widest = max((rank for rank in ranks if rank != "full"), default=0)
-    by_rank = torch.zeros(widest + 1, dtype=tx.dtype)
+    by_rank = [0.0]
     if widest:  # what each direction takes off the residual
         up, down = fit.factors(widest)
         gains = 2 * (down * (up.T @ tx)).sum(1) - (down * (down @ xx)).sum(1)
-        by_rank[1:] = gains.cumsum(0)
-    gain = {rank: full_gain if rank == "full" else float(by_rank[rank]) for rank in ranks}
+        by_rank += gains.cumsum(0).tolist()
+    gain = {rank: full_gain if rank == "full" else by_rank[rank] for rank in ranks}
     return {rank: 1 - (rank_0 - gain[rank]) / t_energy for rank in ranks}
 
 

@@ -9,7 +9,7 @@ followed too as soon as a rank allows it. Without `C` it is the singular value d
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,9 +44,10 @@ class LowRank:
         """Return copies of up `[out, r]` and down `[r, in]` of the first `rank` pieces."""
         return self.up[:, :rank].clone(), self.down[:rank].clone()
 
-    def to(self, dtype: torch.dtype) -> "LowRank":
-        """Return the same pieces with factors of another precision."""
-        return LowRank(self.up.to(dtype), self.down.to(dtype), self.gains)
+    def to(self, dtype: torch.dtype, device: Any = None) -> "LowRank":
+        """Return the same pieces with factors of another precision, on `device` (None: there)."""
+        up, down = (part.to(dtype=dtype, device=device) for part in (self.up, self.down))
+        return LowRank(up, down, self.gains.to(device=device))
 
 
 def truncated(
@@ -92,7 +93,7 @@ def within_budget(pieces: Mapping[K, LowRank], budget: int) -> dict[K, int]:
 def _rows_of(change: Tensor | Factors) -> tuple[Tensor | None, Tensor]:
     """Split the change into orthonormal columns (None: the identity) and the fewest rows."""
     factors = (change,) if isinstance(change, Tensor) else change
-    first, *rest = (factor.detach().to("cpu", torch.float64) for factor in factors)
+    first, *rest = (factor.detach().double() for factor in factors)
     if not rest and len(first) <= first.shape[1]:
         return None, first
     basis, rows = torch.linalg.qr(first)
@@ -106,4 +107,4 @@ def _weighted(rows: Tensor, second_moment: Tensor | None) -> Tensor:
     if second_moment is None:
         return rows
     ridge = RELATIVE_RIDGE * float(second_moment.trace()) / len(second_moment)
-    return rows @ second_moment.to("cpu", torch.float64) + ridge * rows
+    return rows @ second_moment.to(rows) + ridge * rows

@@ -78,7 +78,7 @@ def overlap(skip: Tensor, mlp: Tensor) -> Overlap:
     d = len(skip)
     angles = np.array([np.pi / 2])
     if skip.shape[1] and mlp.shape[1]:
-        angles = scipy.linalg.subspace_angles(skip.numpy(), mlp.numpy())
+        angles = scipy.linalg.subspace_angles(skip.cpu().numpy(), mlp.cpu().numpy())
     smallest = 0.0 if skip.shape[1] + mlp.shape[1] > d else float(np.degrees(angles.min()))
     median = float(np.degrees(np.median(angles)))
     return Overlap(d, skip.shape[1], mlp.shape[1], smallest, median)

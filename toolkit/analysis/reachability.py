@@ -47,41 +47,43 @@ def reach(map_of: Callable[[int], Tensor], targets: Tensor, radii: Tensor) -> Re
     """Measure how closely ``M Δ`` reaches each target, token by token.
 
     `map_of(i)` is the M of token i, `[d_out, d_in]` with d_out ≥ d_in, asked for when it is its
-    turn; `targets` `[n, m, d_out]`, none of them zero; `radii` `[n, b]`. Residuals are accurate to
-    1e-5 for condition numbers up to 1e4 and to 1e-4 up to 1e5; at 1e6 an ample budget leaves up to
-    4e-3 of ‖v‖ that is rounding of ``M Mᵀ``.
+    turn, on the device of the targets; `targets` `[n, m, d_out]`, none of them zero; `radii`
+    `[n, b]`. Residuals are accurate to 1e-5 for condition numbers up to 1e4 and to 1e-4 up to 1e5;
+    at 1e6 an ample budget leaves up to 4e-3 of ‖v‖ that is rounding of ``M Mᵀ``.
     """
+
+    sizes = radii.double().cpu().numpy()
 
     @torch.no_grad()
     def one(token: int) -> tuple[int, np.ndarray, Tensor, np.ndarray]:
-        return _reach_one(map_of(token), targets[token].double(), radii[token].double().numpy())
+        return _reach_one(map_of(token), targets[token].double(), sizes[token])
 
-    with one_thread_each() as workers:
-        found = list(workers.map(one, range(len(targets))))
+    if targets.device.type == "cpu":
+        with one_thread_each() as workers:
+            found = list(workers.map(one, range(len(targets))))
+    else:
+        found = [one(token) for token in range(len(targets))]
     ranks, residuals, steerings, min_norms = zip(*found, strict=True)
     return Reach(
-        rank=torch.tensor(ranks),
-        residual=torch.from_numpy(np.stack(residuals)),
+        rank=torch.tensor(ranks, device=targets.device),
+        residual=torch.from_numpy(np.stack(residuals)).to(targets.device),
         steering=torch.stack(steerings),
-        min_norm=torch.from_numpy(np.stack(min_norms)),
+        min_norm=torch.from_numpy(np.stack(min_norms)).to(targets.device),
     )
 
 
 def _reach_one(
     matrix: Tensor, targets: Tensor, radii: np.ndarray
 ) -> tuple[int, np.ndarray, Tensor, np.ndarray]:
-    sizes = targets.norm(dim=1).numpy()
+    sizes = targets.norm(dim=1).cpu().numpy()
     beyond = np.zeros(len(targets))  # of each target, what no Δ reaches: it is not in col(M)
     matrix, inside = matrix.double(), targets
     if matrix.shape[0] > matrix.shape[1]:
         basis, matrix = torch.linalg.qr(matrix)
         inside = targets @ basis
-        beyond = (targets - inside @ basis.T).norm(dim=1).numpy()
-    reduced = _Tridiagonal.of(gram_matrix(matrix).numpy())
-    rank = reduced.rank()
-    # Without full rank T's zeros are rounding: their eigenvectors must be told apart.
-    gram = reduced if rank == len(matrix) else _Diagonal.of(gram_matrix(matrix))
-    along = gram.rotate(inside.T.numpy()).T
+        beyond = (targets - inside @ basis.T).norm(dim=1).cpu().numpy()
+    gram, rank = _reduced(matrix)
+    along = gram.rotate(inside.T).T
     duals = np.zeros((len(targets), len(radii), len(matrix)))
     residual = np.zeros((len(targets), len(radii)))
     min_norm = np.zeros(len(targets))
@@ -93,9 +95,22 @@ def _reach_one(
             residual[i, j] = np.hypot(curve.residual(damping), beyond[i]) / sizes[i]
         small = (SMALL_RESIDUAL * sizes[i]) ** 2 - beyond[i] ** 2
         min_norm[i] = curve.norm_for_residual(np.sqrt(small)) if small > 0 else np.inf
-    turned_back = gram.rotate(duals.reshape(-1, len(matrix)).T, back=True).T
-    steering = torch.from_numpy(turned_back.reshape(duals.shape)) @ matrix
+    steering = gram.turned_back(duals.reshape(-1, len(matrix)).T).T.reshape(duals.shape) @ matrix
     return rank, residual, steering, min_norm
+
+
+def _reduced(matrix: Tensor) -> tuple["_Tridiagonal | _Diagonal", int]:
+    """Return ``M Mᵀ`` as ``Q T Qᵀ``, and its rank: T tridiagonal on a CPU, if it can be.
+
+    Elsewhere a reduction that stops at tridiagonal is not at hand.
+    """
+    if matrix.device.type != "cpu":
+        found = _Diagonal.of(gram_matrix(matrix))
+        return found, found.rank()
+    reduced = _Tridiagonal.of(gram_matrix(matrix).numpy())
+    rank = reduced.rank()
+    # Without full rank T's zeros are rounding: their eigenvectors must be told apart.
+    return (reduced if rank == len(matrix) else _Diagonal.of(gram_matrix(matrix))), rank
 
 
 _STRIPES = 4
@@ -104,7 +119,7 @@ _STRIPES = 4
 def gram_matrix(matrix: Tensor) -> Tensor:
     """``M Mᵀ`` `[d, d]`; its upper triangle, in stripes of rows (the rest is not set)."""
     product = matrix.new_empty(len(matrix), len(matrix))
-    for rows in torch.arange(len(matrix)).tensor_split(_STRIPES):
+    for rows in np.array_split(np.arange(len(matrix)), _STRIPES):
         if len(rows):
             start, stop = int(rows[0]), int(rows[-1]) + 1
             torch.mm(matrix[start:stop], matrix[start:].T, out=product[start:stop, start:])
@@ -126,11 +141,18 @@ class _Tridiagonal:
         diagonal, off, reflectors, scales = tridiagonalise(symmetric)
         return cls(diagonal, off, np.asfortranarray(reflectors[1:, :-1]), scales)
 
-    def rotate(self, columns: np.ndarray, back: bool = False) -> np.ndarray:
-        """``Qᵀ columns``, or ``Q columns`` to turn `back`."""
+    def rotate(self, columns: Tensor) -> np.ndarray:
+        """``Qᵀ columns``."""
+        return self._turned(columns.numpy(), "T")
+
+    def turned_back(self, columns: np.ndarray) -> Tensor:
+        """``Q columns``."""
+        return torch.from_numpy(self._turned(columns, "N"))
+
+    def _turned(self, columns: np.ndarray, way: str) -> np.ndarray:
         turned = np.array(columns, order="F")
         if len(turned) > 1:
-            way, work = "N" if back else "T", 64 * turned.shape[1]
+            work = 64 * turned.shape[1]
             part = lapack.dormqr("L", way, self.reflectors, self.scales, turned[1:], work)[0]
             turned[1:] = part
         return turned
@@ -170,21 +192,36 @@ class _Tridiagonal:
 
 @dataclass(frozen=True)
 class _Diagonal:
-    """The same for a matrix without full rank: T diagonal, what is rounding in it exactly 0."""
+    """The same with T diagonal, and what is rounding in it exactly 0: of any rank, on any device.
+
+    `vectors` are where the matrix was.
+    """
 
     diagonal: np.ndarray
-    vectors: np.ndarray
+    vectors: Tensor
 
     @classmethod
     def of(cls, symmetric: Tensor) -> "_Diagonal":
         """From the upper triangle of `symmetric`."""
         values, vectors = torch.linalg.eigh(symmetric, UPLO="U")
         values = torch.where(values > _EPSILON * len(values) * values[-1], values, 0.0)
-        return cls(values.numpy(), vectors.numpy())
+        return cls(values.cpu().numpy(), vectors)
 
-    def rotate(self, columns: np.ndarray, back: bool = False) -> np.ndarray:
-        """``Qᵀ columns``, or ``Q columns`` to turn `back`."""
-        return (self.vectors if back else self.vectors.T) @ columns
+    def rotate(self, columns: Tensor) -> np.ndarray:
+        """``Qᵀ columns``."""
+        if columns.device.type == "cpu":
+            return self.vectors.numpy().T @ columns.numpy()
+        return (self.vectors.T @ columns).cpu().numpy()
+
+    def turned_back(self, columns: np.ndarray) -> Tensor:
+        """``Q columns``."""
+        if self.vectors.device.type == "cpu":
+            return torch.from_numpy(self.vectors.numpy() @ columns)
+        return self.vectors @ torch.from_numpy(columns).to(self.vectors.device)
+
+    def rank(self) -> int:
+        """How many eigenvalues exceed `RANK_TOLERANCE` squared of the largest one."""
+        return int((self.diagonal > RANK_TOLERANCE**2 * self.diagonal[-1]).sum())
 
     def solve(self, damping: float, c: np.ndarray) -> np.ndarray:
         """``(T + damping)⁻¹ c``."""
@@ -252,7 +289,7 @@ class _Curve:
 def residual_quartiles(residual: Sequence[float] | Tensor) -> dict[str, float]:
     """Return the columns ``residual_q25, residual_median, residual_q75`` of a table."""
     values = torch.as_tensor(residual, dtype=torch.float64)
-    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=values.device)
     names = ("residual_q25", "residual_median", "residual_q75")
     return dict(zip(names, values.quantile(points).tolist(), strict=True))
 

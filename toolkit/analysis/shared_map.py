@@ -137,7 +137,7 @@ class _Coordinates:
         whitener = torch.linalg.inv(_root(centred.T @ centred / n, _RELATIVE_RIDGE)).to(x.dtype)
         generator = torch.Generator().manual_seed(seed)
         probes = torch.randn(n, probes_each(n), fit.wanted.shape[1], generator=generator)
-        pulled = fit.jacobian.pull(probes.to(x.dtype)).flatten(0, 1).double()
+        pulled = fit.jacobian.pull(probes.to(x)).flatten(0, 1).double()
         root = _root(pulled.T @ pulled / len(pulled), _SHRINK).to(x.dtype)
         return cls(x.mean(0), whitener, root)
 
@@ -162,7 +162,8 @@ def _root(second_moment: Tensor, relative_ridge: float) -> Tensor:
     """Return the Cholesky factor with a ridge relative to the mean eigenvalue."""
     d = len(second_moment)
     level = float(second_moment.trace()) / d or 1.0
-    return torch.linalg.cholesky(second_moment + relative_ridge * level * torch.eye(d).double())
+    eye = torch.eye(d, device=second_moment.device).double()
+    return torch.linalg.cholesky(second_moment + relative_ridge * level * eye)
 
 
 Parameters = tuple[Tensor, Tensor]  # a factor [d, k] of k features, and a bias [d]

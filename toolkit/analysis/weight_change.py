@@ -81,7 +81,7 @@ def share_outside(weight: Tensor, change: Change, energy: float) -> float:
     wide = weight.shape[0] <= weight.shape[1]
     gram = weight @ weight.T if wide else weight.T @ weight
     tolerance = (max(weight.shape) * torch.finfo(torch.float32).eps) ** 2
-    eye = torch.eye(len(gram), dtype=gram.dtype)
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     # The trace is no less than σ_1²: passing this, no singular value is left out.
     if not bool(torch.linalg.cholesky_ex(gram - tolerance * gram.trace() * eye)[1]):
         if wide:

@@ -152,7 +152,9 @@ class Skip:
 
     def dense(self) -> Tensor:
         matrices = self.branch.dense()
-        return matrices + torch.eye(matrices.shape[-1], dtype=matrices.dtype)
+        return matrices + torch.eye(
+            matrices.shape[-1], dtype=matrices.dtype, device=matrices.device
+        )
 
     def tokens(self, some: slice) -> "Skip":
         return Skip(self.branch.tokens(some))

@@ -42,9 +42,10 @@ class MLP:
         # An activation is elementwise, so its derivative is its Jacobian-vector product with ones.
         return torch.func.jvp(self.activation, (a_g,), (torch.ones_like(a_g),))  # type: ignore[return-value]
 
-    def to(self, dtype: torch.dtype, device: Any = "cpu") -> "MLP":
-        """Return the same in another precision, on `device`."""
-        tensors = {k: v.to(device, dtype) for k, v in vars(self).items() if isinstance(v, Tensor)}
+    def to(self, dtype: torch.dtype, device: Any = None) -> "MLP":
+        """Return the same in another precision, on `device` (None: where it is)."""
+        held = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        tensors = {name: part.to(dtype=dtype, device=device) for name, part in held.items()}
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
@@ -75,9 +76,10 @@ class Change:
         """`by` times the change."""
         return Change((self.factors[0] * by, *self.factors[1:]), self.bias * by)
 
-    def to(self, dtype: torch.dtype, device: Any = "cpu") -> "Change":
-        """Return the same in another precision, on `device`."""
-        return Change(tuple(f.to(device, dtype) for f in self.factors), self.bias.to(device, dtype))
+    def to(self, dtype: torch.dtype | None = None, device: Any = None) -> "Change":
+        """Return the same in another precision, on `device` (None: as it is)."""
+        *factors, bias = (p.to(dtype=dtype, device=device) for p in (*self.factors, self.bias))
+        return Change(tuple(factors), bias)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class MLPChange:
         """`by` times every change."""
         return MLPChange(**{name: part and part.scaled(by) for name, part in vars(self).items()})
 
-    def to(self, dtype: torch.dtype, device: Any = "cpu") -> "MLPChange":
-        """Return the same in another precision, on `device`."""
+    def to(self, dtype: torch.dtype, device: Any = None) -> "MLPChange":
+        """Return the same in another precision, on `device` (None: where it is)."""
         parts = {name: part and part.to(dtype, device) for name, part in vars(self).items()}
         return MLPChange(**parts)

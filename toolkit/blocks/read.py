@@ -197,7 +197,7 @@ def check_mlps(runner: BlockRunner, mlps: Iterable[MLP], batch: Batch) -> None:
     with capture(places, batch.of_counted) as states:
         runner.read(batch)
     for layer, mlp in enumerate(mlps):
-        x, out = (states[f"{end} {layer}"].to("cpu", mlp.down.dtype) for end in ("in", "out"))
+        x, out = (states[f"{end} {layer}"].to(mlp.down.dtype) for end in ("in", "out"))
         if (left := _relative(mlp.to(x.dtype)(x), out)) > 1e-3:
             kind = type(runner.sites.at["mlp_in", layer].module).__name__
             raise ValueError(
@@ -248,7 +248,7 @@ def _mismatches(
     for layer, mlp in enumerate(mlps):
         sublayer = _sublayer(runner.sites, layer, mlp)
         x, out = (
-            states[f"{name} {layer}"].to("cpu", sublayer.mlp.down.dtype)
+            states[f"{name} {layer}"].to(sublayer.mlp.down.dtype)
             for name in ("resid_mid", "post_block")
         )
         yield sublayer, _relative(sublayer.to(x.dtype)(x), out)

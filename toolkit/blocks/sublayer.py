@@ -51,10 +51,10 @@ class MLPSublayer:
         """``I + J_post A J_norm`` at tokens `x` `[n, d]`."""
         return Skip(self.to_branch(x))
 
-    def to(self, dtype: torch.dtype) -> "MLPSublayer":
-        """Return the same in another precision, on the CPU."""
-        norms = {name: _in(getattr(self, name), dtype) for name in ("norm", "post")}
-        return replace(self, mlp=self.mlp.to(dtype), **norms)
+    def to(self, dtype: torch.dtype, device: Any = None) -> "MLPSublayer":
+        """Return the same in another precision, on `device` (None: where it is)."""
+        norms = {name: _in(getattr(self, name), dtype, device) for name in ("norm", "post")}
+        return replace(self, mlp=self.mlp.to(dtype, device), **norms)
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,12 @@ class HeadOutputs:
 
         `z` `[n, n_heads · head_dim]`; `[n, n_heads, d, head_dim]`.
         """
-        columns = self.weight.to("cpu", z.dtype).T[None]  # the same for all tokens, but for a norm
+        columns = self.weight.to(z).T[None]  # the same for all tokens, but for a norm
         if self.post:
             columns = columns.expand(len(z), -1, -1)
-            columns = FunctionJacobian(_in(self.post, z.dtype), self.attended(z)).push(columns)
+            columns = FunctionJacobian(_in(self.post, z.dtype, z.device), self.attended(z)).push(
+                columns
+            )
         bases = orthonormal(columns.unflatten(1, (self.n_heads, -1)))
         return bases.mT.expand(len(z), -1, -1, -1)
 
@@ -96,11 +98,12 @@ def orthonormal(rows: Tensor) -> Tensor:
     wide = rows.double()
     gram = wide @ wide.mT
     level = 1e-13 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    gram = gram + (level + 1e-300) * torch.eye(gram.shape[-1], dtype=gram.dtype)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    gram = gram + (level + 1e-300) * eye
     factor = torch.linalg.cholesky(gram)
     return torch.linalg.solve_triangular(factor, wide, upper=False).to(rows.dtype)
 
 
-def _in(module: Any, dtype: torch.dtype) -> Any:
-    """A copy of `module` in `dtype`, on the CPU."""
-    return copy.deepcopy(module).to("cpu", dtype) if module is not None else None
+def _in(module: Any, dtype: torch.dtype, device: Any) -> Any:
+    """A copy of `module` in `dtype`, on `device` (None: where it is)."""
+    return copy.deepcopy(module).to(device=device, dtype=dtype) if module is not None else None

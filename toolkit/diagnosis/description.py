@@ -11,6 +11,7 @@ from toolkit.documents.phases import ThinkingMarks, count_phases
 from toolkit.documents.tokens import DAY, tells_the_date
 from toolkit.models.loading import dtype_name
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.placement import analysis_device
 from toolkit.runtime.provenance import Stages, commit, machine, versions
 
 
@@ -50,6 +51,7 @@ def describe_run(
         },
         "statistics_dtype": "float64",
         "device": str(pair.device),
+        "analyses_on": str(analysis_device(pair.device)),
         "machine": machine(),
         "seed": options.seed,
         "options": asdict(options),

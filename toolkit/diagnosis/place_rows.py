@@ -43,7 +43,8 @@ def places_task(
     if not bool(fit.forced_delta.any()) or not bool(held_out.forced_delta.any()):
         rows = [_nothing(location, fit, held_out) for location in arriving]
         return {"shared_reach": rows}, {
-            spec: FixedVector(torch.zeros(fit.pre_mlp.shape[1], dtype=dtype)) for spec in specs
+            spec: FixedVector(fit.pre_mlp.new_zeros(fit.pre_mlp.shape[1], dtype=dtype))
+            for spec in specs
         }
     if not parallel and parts.sublayer is not None:
         maps = _through_the_block(parts, fit, held_out, rows)
@@ -58,7 +59,7 @@ def _through_the_block(
 ) -> dict[Rank, SharedMap]:
     """Fit the shared maps before the MLP, and add their rows."""
     assert parts.sublayer is not None
-    sublayer = parts.sublayer.to(fit.pre_mlp.dtype)
+    sublayer = parts.sublayer.to(fit.pre_mlp.dtype, fit.pre_mlp.device)
 
     def problem(sample: PlaceSample) -> Problem:
         jacobian = sublayer.to_block(sample.stream)

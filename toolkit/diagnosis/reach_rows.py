@@ -47,7 +47,7 @@ def parts_tasks(
 
 def inner_pair_rows(parts: BlockParts, fit: Tensor, held_out: Tensor) -> list[Row]:
     """Maps inside the MLP, fitted on its inputs `fit` and judged on `held_out`, `[n, d]` each."""
-    changes = (parts.mlp.to(fit.dtype), parts.change.to(fit.dtype))
+    changes = (parts.mlp.to(fit.dtype, fit.device), parts.change.to(fit.dtype, fit.device))
     return [asdict(row) for row in inner_pair(*changes, fit, held_out)]
 
 
@@ -58,8 +58,8 @@ def reachability_rows(parts: BlockParts, h: Tensor) -> Iterator[Row]:
         return
     radii = _radii(h)
     wanted = torch.stack(list(targets.values()), 1)
-    found = reach(matrix_of(MLPJacobian.at(parts.mlp.to(h.dtype), h)), wanted, radii)
-    left = _through_real(parts.mlp.to(torch.float64), h, found, wanted)
+    found = reach(matrix_of(MLPJacobian.at(parts.mlp.to(h.dtype, h.device), h)), wanted, radii)
+    left = _through_real(parts.mlp.to(torch.float64, h.device), h, found, wanted)
     for i, target in enumerate(targets):
         for j, budget in enumerate(BUDGETS):
             yield {
@@ -75,8 +75,9 @@ def reachability_rows(parts: BlockParts, h: Tensor) -> Iterator[Row]:
 
 def mlp_targets(parts: BlockParts, h: Tensor) -> dict[str, Tensor]:
     """Return what fine-tuning did to the MLP at `h`, `[n, d]` float64: ``down`` and ``exact``."""
-    h = h.double().cpu()
-    terms = first_order_terms(parts.mlp.to(h.dtype), parts.change.to(h.dtype), h)
+    h = h.double()
+    like = (h.dtype, h.device)
+    terms = first_order_terms(parts.mlp.to(*like), parts.change.to(*like), h)
     found = {name: getattr(terms, name) for name in TARGETS}
     return {name: v for name, v in found.items() if bool(v.any(1).all())}
 
@@ -95,8 +96,8 @@ def forced_reach_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
         or not bool(forced_delta.any(1).all())
     ):
         return
-    sublayer, radii = parts.sublayer.to(x.dtype), _radii(x)
-    exact_tail = parts.sublayer.to(torch.float64)
+    sublayer, radii = parts.sublayer.to(x.dtype, x.device), _radii(x)
+    exact_tail = parts.sublayer.to(torch.float64, x.device)
     to_branch = sublayer.to_branch(x).dense()
     targets = _branch_targets(parts, x)
     if targets:
@@ -106,7 +107,7 @@ def forced_reach_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
         for i, target in enumerate(targets):
             labels = {"location": "pre_mlp", "target": target}
             yield from _curve_rows(labels, found.residual[:, i], wanted[:, i], left[:, i])
-    to_block = to_branch + torch.eye(x.shape[1], dtype=x.dtype)
+    to_block = to_branch + torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     block = forced_delta.double()[:, None]
     found = reach(to_block.__getitem__, block, radii)
     left = _through_real(exact_tail, x, found, block)
@@ -122,7 +123,7 @@ def forced_reach_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
 def _branch_targets(parts: BlockParts, x: Tensor) -> dict[str, Tensor]:
     """`mlp_targets` as the stream sees them, after the norm on the MLP's output."""
     assert parts.sublayer is not None
-    sublayer = parts.sublayer.to(torch.float64)
+    sublayer = parts.sublayer.to(torch.float64, x.device)
     h = sublayer.inputs(x.double())
     targets = mlp_targets(parts, h)
     if sublayer.post is None or not targets:
@@ -177,7 +178,7 @@ def normalisation_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
     if parts.sublayer is None or x is None or tokens.attended is None:
         return
     x = x.double()
-    sublayer = parts.sublayer.to(torch.float64)
+    sublayer = parts.sublayer.to(torch.float64, x.device)
     gain, radial = _gains(sublayer.norm, x)
     post_gain, _ = _gains(sublayer.post, sublayer.mlp(sublayer.inputs(x)))
     yield {
@@ -192,7 +193,7 @@ def normalisation_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
 def _gains(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Relative gain over directions (root mean square) and of x's own direction, `[n]` each."""
     if norm is None:
-        return torch.ones(len(x)), torch.ones(len(x))
+        return x.new_ones(len(x)), x.new_ones(len(x))
     jacobian, scale = FunctionJacobian(norm, x), x.norm(dim=1) / norm(x).norm(dim=1)
     everywhere = jacobian.dense().square().sum((1, 2)).div(x.shape[1]).sqrt()
     radial = jacobian.push(x / x.norm(dim=1, keepdim=True)).norm(dim=1)
@@ -201,7 +202,8 @@ def _gains(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def shared_reach_rows(parts: BlockParts, fit: Sample, held_out: Sample) -> Iterator[Row]:
     """One map for all tokens, from the MLP's input."""
-    mlp, change = parts.mlp.to(fit.h.dtype), parts.change.to(fit.h.dtype)
+    like = (fit.h.dtype, fit.h.device)
+    mlp, change = parts.mlp.to(*like), parts.change.to(*like)
 
     def at_mlp(target: str) -> Callable[[Sample], Problem]:
         def problem(s: Sample) -> Problem:
@@ -263,7 +265,7 @@ class Judged:
 
 def scale_rows(parts: BlockParts, h: Tensor, scales: Sequence[float] = SCALES) -> Iterator[Row]:
     """First order at multiples of the update."""
-    mlp, change = parts.mlp.to(h.dtype), parts.change.to(h.dtype)
+    mlp, change = parts.mlp.to(h.dtype, h.device), parts.change.to(h.dtype, h.device)
     for scale in scales:
         sums = FirstOrderSums(mlp, change.scaled(scale))
         sums.update(h)
@@ -272,7 +274,8 @@ def scale_rows(parts: BlockParts, h: Tensor, scales: Sequence[float] = SCALES) -
 
 def _radii(states: Tensor) -> Tensor:
     """Return the budgets as norms, `[n, b]`."""
-    return states.double().norm(dim=1)[:, None] * torch.tensor(BUDGETS, dtype=torch.float64)
+    sizes = states.double().norm(dim=1)[:, None]
+    return sizes * torch.tensor(BUDGETS, dtype=torch.float64, device=states.device)
 
 
 def _through_real(

@@ -23,6 +23,7 @@ from toolkit.models.offload import empty_model
 from toolkit.models.peft_adapter import is_adapter
 from toolkit.models.runner import BlockRunner
 from toolkit.models.weight_files import WeightFiles, model_paths
+from toolkit.runtime.placement import for_analyses
 from toolkit.runtime.processes import ALONE, Processes
 
 Row = dict[str, Any]
@@ -120,6 +121,8 @@ def _experts(block: Any, name: str) -> Tensor:
 
 
 def _row(layer: int, module: str, weight: Tensor, change: Change) -> Row:
+    weight = for_analyses(weight)
+    change = change.to(device=weight.device)
     return {"layer": layer, "module": module, **asdict(weight_row(weight, change))}
 
 

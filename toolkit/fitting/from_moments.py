@@ -34,7 +34,8 @@ def loreft_from(
     c_xx, c_tx = moments.covariance[x, x], moments.covariance[t, x]
     d = len(c_xx)
     ridge = RELATIVE_RIDGE * float(c_xx.trace()) / d or 1.0
-    full = torch.linalg.solve(c_xx + ridge * torch.eye(d, dtype=c_xx.dtype), c_tx.T).T
+    eye = torch.eye(d, dtype=c_xx.dtype, device=c_xx.device)
+    full = torch.linalg.solve(c_xx + ridge * eye, c_tx.T).T
     mean = moments.mean[t]
     seen = full @ c_tx.T + torch.outer(mean, mean)
     rows = leading_eigenvectors((seen + seen.T) / 2, columns(rank, d)).T.contiguous()

@@ -38,7 +38,8 @@ def match(start: Linear, tokens: Tokens, seed: int = 0, steps: int = STEPS) -> N
     """
     adapter, straight = (_shifted(start, tokens.states, shift) for shift in (BENT, STRAIGHT))
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(tokens.states), generator=generator)
+    device = tokens.states.device
+    order = torch.randperm(len(tokens.states), generator=generator).to(device)
     n_back = max(1, len(order) // HELD_BACK)
     back = Tokens(tokens.states[order[:n_back]], tokens.targets[order[:n_back]])
     used = order[n_back:]
@@ -51,7 +52,8 @@ def match(start: Linear, tokens: Tokens, seed: int = 0, steps: int = STEPS) -> N
         if (error := _error(adapter, back)) < best[0]:
             best = (error, _copied(adapter))
         for step in range(1, steps + 1):
-            rows = used[torch.randint(len(used), (min(BATCH, len(used)),), generator=generator)]
+            drawn = torch.randint(len(used), (min(BATCH, len(used)),), generator=generator)
+            rows = used[drawn.to(device)]
             loss = (adapter(tokens.states[rows]) - tokens.targets[rows]).square().mean() / scale
             optimiser.zero_grad()
             loss.backward()

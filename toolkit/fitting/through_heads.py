@@ -17,6 +17,7 @@ from toolkit.adapters.linear import Linear
 from toolkit.adapters.vector import FixedVector
 from toolkit.blocks.sublayer import HeadOutputs
 from toolkit.errors import InputError
+from toolkit.runtime.placement import for_analyses
 from toolkit.statistics import Moments
 
 CUTOFF = 1e-4  # of the largest singular value: what is smaller would ask for steering without bound
@@ -31,11 +32,12 @@ class HeadProjection:
 
     def __init__(self, heads: HeadOutputs) -> None:
         self.heads, self.scale = heads, None
+        self._norm_is_known = False
         matrix = heads.weight.double()
         if heads.post is not None:
             self.scale = _scale_of(heads.post, matrix)
             matrix = self.scale.double()[:, None] * matrix
-        u, sizes, v = torch.linalg.svd(matrix.cpu(), full_matrices=False)
+        u, sizes, v = torch.linalg.svd(for_analyses(matrix), full_matrices=False)
         kept = sizes > CUTOFF * sizes[0]
         self.basis = u[:, kept]
         self.inverse = (v[kept].T / sizes[kept]) @ self.basis.T
@@ -47,12 +49,18 @@ class HeadProjection:
         y = self.heads.attended(z)
         scaled, normed = self.scale.to(y) * y, self.heads.post(y.to(self.scale.dtype)).to(y)
         rms = scaled.norm(dim=-1, keepdim=True) / normed.norm(dim=-1, keepdim=True)
-        if not torch.allclose(normed * rms, scaled, rtol=1e-2, atol=1e-3 * float(scaled.std())):
+        if not self._norm_is_known:  # at every batch it would wait for a GPU
+            self._require_rms(normed * rms, scaled)
+        return missing * rms
+
+    def _require_rms(self, expected: Tensor, scaled: Tensor) -> None:
+        """Raise InputError where the norm is not what makes `expected` of `scaled`."""
+        if not torch.allclose(expected, scaled, rtol=1e-2, atol=1e-3 * float(scaled.std())):
             raise InputError(
                 "heads cannot be fitted: what attention contributes passes a "
                 f"{type(self.heads.post).__name__} that is not a root-mean-square norm"
             )
-        return missing * rms
+        self._norm_is_known = True
 
     def at_heads(self, target: Tensor) -> Tensor:
         """Return the least that the heads must add to supply `target` `[n, d]`."""

@@ -199,15 +199,16 @@ def block_pieces(
     for names, second_moment in sums.groups():
         for name in names:
             ours, theirs = base.get_submodule(name), tuned.get_submodule(name)
-            change = module_change(ours, theirs).to(torch.float64).factors
-            weight = affine(ours)[0].to("cpu", torch.float64) + _product(change)
+            change = module_change(ours, theirs).to(torch.float64, second_moment.device).factors
+            weight = affine(ours)[0].to(second_moment) + _product(change)
             scale = float(((weight @ second_moment) * weight).sum())
             found = {
                 "metric": truncated(change, second_moment, scale, max_rank),
                 "plain": truncated(change, None, float(weight.square().sum()), max_rank),
             }
             for fit in FITS:
-                pieces[fit][layer, name] = found[fit].to(dtype)
+                # In the machine's own memory: those of all blocks are kept to the end.
+                pieces[fit][layer, name] = found[fit].to(dtype, "cpu")
     return pieces
 
 

@@ -27,14 +27,16 @@ from toolkit.planning.operations import Stage
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.timing import Timing, measure
 from toolkit.planning.workload import BatchShape, Workload
+from toolkit.runtime.placement import analysis_device
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """Hold what a run of `work` on models of `shape` needs.
 
-    documents: fit and held out. places: the memories that hold the parts of `memory`. timing: None
-    where nothing was timed. counts_all: whether all that is asked for is in `stages`.
+    documents: fit and held out. devices: of the models, and of the analyses. places: the memories
+    that hold the parts of `memory`. timing: None where nothing was timed. counts_all: whether all
+    that is asked for is in `stages`.
     """
 
     shape: ModelShape
@@ -46,6 +48,7 @@ class RunPlan:
     places: tuple[Place, ...]
     timing: Timing | None = None
     counts_all: bool = True
+    devices: tuple[str, str] = ("cpu", "cpu")
 
     def seconds(self, stage: Stage) -> float:
         """Return what `stage` will take, at the rate that was timed for its kind."""
@@ -77,13 +80,16 @@ class RunPlan:
         return grid
 
     def _work(self) -> Grid:
-        timed = self.timing is not None
-        grid = _grid("work", "operations", *(("a second", "time") if timed else ()))
+        timed, one_device = self.timing is not None, self.devices == ("cpu", "cpu")
+        where = () if one_device else ("runs on",)
+        grid = _grid("work", "operations", *(("a second", "time") if timed else ()), *where)
         for stage in self.stages:
             cells = [stage.name, engineering(stage.operations)]
             if self.timing is not None:
                 rate = engineering(self.timing.rates[stage.kind])
                 cells += [rate, duration(self.seconds(stage))]
+            if not one_device:
+                cells.append(self.devices[stage.kind in operations.ANALYSES])
             grid.add_row(*cells)
         total = ["all", engineering(sum(stage.operations for stage in self.stages))]
         grid.add_row(*total, *(("", duration(self.total_seconds)) if timed else ()), style="bold")
@@ -151,6 +157,7 @@ def plan(
         places=places(needed, device),
         timing=timing,
         counts_all=options.max_kl is None,
+        devices=(device, str(analysis_device(torch.device(device)))),
     )
 
 

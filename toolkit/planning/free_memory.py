@@ -11,6 +11,7 @@ import torch
 
 from toolkit.errors import InputError
 from toolkit.planning.memory import Memory
+from toolkit.runtime.placement import analysis_device
 
 OFFLOAD = "--offload"  # the option that reads blocks from disk as they are reached
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -26,7 +27,7 @@ VERSIONS = {  # of control groups: folder, and files with limit and use, and ent
         ),
     ),
 }
-ON_HOST = ("moments", "analyses")  # in the machine's own memory, wherever the models are
+ON_HOST = ("moments", "analyses")  # in the machine's own memory, where analyses run on the CPU
 
 # The option that makes a part smaller, in the words of the message.
 HELP = {
@@ -98,6 +99,8 @@ def places(needed: Memory, device: str = "cpu") -> tuple[Place, ...]:
     """Where the parts of `needed` are held when models run on `device`, and what is free there."""
     if torch.device(device).type != "cuda":
         return (Place("memory", needed, available_memory()),)
+    if analysis_device(torch.device(device)).type == "cuda":
+        return (Place(f"memory of {device}", needed, available_memory(device)),)
     here, there = (
         Memory(tuple(part for part in needed.parts if (part.name in ON_HOST) == on_host))
         for on_host in (True, False)

@@ -42,15 +42,20 @@ PLACE_PRODUCTS = 9.0  # of the shared map before the MLP: four runs of one itera
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
 
 Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "shared", "logit"]
+ANALYSES: tuple[Kind, ...] = ("fit", "reach", "shared")  # done where float64 is fast
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Operations of one part of a run, and at which measured rate they are done."""
+    """Operations of one part of a run, and at which measured rate they are done.
+
+    `decomposed` are those of them that decompositions need, which run below the rate of a product.
+    """
 
     name: str
     kind: Kind
     operations: float
+    decomposed: float = 0.0
 
 
 def scores(shape: ModelShape, queries: int, keys: int) -> float:
@@ -162,7 +167,9 @@ def fits(shape: ModelShape, work: Workload) -> list[Stage]:
     """Spectra and fits: `TRIDIAGONAL` d³ and `FIT` d³ each, `JUDGED` d³ where both sides judge."""
     spectra, judged, sequential = n_fits(shape, work)
     cubes = spectra * TRIDIAGONAL + judged * (FIT + JUDGED) + sequential * FIT
-    return [Stage("spectra and fits", "fit", shape.n_layers * cubes * shape.d**3)]
+    blocks = float(shape.n_layers * shape.d**3)
+    decomposed = (spectra + judged + sequential) * TRIDIAGONAL * blocks
+    return [Stage("spectra and fits", "fit", cubes * blocks, decomposed)]
 
 
 def reachability(shape: ModelShape, work: Workload) -> list[Stage]:
@@ -171,7 +178,7 @@ def reachability(shape: ModelShape, work: Workload) -> list[Stage]:
     can be read), ``2 d² He`` for the heads' slices, and ``6 d f`` for every steering that is put
     through the real MLP.
     """
-    d, total = shape.d, 0.0
+    d, total, decomposed = shape.d, 0.0, 0.0
     for block in shape.blocks:
         if block.d_ff == 0:
             continue
@@ -183,7 +190,8 @@ def reachability(shape: ModelShape, work: Workload) -> list[Stage]:
         inner = 3 if block.gated else 2
         total += jacobians * 2.0 * d * d * block.d_ff + maps * (GRAM + TRIDIAGONAL) * d**3 + heads
         total += tried * len(BUDGETS) * 2.0 * inner * d * block.d_ff
-    return [Stage("reachability", "reach", work.sample * total)]
+        decomposed += maps * TRIDIAGONAL * d**3
+    return [Stage("reachability", "reach", work.sample * total, work.sample * decomposed)]
 
 
 def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
@@ -195,7 +203,7 @@ def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
     n = min(work.shared_sample, work.counted(False))
     judges = min(work.shared_sample // 2, work.counted(True))
     n_places, judging = places(work)
-    d, total = shape.d, 0.0
+    d, total, decomposed = shape.d, 0.0, 0.0
     for block in shape.blocks:
         if block.d_ff == 0 or n == 0:
             continue
@@ -213,7 +221,8 @@ def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
         total += 2 * (4.0 * n_places * d * d + (FIT + SVD) * d**3)  # after the MLP
         total += (inner - 1) * 3 * PRODUCT * d * d * block.d_ff  # W̄ᵀW̄, and the identity through it
         total += len(SCALES) * (n + judges) * first_order(block, shape, work)
-    return [Stage("shared maps", "shared", total)]
+        decomposed += ((SHARED_FITS + shape.sublayer + 2) * SVD + 2 * TRIDIAGONAL) * d**3
+    return [Stage("shared maps", "shared", total, decomposed)]
 
 
 def low_rank_changes(shape: ModelShape, work: Workload) -> list[Stage]:
@@ -224,17 +233,18 @@ def low_rank_changes(shape: ModelShape, work: Workload) -> list[Stage]:
     """
     if not work.weights:
         return []
-    inputs = pieces = 0.0
+    inputs = pieces = decomposed = 0.0
     for block in shape.blocks:
         widths = (shape.d, shape.n_heads * shape.head_dim, shape.d, block.d_ff or 4 * shape.d)
         inputs += work.counted(False) * sum(width * (width + 1.0) for width in widths)
         for out, into in block.linear:
             pieces += 2.0 * out * into**2 + 2 * TRIDIAGONAL * min(out, into) ** 3
+            decomposed += 2 * TRIDIAGONAL * min(out, into) ** 3
             if work.adapter is None:
                 pieces += 2.0 * out * into**2 + 4.0 * out**2 * into
     return [
         Stage("inputs of the weights", "moments", inputs),
-        Stage("pieces of the weights", "fit", pieces),
+        Stage("pieces of the weights", "fit", pieces, decomposed),
     ]
 
 
@@ -248,14 +258,15 @@ def weight_side(shape: ModelShape, work: Workload) -> list[Stage]:
     """Of each matrix with sides a ≤ b: ``2 a² b`` for W Wᵀ and `CHOLESKY` a³; of a change that is
     not factored ``2 a² b`` and `TRIDIAGONAL` a³ more, and a triangular system of b columns.
     """
-    total = 0.0
+    total = decomposed = 0.0
     for block in shape.blocks:
         for sides in block.linear:
             a, b = min(sides), max(sides)
             total += 2.0 * a * a * b + CHOLESKY * a**3
             if work.adapter is None:
                 total += 2.0 * a * a * b + TRIDIAGONAL * a**3 + 2.0 * a * a * b
-    return [Stage("changes of the weights", "fit", total)]
+                decomposed += TRIDIAGONAL * a**3
+    return [Stage("changes of the weights", "fit", total, decomposed)]
 
 
 def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
@@ -301,6 +312,12 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
     each = 2 * reading + talking * (work.new_tokens - 1) + (3 if work.single else 2)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
     return len(work.prompts) * (each + singles)
+
+
+def talking_passes(work: Workload) -> float:
+    """Count the passes that read one token of each prompt: those of models that say their own."""
+    talking = work.everywhere + 1 if work.talking is None else work.talking
+    return float(len(work.prompts) * talking * (work.new_tokens - 1))
 
 
 def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:

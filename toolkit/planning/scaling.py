@@ -13,22 +13,40 @@ from toolkit.documents.tokens import Encoded
 from toolkit.planning import operations
 from toolkit.planning.estimate import workload_of
 from toolkit.planning.memory import disk, memory, streams
+from toolkit.planning.operations import ANALYSES, Stage
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import Workload
 
 GIB = 2.0**30
-HOST = ("fit", "reach", "shared")  # kinds of work that are done on the CPU wherever the models are
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Operations a second of the models' products and of the CPU's linear algebra; bytes a second
-    from disk.
+    """Operations a second of a machine, and bytes a second.
+
+    products: of the models, in their precision. linear_algebra: of decompositions in float64. disk:
+    bytes a second from where weights are kept. exact: of products in float32 and float64, which
+    statistics and analyses take where the models are (None: statistics run at `products`, and
+    analyses on a CPU, all of them at `linear_algebra`). memory: bytes a second of the weights'
+    memory, all of which each pass reads that generates one token (None: it is not counted).
     """
 
     products: float
     linear_algebra: float
     disk: float
+    exact: float | None = None
+    memory: float | None = None
+
+    def seconds(self, stage: Stage, bytes_read: float = 0.0) -> float:
+        """Return what `stage` takes; `bytes_read` is what it reads of weights in memory."""
+        if stage.kind == "decode" and self.memory is not None:
+            return max(stage.operations / self.products, bytes_read / self.memory)
+        if stage.kind in ANALYSES:
+            exact = self.exact or self.linear_algebra
+            products = stage.operations - stage.decomposed
+            return products / exact + stage.decomposed / self.linear_algebra
+        listening = stage.kind in ("moments", "mlp")
+        return stage.operations / (self.exact or self.products if listening else self.products)
 
 
 def read_shapes(path: str | Path) -> dict[str, ModelShape]:
@@ -63,16 +81,19 @@ def workload_of_size(
 def hours(
     shape: ModelShape, work: Workload, machine: Machine, size: int, offload: bool = False
 ) -> float:
-    """``operations / products + host's operations / linear algebra``, and with `offload`
-    ``bytes read / disk``.
-    """
-    seconds = 0.0
-    for stage in operations.run(shape, work):
-        rate = machine.linear_algebra if stage.kind in HOST else machine.products
-        seconds += stage.operations / rate
+    """The hours of all stages, and with `offload` ``bytes read / disk``."""
+    seconds = sum(stage_seconds(shape, work, machine, size).values())
     if offload:
         seconds += bytes_read(shape, work, size) / machine.disk
     return seconds / 3600
+
+
+def stage_seconds(
+    shape: ModelShape, work: Workload, machine: Machine, size: int
+) -> dict[str, float]:
+    """Return the seconds of every stage, by its name, for models of `size` bytes a number."""
+    weights = size * float(shape.parameters) * operations.talking_passes(work)
+    return {s.name: machine.seconds(s, weights) for s in operations.run(shape, work)}
 
 
 def bytes_read(shape: ModelShape, work: Workload, size: int) -> float:

@@ -40,6 +40,7 @@ from toolkit.planning.operations import (
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
 from toolkit.runtime.lapack import quiet_openblas
+from toolkit.runtime.placement import analysis_device
 from toolkit.statistics import MomentSums
 
 WIDEST = 512  # of a square matrix that is timed
@@ -150,11 +151,12 @@ def _fit_rate(sums: MomentSums, pair: tuple[str, str], d: int) -> float:
         for _side in range(2):
             explained(fit, moments, source, target, moments.energy(target), (0, "full"))
 
-    return (TRIDIAGONAL + FIT + JUDGED) * d**3 / seconds_of(work)
+    where = moments.mean[source].device
+    return (TRIDIAGONAL + FIT + JUDGED) * d**3 / seconds_of(work, where)
 
 
 def _mlp_rates(shape: ModelShape, work: Workload, n: int, dtype: torch.dtype, device: str) -> Rates:
-    """Time first-order terms where the models are, and of one token's reachability on the CPU."""
+    """Time first-order terms where the models are, and what looks at tokens where analyses run."""
     (block,), d = shape.blocks, shape.d
     mlp, change = _random_mlp(d, block.d_ff, block.gated, work.adapter is None)
     there = mlp.to(dtype, device), change.to(dtype, device)
@@ -162,22 +164,25 @@ def _mlp_rates(shape: ModelShape, work: Workload, n: int, dtype: torch.dtype, de
     taken = seconds_of(lambda: first_order_terms(*there, h), device)
     whole = replace(work, adapter=None if work.adapter is None else 8 * 3 * (d + block.d_ff))
     rates: Rates = {"mlp": n * first_order(block, shape, whole) / taken}
-    one, target = torch.randn(1, d), torch.randn(1, 1, d)
-    radii = one.norm() * torch.tensor([BUDGETS], dtype=torch.float64)
+    where = analysis_device(torch.device(device))
+    own = mlp.to(torch.float32, where)
+    one, target = torch.randn(1, d).to(where), torch.randn(1, 1, d).to(where)
+    radii = one.norm() * torch.tensor([BUDGETS], dtype=torch.float64, device=where)
     # A map comes with its share of the heads, which are looked through one by one.
-    slices = torch.randn(max(shape.n_heads // 3, 1) if shape.sublayer else 0, d, shape.head_dim)
+    n_slices = max(shape.n_heads // 3, 1) if shape.sublayer else 0
+    slices = torch.randn(n_slices, d, shape.head_dim).to(where)
 
     def look() -> None:
-        reach(matrix_of(MLPJacobian.at(mlp, one)), target, radii)
+        reach(matrix_of(MLPJacobian.at(own, one)), target, radii)
         for head in slices:
             reach(lambda _, head=head: head, target, radii)  # type: ignore[misc]
 
     operations = 2.0 * d * d * block.d_ff + (GRAM + TRIDIAGONAL) * d**3
-    rates["reach"] = operations / seconds_of(look)
-    some = torch.randn(max(work.shared_sample, 1), d)
+    rates["reach"] = operations / seconds_of(look, where)
+    some = torch.randn(max(work.shared_sample, 1), d).to(where)
     products = 2.0 * (3 if block.gated else 2) * d * block.d_ff * len(some)
-    jacobian = MLPJacobian.at(mlp, some)
-    rates["shared"] = products / seconds_of(lambda: jacobian.push(some))
+    jacobian = MLPJacobian.at(own, some)
+    rates["shared"] = products / seconds_of(lambda: jacobian.push(some), where)
     return rates
 
 

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from toolkit.runtime.placement import for_analyses
 from toolkit.runtime.processes import Processes
 from toolkit.statistics.frame import Frame, add, frames_of
 
@@ -91,17 +92,17 @@ class FramedSums:
         self.n = int(n)
 
     def result(self, pairs: Sequence[Pair] | None = None) -> Moments:
-        """Return the moments, on the CPU; of `pairs` alone, where not all are wanted."""
+        """Return the moments, where analyses run; of `pairs` alone, where not all are wanted."""
         if self.n == 0:
             raise ValueError("no tokens were counted")
         mean, covariance = {}, {}
         for name, frame in self._frames.items():
-            mean[name] = (frame.centre + self._sum[name] / self.n * frame.unit).cpu()
+            mean[name] = for_analyses(frame.centre + self._sum[name] / self.n * frame.unit)
         for a, b in self.pairs if pairs is None else pairs:
             framed = self._covariance(a, b)
             framed *= self._frames[b].unit
             framed *= self._frames[a].unit[:, None]
-            covariance[a, b] = framed.cpu()
+            covariance[a, b] = for_analyses(framed)
         return Moments(self.n, mean, covariance)
 
     def _start(self, frames: Mapping[str, Frame]) -> None:

@@ -36,9 +36,8 @@ class NormSums:
 
     def reduce(self, processes: Processes) -> None:
         """Add up the sums of all `processes`."""
-        parts = processes.gathered(
-            (self.n, {key: float(total) for key, total in self._sum.items()})
-        )
+        totals = torch.stack(list(self._sum.values())).tolist() if self._sum else []
+        parts = processes.gathered((self.n, dict(zip(self._sum, totals, strict=True))))
         self.n, self._sum = sum(n for n, _ in parts), {}
         for _, part in parts:
             for key, total in part.items():

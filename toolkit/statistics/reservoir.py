@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from toolkit.runtime.placement import for_analyses
 from toolkit.runtime.processes import Processes
 
 
@@ -34,16 +35,21 @@ class Reservoir:
     def reduce(self, processes: Processes) -> None:
         """Sample from the tokens of all `processes`."""
         self._join()
+        if processes.size == 1:
+            return
         mine = [(keys.cpu(), _on_cpu(values)) for keys, values in self._parts]
         self._parts = [part for parts in processes.gathered(mine) for part in parts]
         self._join()
 
     def result(self) -> dict[str, Tensor]:
-        """The sampled tokens' vectors by name, each `[size or fewer, d]`, in the keys' order."""
+        """The sampled tokens' vectors by name, each `[size or fewer, d]`, in the keys' order.
+
+        They are where analyses run; after several processes have sampled, on the CPU.
+        """
         if not self._parts:
             raise ValueError("no tokens were counted")
         self._join()
-        return {name: value.clone() for name, value in _on_cpu(self._parts[0][1]).items()}
+        return {name: for_analyses(value).clone() for name, value in self._parts[0][1].items()}
 
     def _join(self) -> None:
         """Make one part of all, of the tokens with the smallest keys."""
