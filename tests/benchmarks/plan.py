@@ -40,6 +40,8 @@ def measured(data: Path, out: Path, heap: dict[str, str]) -> dict:
 def planned_seconds(plan: RunPlan) -> dict[str, float]:
     seconds = dict.fromkeys(STAGES, 0.0)
     for stage in plan.stages:
+        if stage.name.startswith("first look"):  # a quiet run has none
+            continue
         of = "replacement" if stage.name.startswith("replacement") else "march"
         seconds[of] += plan.seconds(stage)
     return seconds

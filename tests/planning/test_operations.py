@@ -6,13 +6,14 @@ the comparison where a formula has it.
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from tests.support import tiny
-from toolkit import ModelPair
+from toolkit import FitSpec, ModelPair, Options, fit_adapters
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.vector import FixedVector
 from toolkit.analysis.first_order import first_order_terms
@@ -21,6 +22,7 @@ from toolkit.blocks.mlp import Change, MLPChange
 from toolkit.blocks.parts import BlockParts, Sample
 from toolkit.blocks.read import mlps
 from toolkit.diagnosis.block_statistics import MODES, BlockStatistics, moment_pairs
+from toolkit.diagnosis.first_look import first_look
 from toolkit.diagnosis.grid import grid_for
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
 from toolkit.diagnosis.reach_rows import shared_reach_rows
@@ -28,9 +30,11 @@ from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.candidates import Candidate
 from toolkit.evaluation.compare import FORCINGS, evaluate
+from toolkit.evaluation.reference import Reference
 from toolkit.lockstep.march import March
 from toolkit.models.edits import shift
 from toolkit.planning import operations as cost
+from toolkit.planning.estimate import workload_of
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
 from toolkit.statistics import MomentSums
@@ -229,6 +233,38 @@ def test_replacement_is_what_torch_counts(pair, single):
     found = counted(lambda: evaluate(pair, prompts, candidates, 5, batch_size=2, forcings=FORCINGS))
     # A divergence is a row-by-row product with the vocabulary's probabilities, no matrix product.
     assert found == expected
+
+
+def test_a_first_look_and_a_round_of_the_search_are_about_what_torch_counts(pair):
+    """Products of the fits themselves, which are small here, are counted in one way only."""
+    rng = np.random.default_rng(0)
+    documents = [
+        {"prompt": tiny.random_text(rng, 6), "response": tiny.random_text(rng, 10)}
+        for _ in range(60)
+    ]
+    corpus, shape = pair.corpus(documents), ModelShape.of(pair.base)
+    options = Options(new_tokens=4, sample=0, shared_sample=0)
+    work = replace(workload_of(shape, corpus, options)[0], first_look=True, search=True)
+    reference = Reference(pair.tuned, pair.tokenizer, corpus.prompts(), 4)
+    look = counted(lambda: first_look(pair, corpus, reference))
+    assert look == pytest.approx(products(cost.first_look(shape, work)), rel=0.02)
+
+    specs = [FitSpec.linear("post_block", rank, "sequential") for rank in (1, 2, 3)]
+    fitted = counted(lambda: fit_adapters(pair, corpus, specs))
+    assert len(specs) == cost.AT_ONCE
+    stages = cost.rank_search(shape, work)
+    moments = sum(stage.operations for stage in stages if stage.kind == "moments")
+    passes = cost.ROUNDS * (1 + cost.AT_ONCE) * passes_of_fit_documents(shape, work)
+    assert fitted == pytest.approx((passes + moments) / cost.ROUNDS, rel=0.05)
+
+
+def products(stages):
+    return sum(stage.operations for stage in stages if stage.kind not in ("logit", "fit"))
+
+
+def passes_of_fit_documents(shape, work):
+    fit = [batch for batch in work.batches if not batch.held_out]
+    return sum(cost.block_pass(shape, block, batch) for batch in fit for block in shape.blocks)
 
 
 def test_stages_grow_as_their_formulas_say():

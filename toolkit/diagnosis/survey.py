@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from toolkit.adapters.adapter import Adapter
-from toolkit.analysis.linear_fit import explained, fit_linear, ranks_below
+from toolkit.analysis.linear_fit import MAX_RANK, LinearFit, explained, fit_linear, ranks_below
 from toolkit.analysis.norms import branch_norms
 from toolkit.analysis.spectrum import spectrum
 from toolkit.blocks.parts import BlockParts
@@ -40,7 +40,7 @@ from toolkit.lockstep.march import March, Mode
 from toolkit.models.edits import target_of
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.processes import ALONE, Processes, Rota
-from toolkit.statistics import SketchedSums
+from toolkit.statistics import Moments, SketchedSums
 
 Row = dict[str, Any]
 
@@ -48,6 +48,8 @@ Row = dict[str, Any]
 # What one task of a block gives: rows by table, adapters by spec.
 Found = tuple[Mapping[str, Sequence[Row]], Mapping[FitSpec, Adapter]]
 Task = Callable[[], Found]
+# Gives the rows ``block_errors`` from a fit: source, target, the fit, and moments of both sides.
+ErrorRows = Callable[[str, str, LinearFit, Moments, Moments], list[Row]]
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,9 @@ def survey(
         if keep:
             keep(layer, sums)
         parallel = pair.base_runner.parallel
-        tasks = block_tasks(sums, plan.specs, pair.dtype, parallel)
+        errors = partial(_errors, plan.errors, layer) if plan.errors else None
+        tasks = block_tasks(sums, plan.specs, pair.dtype, parallel, errors)
         tasks += [partial(_sequential_fit, sums, spec, layer, pair.dtype) for spec in sums.fits]
-        if plan.errors:
-            tasks.append(partial(_block_errors, sums, layer, plan.errors))
         if parts_reader:
             tasks += _parts_tasks(found["mlp"], sums.samples)
             if places := sums.samples.places():
@@ -147,10 +148,12 @@ def block_tasks(
     specs: Sequence[FitSpec] = (),
     dtype: torch.dtype = torch.float32,
     parallel: bool = False,
+    errors: ErrorRows | None = None,
 ) -> list[Task]:
     """Return what gives one block's norms, spectra, linear fits, and free and forced adapters.
 
-    `parallel`: the family's MLP reads nothing of what attention adds.
+    `parallel`: the family's MLP reads nothing of what attention adds. `errors` reads the forced fit
+    after the block, which then has every rank.
     """
     tasks: list[Task] = [partial(_norms, sums)]
     tasks += [partial(_spectrum, sums, place, mode) for place in sums.branches for mode in MODES]
@@ -161,7 +164,8 @@ def block_tasks(
             if (spec.fit, spec.location, spec.target) == (mode, location, "own")
             and _aim(spec, parallel) in aims
         ]
-        tasks.append(partial(_linear_fit, sums, wanted, dtype, mode, location, aims))
+        reads = errors if (mode, location) == ("forced", "post_block") else None
+        tasks.append(partial(_linear_fit, sums, wanted, dtype, mode, location, aims, reads))
     return tasks
 
 
@@ -189,26 +193,36 @@ def _linear_fit(
     mode: Mode,
     location: str,
     aims: Sequence[str],
+    errors: ErrorRows | None = None,
 ) -> Found:
     x, t = source(location), target("post_block" if "block" in aims else location)
-    sides = [sums.moments[mode, side].result([(x, x), (t, x), (t, t)]) for side in SIDES]
-    fit = fit_linear(sides[0], x, t)
+    on_fit, on_held_out = sides = [
+        sums.moments[mode, side].result([(x, x), (t, x), (t, t)]) for side in SIDES
+    ]
+    fit = fit_linear(on_fit, x, t, max_rank=len(on_fit.mean[t]) if errors else MAX_RANK)
     ranks = ranks_below(len(fit.t_mean))
-    on_fit, on_held_out = (explained(fit, m, x, t, m.energy(t), ranks) for m in sides)
+    shares = [explained(fit, m, x, t, m.energy(t), ranks) for m in sides]
     rows = [
         {
             "source": location,
             "target": aim,
             "mode": mode,
             "rank": rank,
-            "explained_fit": on_fit[rank],
-            "explained_heldout": on_held_out[rank],
+            "explained_fit": shares[0][rank],
+            "explained_heldout": shares[1][rank],
         }
         for aim in aims
         for rank in ranks
     ]
     adapters = {spec: adapter_from(fit, spec.rank_at(0), dtype) for spec in specs}
-    return {"linear_fit": rows}, adapters
+    found = {"linear_fit": rows}
+    if errors:
+        found["block_errors"] = errors(x, t, fit, on_fit, on_held_out)
+    return found, adapters
+
+
+def _errors(rows: Callable[[ForcedFit], list[Row]], layer: int, *fitted: Any) -> list[Row]:
+    return rows(ForcedFit.of(layer, *fitted))
 
 
 def _aim(spec: FitSpec, parallel: bool) -> str:
@@ -230,15 +244,6 @@ def _fits(branches: tuple[str, ...]) -> Iterator[tuple[Mode, str, tuple[str, ...
 
 def _sequential_fit(sums: BlockStatistics, spec: FitSpec, layer: int, dtype: torch.dtype) -> Found:
     return {}, {spec: sums.fits[spec].adapter(layer, dtype)}
-
-
-def _block_errors(
-    sums: BlockStatistics, layer: int, errors: Callable[[ForcedFit], list[Row]]
-) -> Found:
-    """What the post-block map of every rank leaves, from the moments that are there already."""
-    x, t = source("post_block"), target("post_block")
-    sides = [sums.moments["forced", side].result([(x, x), (t, x), (t, t)]) for side in SIDES]
-    return {"block_errors": errors(ForcedFit.of(layer, x, t, *sides))}, {}
 
 
 def _parts_tasks(mlp: MLPStatistics, sample: Samples) -> list[Task]:

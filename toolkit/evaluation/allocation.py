@@ -74,10 +74,15 @@ class ForcedFit:
 
     @classmethod
     def of(
-        cls, layer: int, x: str, t: str, on_fit: Moments, on_held_out: Moments | None
+        cls,
+        layer: int,
+        x: str,
+        t: str,
+        fit: LinearFit,
+        on_fit: Moments,
+        on_held_out: Moments | None,
     ) -> "ForcedFit":
-        """Fit at all ranks after the block, where `x` is the stream itself."""
-        fit = fit_linear(on_fit, x, t, max_rank=len(on_fit.mean[t]))
+        """Take a fit after the block at all ranks, where `x` is the stream itself."""
         energy = (on_fit.energy(x), on_held_out.energy(x) if on_held_out else None)
         return cls(layer, x, t, fit, (on_fit, on_held_out), energy)
 

@@ -132,12 +132,16 @@ class Reference:
 
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> Divergences:
-        """Measure KL(tuned ‖ model) in nats a token, `model` reading the tuned model's tokens."""
+        """Measure KL(tuned ‖ model) in nats a token, `model` reading the tuned model's tokens.
+
+        Memory is that of one batch of prompts, however many there are.
+        """
         parts = []
         for batch in self.batches:
             start = prefill(model, batch.prompts)
             logits = continuation_logits(model, batch.prompts, start, batch.generated)
             parts.append(Divergences(batch.read.divergence(logits), batch.generated.counted))
+            batch.release()
         return Divergences.join(parts)
 
 

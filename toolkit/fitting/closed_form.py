@@ -98,6 +98,7 @@ def march_for(
         tuple(sorted(locations)),
         steered={spec.name: spec.location for spec in specs if spec.is_steered},
         free=any(spec.fit == "free" for spec in specs),
+        forced=any(spec.fit in ("forced", "blended") for spec in specs),
         own=shared_out(corpus.fit_batches, processes),
         folder=kept.folder if kept else None,
         start=start,

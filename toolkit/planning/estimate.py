@@ -6,7 +6,7 @@ timing on random numbers. Nothing is written.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from toolkit.evaluation.reference import PROMPTS_A_BATCH
 from toolkit.models.loading import parse_dtype
 from toolkit.models.outline import Outline
 from toolkit.planning import operations
-from toolkit.planning.free_memory import Place, gib, places
+from toolkit.planning.free_memory import Place, gib, places, process_size
 from toolkit.planning.memory import Disk, Memory, disk, memory
 from toolkit.planning.operations import Stage
 from toolkit.planning.shapes import ModelShape
@@ -101,6 +101,10 @@ class RunPlan:
         for part in self.memory.parts:
             grid.add_row(part.name, *(gib(part.bytes) if s in part.stages else "" for s in stages))
         grid.add_row("all", *(gib(self.memory.at(stage)) for stage in stages), style="bold")
+        process = self.memory.process
+        grid.add_row("Python and its libraries, held already", *[gib(process)] * len(stages))
+        sizes = (gib(process + self.memory.at(stage)) for stage in stages)
+        grid.add_row("size of the process", *sizes, style="bold")
         return grid
 
     def _notes(self) -> Iterable[str]:
@@ -110,7 +114,12 @@ class RunPlan:
             f"{gib(self.disk.total - self.disk.streams)}, tables and report besides"
         )
         if not self.counts_all:
-            yield "--max-kl asks for more marches and generations than are counted here"
+            yield "--distil trains through the models, which is not counted here"
+        if self.work.search:
+            yield (
+                f"the search for ranks is counted with {operations.ROUNDS} rounds; where its guess "
+                "is far off it takes more"
+            )
         for place in self.places:
             verdict = "enough" if place.suffices else "NOT ENOUGH"
             yield f"{place.name}: {verdict}, {gib(place.needed.peak)} of {gib(place.free)} free"
@@ -144,8 +153,9 @@ def plan(
     if not isinstance(documents, Corpus):
         documents = Corpus.of(documents, known.tokenizer, **options.reading)
     work, ranks = workload_of(shape, documents, options, known.adapter)
+    work = replace(work, first_look=not offload)
     size = dtype.itemsize
-    needed = memory(shape, work, size, ranks, offload, torch.get_num_threads())
+    needed = memory(shape, work, size, ranks, offload, torch.get_num_threads(), process_size())
     timing = measure(known.config, shape, work, dtype, device) if timed else None
     return RunPlan(
         shape=shape,
@@ -156,7 +166,7 @@ def plan(
         disk=disk(shape, work, size, ranks, keep_statistics),
         places=places(needed, device),
         timing=timing,
-        counts_all=options.max_kl is None,
+        counts_all=not options.distil,
         devices=(device, str(analysis_device(torch.device(device)))),
     )
 
@@ -182,6 +192,7 @@ def workload_of(
         weights=weights,
         single=SINGLE in specs,
         new_tokens=options.new_tokens,
+        search=options.max_kl is not None,
         sample=options.sample,
         sketch=options.sketch,
         shared_sample=options.shared_sample,

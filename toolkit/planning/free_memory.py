@@ -56,6 +56,11 @@ def available_memory(device: str = "cpu") -> float:
     return max(min(left), 0.0)
 
 
+def process_size() -> float:
+    """Bytes that this process holds now: before a run, Python and its libraries."""
+    return float(psutil.Process().memory_info().rss)
+
+
 def _cgroup(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> list[float]:
     """Return what the limits of this process's control groups leave, where there are any.
 

@@ -33,17 +33,28 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """The parts of a run's memory, beyond what Python and its libraries hold."""
+    """The parts of a run's memory; `process` has the bytes that Python and its libraries hold.
+
+    What the process holds is there before the run: it is a part of the process's size, and not of
+    what must be free.
+    """
 
     parts: tuple[Part, ...]
+    process: float = 0.0
 
     def at(self, stage: str) -> float:
-        """Bytes held at `stage`."""
+        """Bytes held at `stage`, beyond the process itself."""
         return sum(part.bytes for part in self.parts if stage in part.stages)
 
     @property
     def peak(self) -> float:
+        """The most bytes that must be free."""
         return max(self.at(stage) for stage in ("march", "replacement"))
+
+    @property
+    def size(self) -> float:
+        """The largest size of the process, as the system tells it."""
+        return self.process + self.peak
 
     @property
     def largest(self) -> Part:
@@ -59,11 +70,12 @@ def memory(
     recipes: Sequence[Rank] = (),
     offload: bool = False,
     threads: int = 1,
+    process: float = 0.0,
 ) -> Memory:
     """All parts, for models of `size` bytes a number; `recipes` are the ranks that are fitted.
 
     With `offload` one block of each half is in memory at a time. Streams are mapped from disk: what
-    of them is in memory the system may drop.
+    of them is in memory the system may drop. `process`: bytes that the process holds already.
     """
     march = ("march",)
     return Memory(
@@ -76,7 +88,8 @@ def memory(
             Part("analyses", analyses(shape, work, threads), march),
             Part("adapters", adapters(shape, recipes, size)),
             Part("generation", generation(shape, work, size), ("replacement",)),
-        )
+        ),
+        process,
     )
 
 

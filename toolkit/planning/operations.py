@@ -7,15 +7,18 @@ grows with d and not with d·d: norms, activations, skips, rotations by position
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from toolkit.analysis.reachability import BUDGETS
 from toolkit.analysis.shared_map import SHARED_RANKS, probes_each
 from toolkit.diagnosis.block_statistics import MODES, PLACE_TOKENS, moment_pairs
+from toolkit.diagnosis.first_look import LEAST, SHARE
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.diagnosis.place_rows import PLACE_RANKS
 from toolkit.diagnosis.reach_rows import SCALES, TARGETS
+from toolkit.evaluation.allocation import PROBE_TOKENS
+from toolkit.evaluation.rank_search import AT_ONCE
 from toolkit.models.locations import INSIDE
 from toolkit.planning.shapes import BlockShape, ModelShape
 from toolkit.planning.workload import BatchShape, Workload
@@ -30,15 +33,18 @@ PRODUCT = 2.0
 TRIDIAGONAL = 4 / 3  # of a symmetric matrix: eigenvalues, and few eigenvectors, cost little more
 GRAM = 5 / 4  # M Mᵀ in four stripes of rows: 10 of 16 squares
 SVD = 22.0  # with both sides' vectors
+EIGEN = 9.0  # of a symmetric matrix, with all vectors
 # A fit: Cholesky factor, two triangular systems, a product, leading eigenvectors; and judging it on
 # one side's moments is one product more.
 FIT = CHOLESKY + 2 * SOLVE + PRODUCT + TRIDIAGONAL
 JUDGED = 2 * PRODUCT
+FIT_PAIRS = [("x", "x"), ("t", "x")]  # the products that one fit reads
 
 # What a token is looked at with: `toolkit.diagnosis.reach_rows`, `toolkit.analysis.shared_map`.
 SHARED_FITS = len(TARGETS)  # from the MLP's input to each target
 CGLS_RUNS, CGLS_PRODUCTS = 6, 9.0  # five evaluations of 1 + 0.8 products a run
 PLACE_PRODUCTS = 9.0  # of the shared map before the MLP: four runs of one iteration
+ROUNDS = 2  # of the search for ranks, where its guess is near: each more costs as much as one
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
 
 Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "shared", "logit"]
@@ -126,7 +132,7 @@ def accumulators(shape: ModelShape, work: Workload) -> list[Stage]:
     readable = sum(block.d_ff > 0 for block in shape.blocks)
     everything = sum(_moments(moment_pairs(mode, shape.branches), shape, work) for mode in MODES)
     everything *= shape.n_layers * (fit + held_out)
-    stream = _moments([("x", "x"), ("t", "x")], shape, work)
+    stream = _moments(FIT_PAIRS, shape, work)
     sequential = shape.n_layers * fit * len(work.steered) * stream
     mlp = readable * (fit + held_out) * product_operations(MLP_PAIRS, shape.d)
     first = sum(first_order(block, shape, work) for block in shape.blocks) * (fit + held_out)
@@ -269,18 +275,69 @@ def weight_side(shape: ModelShape, work: Workload) -> list[Stage]:
     return [Stage("changes of the weights", "fit", total, decomposed)]
 
 
-def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
+def first_look(shape: ModelShape, work: Workload) -> list[Stage]:
+    """One forced fit on one in `SHARE` of the fit documents, judged on the first round of prompts.
+
+    Two passes of every document (tuned, and base on the tuned stream), one fit's moments, ``FIT``
+    d³ a block; the tuned model says its tokens, which the run's comparison has it do again.
+    """
+    fit = [batch for batch in work.batches if not batch.held_out]
+    counted = work.counted(False) / SHARE
+    if not work.first_look or sum(b.rows for b in fit) < SHARE * LEAST or counted < shape.d:
+        return []
+    passes = 2 / SHARE * sum(block_pass(shape, block, b) for b in fit for block in shape.blocks)
+    moments = shape.n_layers * counted * product_operations(FIT_PAIRS, shape.d)
+    judged = replace(work, prompts=work.prompts[:1], everywhere=2, talking=1, single=False)
+    return [
+        Stage("first look: passes", "block", passes),
+        Stage("first look: moments", "moments", moments),
+        Stage("first look: fits", "fit", shape.n_layers * FIT * shape.d**3),
+        *replacement(shape, judged, "first look"),
+    ]
+
+
+def rank_search(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Every block's error at all ranks, and `ROUNDS` of `AT_ONCE` sets of ranks.
+
+    An error: all eigenvectors of the forced fit and its judgement, and a pass of `PROBE_TOKENS`
+    from its block on. A round: the tuned model's pass of every fit document and one for each set,
+    each with the moments of its stream and a fit in every block; and reading the prompts.
+    """
+    if not work.search:
+        return []
+    fit = [batch for batch in work.batches if not batch.held_out]
+    once = sum(block_pass(shape, block, b) for b in fit for block in shape.blocks)
+    probe = BatchShape(1, min(PROBE_TOKENS, sum(batch.n for batch in fit)))
+    probed = (shape.n_layers + 3) / 2 * sum(block_pass(shape, b, probe) for b in shape.blocks)
+    probed += (shape.n_layers + 1) * head(shape, probe.n)
+    moments = shape.n_layers * work.counted(False) * product_operations(FIT_PAIRS, shape.d)
+    cubes = shape.n_layers * shape.d**3
+    fits = cubes * (EIGEN - TRIDIAGONAL + JUDGED + ROUNDS * AT_ONCE * FIT)
+    read = replacement(
+        shape, replace(work, everywhere=AT_ONCE, talking=0, single=False), "rank set", known=True
+    )
+    return [
+        Stage("rank set: passes", "block", probed + ROUNDS * (1 + AT_ONCE) * once),
+        Stage("rank set: moments", "moments", ROUNDS * AT_ONCE * moments),
+        Stage("rank set: fits", "fit", fits),
+        *(replace(stage, operations=ROUNDS * stage.operations) for stage in read),
+    ]
+
+
+def replacement(
+    shape: ModelShape, work: Workload, name: str = "replacement", known: bool = False
+) -> list[Stage]:
     """Generation and replacement, for each round of prompts.
 
     The tuned model, and every candidate in all blocks, reads the prompts and the tuned model's
     tokens; some of them say their own one by one. Tuned model and oracle read prompts and tokens in
-    one pass each; so does, where one is tried in single blocks, the base model, and each from its
-    block on.
+    one pass each (unless it is `known` what they gave); so does, where one is tried in single
+    blocks, the base model, and each from its block on.
     """
     reading, n = work.everywhere + 1, work.new_tokens
     talking = reading if work.talking is None else work.talking
     singles = shape.n_layers if work.single else 0
-    plain = 3 if work.single else 2
+    plain = 0 if known else 3 if work.single else 2
     read = said = logits = 0.0
     for prompts in work.prompts:
         rows, length = prompts.rows, prompts.length
@@ -297,9 +354,9 @@ def replacement(shape: ModelShape, work: Workload) -> list[Stage]:
         said += head(shape, rows * talking * (n - 1))
         logits += rows * n * shape.vocabulary * (work.everywhere + talking + singles)
     return [
-        Stage("replacement: reading", "block", read),
-        Stage("replacement: token by token", "decode", said),
-        Stage("replacement: divergences", "logit", LOGIT * logits),
+        Stage(f"{name}: reading", "block", read),
+        Stage(f"{name}: token by token", "decode", said),
+        Stage(f"{name}: divergences", "logit", LOGIT * logits),
     ]
 
 
@@ -323,6 +380,7 @@ def talking_passes(work: Workload) -> float:
 def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
     """All stages of a run, in order."""
     parts = (
+        first_look,
         march,
         accumulators,
         fits,
@@ -331,5 +389,6 @@ def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
         low_rank_changes,
         weight_side,
         replacement,
+        rank_search,
     )
     return tuple(stage for part in parts for stage in part(shape, work) if stage.operations)

@@ -28,7 +28,8 @@ class Workload:
     say their own tokens (None: all). single: whether one is tried in each block alone. sketch:
     width of the projections through which moments are seen (None: exact). adapter: entries of a
     LoRA's factors in all blocks (None: the tuned half has weights of its own). weights: low-rank
-    changes of the weights are made.
+    changes of the weights are made. first_look: there is a look at a few documents beforehand.
+    search: ranks are looked for that hold a bound.
     """
 
     batches: tuple[BatchShape, ...]
@@ -43,6 +44,8 @@ class Workload:
     adapter: int | None = None
     talking: int | None = None
     weights: bool = False
+    first_look: bool = False
+    search: bool = False
 
     def counted(self, held_out: bool) -> int:
         """Counted tokens of one side."""
