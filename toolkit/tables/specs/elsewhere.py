@@ -34,9 +34,9 @@ def plot(frame: pd.DataFrame) -> Figure:
         log_scale(axes)
         finish(axes, "", "nats a token", 3)
     steered = frame[~frame.model.isin(["base", "tuned"])]
-    far = (steered.recovered < LOWEST).to_numpy()
-    ends = ["recovered_low", "recovered_high"]
-    edge = steered[["recovered", *ends]].mask(far, EDGE)
+    far = steered.recovered < LOWEST
+    columns = ("recovered", "recovered_low", "recovered_high")
+    edge = {column: steered[column].mask(far, EDGE) for column in columns}
     _by_file(share, steered.assign(**edge), "recovered", ("recovered_low", "recovered_high"))
     share.set_title("Recovered, with its 95 % interval")
     if far.any():
