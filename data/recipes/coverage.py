@@ -21,7 +21,6 @@ from torch import Tensor
 
 from toolkit.analysis.divergence import Divergences, recovered
 from toolkit.documents.documents import Document
-from toolkit.documents.tasks import TASKS
 from toolkit.documents.tokens import encode
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import evaluate
@@ -31,6 +30,7 @@ from toolkit.fitting.closed_form import fit_adapters
 from toolkit.fitting.spec import FitSpec
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.records import write_tensors
+from toolkit.training.tiny import TASK
 
 HERE = Path(__file__).parents[1]
 OUT = HERE / "coverage"
@@ -41,7 +41,7 @@ SIZES = (("vector", 0), ("linear", 2), ("linear", 8), ("linear", 16), ("linear",
 def make_pool() -> dict[str, Tensor]:
     """Return nats of every prompt: of the base, `[n]`, and of the adapters, `[n_adapters, n]`."""
     pair = ModelPair.load(HERE / "tiny-listops" / "base", HERE / "tiny-listops" / "tuned")
-    task = TASKS["listops"]()
+    task = TASK
     documents = [{"prompt": e.prompt, "response": e.response} for e in task.examples("train", 300)]
     places = product(("pre_mlp", "post_mlp", "post_block"), ("forced", "sequential"), SIZES)
     specs = [FitSpec(where, *size, fit) for where, fit, size in places]
@@ -51,7 +51,7 @@ def make_pool() -> dict[str, Tensor]:
         for e in task.examples("test", 4000)
     ]
     candidates = [Candidate.of(adapters, key=spec) for spec, adapters in fitted.items()]
-    found = evaluate(pair, prompts, candidates, n_new=4, batch_size=250).divergences
+    found = evaluate(pair, prompts, candidates, n_new=8, batch_size=250).divergences
     totals = [found[c, "tuned"].by_prompt[0] for c in (NONE, *candidates)]
     return {"base": totals[0], "steered": torch.stack(totals[1:])}
 

@@ -49,15 +49,30 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class CloseLook:
-    """Hold what was found: `rows` by table, and the reporting prompts with what they gave.
+class Reporting:
+    """The documents whose prompts report, and what the tuned model generated from the first ones.
 
-    `documents` are those whose prompts report; `evaluation` has the divergences of no steering, the
-    recommended and the runner-up on them. `checks` are what was proved on them; `apart`: they had
-    no part in choosing.
+    `known` are its tokens, by prompt. `apart`: these prompts had no part in choosing.
     """
 
     documents: Sequence[Encoded]
+    known: Sequence[Sequence[int]]
+    apart: bool
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The tokens of the prompts."""
+        return [document.prompt_ids for document in self.documents]
+
+
+@dataclass(frozen=True)
+class CloseLook:
+    """Hold what was found: `rows` by table, and what was proved of the models.
+
+    `evaluation` has the divergences of no steering, the recommended and the runner-up on the
+    prompts that report; `apart`: these had no part in choosing.
+    """
+
     evaluation: Evaluation
     rows: dict[str, list[Row]]
     checks: list[Check]
@@ -82,23 +97,16 @@ def named_candidates(models: Sequence[Shown]) -> dict[str, Candidate]:
 def close_look(
     pair: ModelPair,
     corpus: Corpus,
-    documents: Sequence[Encoded],
+    reporting: Reporting,
     models: Sequence[Shown],
-    known: Sequence[Sequence[int]],
     n_new: int,
-    apart: bool,
     other: OtherData,
     show_progress: bool = False,
 ) -> CloseLook:
-    """Look at `models` on the prompts of `documents`; `known` are the tuned model's first tokens.
-
-    `known` has what the tuned model generated from the first of these prompts in the comparison,
-    and `apart` says that these prompts had no part in choosing; `other` the questions and prompts
-    that are looked at as well.
-    """
-    prompts = [document.prompt_ids for document in documents]
+    """Look at `models` on the prompts that report, and at `other` questions and prompts as well."""
+    documents, prompts = reporting.documents, reporting.prompts
     reference = Reference(pair.tuned, pair.tokenizer, prompts, n_new)
-    reference.remember(known)
+    reference.remember(reporting.known)
     steered = [shown.candidate for shown in models if shown.candidate not in (None, NONE)]
     evaluation = evaluate(pair, reference, [candidate for candidate in steered if candidate])
     named = {shown.name: partial(shown.model, pair) for shown in models}
@@ -107,4 +115,4 @@ def close_look(
         pair, corpus, documents, named_candidates(models), evaluation, n_new
     )
     checks = certificates(named, corpus, prompts)
-    return CloseLook(documents, evaluation, rows, checks, apart)
+    return CloseLook(evaluation, rows, checks, reporting.apart)

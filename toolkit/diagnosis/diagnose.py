@@ -19,7 +19,7 @@ from toolkit.diagnosis.checks import (
     check_upstream,
     first_changed_block,
 )
-from toolkit.diagnosis.close_look import CloseLook, close_look, shown_models
+from toolkit.diagnosis.close_look import CloseLook, Reporting, close_look, shown_models
 from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.first_look import first_look
@@ -293,16 +293,15 @@ class _Diagnosis:
         chooses = [row for row, found in enumerate(asked) if not (documents and found.reports)]
         choice = recommend(candidates, evaluation.of_prompts(chooses), self.options.recover)
         ours = [row for row, found in enumerate(asked) if found.reports or not documents]
+        known = [evaluation.tokens[None][row] for row in ours]
         look = close_look(
             self.pair,
             self.corpus,
-            documents or asked,
+            Reporting(documents or asked, known, apart=bool(documents)),
             shown_models(choice),
-            known=[evaluation.tokens[None][row] for row in ours],
-            n_new=self.options.new_tokens,
-            apart=bool(documents),
-            other=self.other,
-            show_progress=self.show_progress,
+            self.options.new_tokens,
+            self.other,
+            self.show_progress,
         )
         return choice, look
 
