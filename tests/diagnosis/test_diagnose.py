@@ -78,8 +78,7 @@ def test_identical_models_differ_nowhere(tokenizer):
     for frame in zero:
         assert len(frame)
         assert not frame.to_numpy(float).any()
-    failed = [check.name for check in run.checks if check.status == "failed"]
-    assert failed == ["first tokens"]  # the documents are random words
+    assert not [check for check in run.checks if check.status == "failed"]
 
 
 def test_oracle_in_every_family(tokenizer):
