@@ -92,6 +92,6 @@ def test_first_tokens_that_differ_are_counted(llama_pair):
     documents = [{"text": f"w5 w{i} w9"} for i in range(6, 16)]
     corpus = llama_pair.corpus([*documents, {"text": "w30 w6 w9"}])
     found = check_first_tokens(corpus, [(5, 6), (30, 6), (31, 6)])
-    assert found.status == "failed"
+    assert found.status == "not applicable"
     assert "1 of 11 documents and 2 of the 3 prompts" in found.detail
     assert check_first_tokens(llama_pair.corpus(documents), [(5, 6)]).status == "passed"
