@@ -149,6 +149,46 @@ def test_headlines():
     assert headline(earlier, False).startswith("Steer with a linear map")
 
 
+def reported(**change):
+    shown = {
+        "estimate": 0.961, "low": 0.93, "high": 0.99, "n": 24, "sem": 0.01, "apart": True,
+        "kl": 0.03, "base_kl": 0.8, "half_width_of_four_times": 0.014,
+        "more_than_runner_up": {"estimate": 0.02, "low": -0.01, "high": 0.05, "n": 24, "sem": 0.01},
+    }  # fmt: skip
+    return chosen(reported={**shown, **change}, runner_up={**chosen(), "rank": 4})
+
+
+def test_the_headline_is_of_prompts_that_did_not_choose():
+    words = headline(reported(), False)
+    assert words.startswith("The smallest adapter shown to recover 0.9 of the fine-tune is ")
+    assert "It recovers 0.96 (95 % interval 0.93 to 0.99) of the fine-tune with " in words
+    assert words.endswith(", on 24 prompts that had no part in choosing it.")
+    doubted = headline(reported(low=0.88), False)
+    assert doubted.startswith("Chosen as the smallest to recover 0.9")
+    assert doubted.endswith(", which does not confirm 0.9.")
+    together = headline(reported(low=0.88, apart=False, n=3), False)
+    assert "on the same 3 prompts that chose it" in together
+    assert "confirm" not in together
+    one = headline(reported(low=None, high=None, apart=False, n=1), False)
+    assert "It recovers 0.96 of the fine-tune" in one
+    assert one.endswith("on the one prompt that chose it.")
+
+
+def test_how_sure_the_answer_is():
+    words = beside(reported())
+    assert "runner-up, post-block rank 4 sequential, it recovers +0.020 (−0.010 to +0.050" in words
+    assert "the interval of ± 0.030 would be about ± 0.014" in words
+    assert beside(reported(low=None, high=None)) == ""
+
+
+def test_the_page_has_the_verdict(tmp_path):
+    publish(make_run(recommendation=reported()), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "<b>steerable at this size</b>" in html
+    assert "0.930 to 0.990 at 95 %, on 24 prompts that did not choose it" in html
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"]["study"]
+
+
 def test_what_stands_beside_the_answer():
     vector = {**chosen(), "rank": 0, "kind": "vector", "recovered": 0.41}
     assert beside(chosen()) == beside(None) == ""

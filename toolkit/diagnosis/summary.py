@@ -1,5 +1,6 @@
 """An evaluation as tables, a recommendation in words' raw material, and sample answers."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -116,13 +117,18 @@ def _reported(choice: Recommendation, look: CloseLook) -> dict[str, Any]:
         chosen, found[choice.runner_up, "tuned"], base
     )
     return {
-        **asdict(interval),
+        **_known(asdict(interval)),
         "apart": look.apart,
         "kl": chosen.mean,
         "base_kl": base.mean,
         "half_width_of_four_times": interval.half_width_with(4 * interval.n),
-        "more_than_runner_up": asdict(beside) if beside else None,
+        "more_than_runner_up": _known(asdict(beside)) if beside else None,
     }
+
+
+def _known(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers with None for NaN, as they are in JSON: one prompt has no interval."""
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()}
 
 
 def samples(

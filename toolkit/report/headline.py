@@ -62,21 +62,21 @@ def headline(
 def _reported(r: dict[str, Any], adapter: str, cost: str) -> str:
     """Say what was chosen, and what the prompts that did not choose it show of it."""
     shown = r["reported"]
-    n, low = shown["n"], shown["low"]
-    found = f"recovers {_interval(shown)} of the fine-tune with {cost}"
+    n, apart = shown["n"], shown["apart"]
+    confirmed = not apart or shown["low"] >= r["asked"]  # two prompts or more are apart
+    found = f"It recovers {_interval(shown)} of the fine-tune with {cost}"
     if not r["reached"]:
         start = f"None of these adapters is shown to recover {r['asked']:g} of the fine-tune. The"
         start += f" nearest is {adapter}"
-    elif not shown["apart"] or low >= r["asked"]:
+    elif confirmed:
         start = (
             f"The smallest adapter shown to recover {r['asked']:g} of the fine-tune is {adapter}"
         )
     else:
         start = f"Chosen as the smallest to recover {r['asked']:g} of the fine-tune is {adapter}"
-    prompts = f"{n} prompts that had no part in choosing it" if shown["apart"] else _together(n)
-    doubt = r["reached"] and shown["apart"] and not low >= r["asked"]
-    end = f", which does not confirm {r['asked']:g}" if doubt else ""
-    return f"{start}: on {prompts} it {found}{end}."
+    prompts = f"{n} prompts that had no part in choosing it" if apart else _together(n)
+    end = f", which does not confirm {r['asked']:g}" if r["reached"] and not confirmed else ""
+    return f"{start}. {found}, on {prompts}{end}."
 
 
 def _together(n: int) -> str:
@@ -87,7 +87,7 @@ def _together(n: int) -> str:
 def _interval(shown: dict[str, Any]) -> str:
     """Write an estimate with its interval, in as many digits as the interval's width asks for."""
     low, high = shown["low"], shown["high"]
-    if math.isnan(low):
+    if low is None:
         return _share(shown["estimate"])
     digits = 3 if high - low < 0.02 else 2
     numbers = (f"{value:.{digits}f}".replace("-", "−") for value in (shown["estimate"], low, high))
@@ -118,7 +118,7 @@ def beside(recommendation: dict[str, Any] | None) -> str:
 def _how_sure(r: dict[str, Any]) -> list[str]:
     """Say how the chosen stands beside the runner-up, and what more prompts would buy."""
     shown, other = r.get("reported"), r.get("runner_up")
-    if not shown or math.isnan(shown["low"]):
+    if not shown or shown["low"] is None:
         return []
     parts = []
     if other and (more := shown["more_than_runner_up"]):

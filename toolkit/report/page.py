@@ -10,6 +10,7 @@ from markupsafe import Markup
 from toolkit.diagnosis.run import Run
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.report.headline import beside, floors, headline, smallest_set, weights_beside
+from toolkit.report.verdict import verdict
 from toolkit.report.where import where_it_sits
 from toolkit.tables.spec import specs
 from toolkit.tables.words import NAMES
@@ -30,6 +31,7 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
         info=run.info,
         headline=_headline(run),
         beside=_beside(run),
+        verdict=verdict(run.recommendation),
         recommendation=run.recommendation,
         names=NAMES,
         where=where_it_sits(run),
@@ -52,6 +54,7 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         "headline": _headline(run),
         "beside": _beside(run),
+        "verdict": verdict(run.recommendation),
         "findings": {name: tables[name].finding() for name in specs()},
         "tables": {n: f"tables/{n}.csv" for n in specs() if tables[n].measured},
         "figures": {name: f"figures/{name}.svg" for name in specs()},
