@@ -105,15 +105,7 @@ class _Diagnosis:
         pair, options, stages = self.pair, self.options, self.stages
         self.show_progress &= self.processes.first
         with stages.stage("noise"):
-            few = self.corpus.together(some_of(self.corpus.encoded, options.positions))
-            noise = measure_noise(pair.base_runner, few, pair.branches)
-            base, tuned = pair.base_runner, pair.tuned_runner
-            if base.model in FLOAT8 and not began_alike(base, tuned):
-                noise = noise.joined(*quantisation_rows(base, few, pair.branches))
-            about_data = [left_out.check(few) for left_out in pair.left_out]
-            two = self._shortest_and_longest()
-            for name, runner in (("base", base), ("tuned", tuned)):
-                about_data.append(prove_on_documents(name, runner, two))
+            noise, about_data = self._noise()
         asked = self.corpus.asked(options.max_prompts)
         prompts = [document.prompt_ids for document in asked]
         reference = Reference(pair.tuned, pair.tokenizer, prompts, options.new_tokens)
@@ -162,6 +154,17 @@ class _Diagnosis:
             },
             rank_search=rank_search,
         )
+
+    def _noise(self) -> tuple[Noise, list[Check]]:
+        """Measure what rounding does to states, and prove that documents are read for themselves."""
+        base, tuned = self.pair.base_runner, self.pair.tuned_runner
+        few = self.corpus.together(some_of(self.corpus.encoded, self.options.positions))
+        noise = measure_noise(base, few, self.pair.branches)
+        if base.model in FLOAT8 and not began_alike(base, tuned):
+            noise = noise.joined(*quantisation_rows(base, few, self.pair.branches))
+        two = self._shortest_and_longest()
+        proofs = [prove_on_documents(n, r, two) for n, r in (("base", base), ("tuned", tuned))]
+        return noise, [left_out.check(few) for left_out in self.pair.left_out] + proofs
 
     def _begins(self) -> bool:
         """Tell whether somebody looks on, and a look is quick and new.
