@@ -156,7 +156,7 @@ class _Diagnosis:
         )
 
     def _noise(self) -> tuple[Noise, list[Check]]:
-        """Measure what rounding does to states, and prove that documents are read for themselves."""
+        """Measure what rounding does to states; prove that documents are read for themselves."""
         base, tuned = self.pair.base_runner, self.pair.tuned_runner
         few = self.corpus.together(some_of(self.corpus.encoded, self.options.positions))
         noise = measure_noise(base, few, self.pair.branches)
