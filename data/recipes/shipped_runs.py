@@ -22,10 +22,12 @@ import tempfile
 from pathlib import Path
 
 from toolkit.diagnosis.options import Options
+from toolkit.diagnosis.other_data import OtherFiles
 from toolkit.jobs.diagnose import Job, run_job
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = Path("data/gsm8k-demo.jsonl")
+ELSEWHERE = OtherFiles(elsewhere=(Path("data/elsewhere.jsonl"),))
 KEPT = ("tables", "run.json", "report.json")
 # Base, tuned (from the root), and the options that are not diagnose's defaults.
 RUNS = {
@@ -63,7 +65,10 @@ def main() -> None:
     for name in args.names:
         base, tuned, options = RUNS[name]
         with tempfile.TemporaryDirectory() as folder:
-            run_job(Job(base, tuned, DOCUMENTS, Path(folder) / name, Options(**options)))
+            job = Job(
+                base, tuned, DOCUMENTS, Path(folder) / name, Options(**options), other=ELSEWHERE
+            )
+            run_job(job)
             keep(Path(folder) / name, out / name)
 
 

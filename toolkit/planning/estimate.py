@@ -113,6 +113,7 @@ class RunPlan:
             f"on disk while it runs: {gib(self.disk.total)}; kept: "
             f"{gib(self.disk.total - self.disk.streams)}, tables and report besides"
         )
+        yield "not counted: the close look at what is chosen, with --task and --elsewhere"
         if not self.counts_all:
             yield "--distil trains through the models, which is not counted here"
         if self.work.search:
