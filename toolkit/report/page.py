@@ -10,7 +10,7 @@ from markupsafe import Markup
 from toolkit.diagnosis.run import Run
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.report.headline import beside, floors, headline, smallest_set, weights_beside
-from toolkit.report.verdict import verdict
+from toolkit.report.verdict import PLACES, verdict
 from toolkit.report.where import where_it_sits
 from toolkit.tables.spec import specs
 from toolkit.tables.words import NAMES
@@ -86,6 +86,7 @@ def _beside(run: Run) -> list[str]:
         beside(run.recommendation),
         floors(frame, run.info.get("distillation")),
         weights_beside(frame),
+        PLACES if verdict(run.recommendation) else "",
     )
     return [sentence for sentence in said if sentence]
 
