@@ -2,8 +2,8 @@
 
 Prompts are independent draws, and the tokens of one prompt are not: each prompt counts as one
 cluster, by the sums of its tokens. The standard error is the jackknife's, and the interval
-Student's t. Drawn from 4,000 prompts of the tiny pair, intervals of 4 to 50 prompts held in 94 to
-96 of 100 draws; percentile bootstrap intervals in 76 at 4 prompts and 90 at 8, which is why they
+Student's t. Drawn from 4,000 prompts of the tiny pair, intervals of 4 to 50 prompts held in 93 to
+96 of 100 draws; percentile bootstrap intervals in 76 at 4 prompts and 88 at 8, which is why they
 are not used (``data/recipes/coverage.py``).
 """
 
