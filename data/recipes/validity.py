@@ -195,7 +195,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_bases(work: Path) -> None:
     """Train the base models from nothing, in `work`."""
-    record = {}
+    record, started = {}, time.perf_counter()
     for name, config in BASES.items():
         set_seed(0)
         model = AutoModelForCausalLM.from_config(config())
@@ -203,12 +203,13 @@ def make_bases(work: Path) -> None:
         model.save_pretrained(work / name)
         record[name] = {
             "parameters": sum(p.numel() for p in model.parameters()),
-            "steps": done.steps, "loss": done.losses[-1][1], "seconds": round(done.seconds),
+            "steps": done.steps,
+            "seconds": round(done.seconds),
             "accuracy": accuracy(model, task_of("base")),
-        }  # fmt: skip
+        }
         print(name, record[name], flush=True)
     DATA.mkdir(exist_ok=True)
-    write_json({"bases": record, **stamp()}, DATA / "bases.json")
+    write_json({"bases": record, **stamp(started)}, DATA / "bases.json")
 
 
 def learn(model: Any, task: Task, options: TrainingOptions, steps: int) -> Training:
