@@ -17,7 +17,9 @@ from toolkit.runtime.records import read_lines
 from toolkit.theory.validity import (
     BASELINE,
     PREDICTORS,
+    across,
     correlations,
+    elsewhere,
     finished,
     mean_interval,
     place_ranges,
@@ -107,6 +109,25 @@ def predictors(rows: Rows) -> str:
     return table(header, map(line, PREDICTORS))
 
 
+def exploratory(rows: Rows) -> str:
+    """Return what was not planned: fine-tunes beside each other, and a prior from the others."""
+    prior = elsewhere(rows.cells)
+    found = correlations(rows.cells.assign(closed_form=prior))
+    found = found[found.predictor == "closed_form"]
+    lines = [
+        [f"`{name}`, over fine-tunes at one cell", f"{across(rows.cells, name):.3f}"]
+        for name in PREDICTORS
+        if name != BASELINE
+    ]
+    for over in ("all", "places"):
+        rho = interval(found[found.over == over].rho)
+        lines.append([f"the cell's mean over the other fine-tunes, {over}", rho])
+    lost = regrets(rows.cells.assign(closed_form=prior)).query("chooser == 'closed_form'")
+    for over in ("all", "places"):
+        lines.append([f"chosen by it: lost, {over}", interval(lost[lost.over == over].lost)])
+    return table(["what", "rank correlation, or lost"], lines)
+
+
 def regret(rows: Rows) -> str:
     """Return a row for each way to choose."""
     found = regrets(rows.cells)
@@ -149,6 +170,8 @@ def counts(rows: Rows) -> str:
     kept = rows.cells
     left = rows.every[~rows.every.fine_tune.isin(kept.fine_tune)]
     gained = kept.trained - kept.closed_form
+    achieved = kept[["trained", "distilled_100_tested"]].max(axis=1)
+    further = kept.distilled_100_tested - kept.trained
     seconds = kept.seconds.median(), kept.seconds_predicting.median()
     lines = [
         ["fine-tunes, cells", f"{kept.fine_tune.nunique()}, {len(kept)}"],
@@ -159,6 +182,9 @@ def counts(rows: Rows) -> str:
          f"{gained.median():.3f}, {gained.min():.3f}"],
         ["rank correlation over all cells of all fine-tunes",
          f"{rank_correlation(kept.closed_form, kept.trained):.3f}"],
+        ["the same with `achieved`", f"{rank_correlation(kept.closed_form, achieved):.3f}"],
+        ["`distilled_100_tested` less `trained`: median, largest",
+         f"{further.median():.3f}, {further.max():.3f}"],
         ["median standard error of `trained` over questions", f"{kept.trained_sem.median():.3f}"],
         ["median seconds a cell: training, short distillations",
          f"{seconds[0]:.0f}, {seconds[1]:.0f}"],
@@ -174,7 +200,7 @@ def counts(rows: Rows) -> str:
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "fine tunes": fine_tunes, "cells": cells, "predictors": predictors, "regret": regret,
-    "places": places, "bounds": bounds, "counts": counts,
+    "places": places, "bounds": bounds, "counts": counts, "exploratory": exploratory,
 }  # fmt: skip
 
 

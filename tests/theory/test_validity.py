@@ -7,7 +7,9 @@ import pytest
 from tests.support.recipes import load_recipe
 from toolkit.theory.validity import (
     PREDICTORS,
+    across,
     correlations,
+    elsewhere,
     finished,
     mean_interval,
     place_ranges,
@@ -66,6 +68,19 @@ def test_regrets():
     assert found["post_block", "places"] == pytest.approx((0 + 0.1) / 2)
     assert found["random", "all"] == pytest.approx(0.9 - cells.trained.mean())
     assert "k90" not in found.index.get_level_values("chooser")
+
+
+def test_fine_tunes_beside_each_other():
+    """Training is better from one fine-tune to the next; a predictor says so at rank 8 alone."""
+    cells = pd.concat(
+        [make_cells(name).assign(closed_form=[-i] * 4 + [i] * 4) for i, name in enumerate("abc")],
+        ignore_index=True,
+    )
+    cells.trained += cells.fine_tune.map({"a": 0, "b": 0.1, "c": 0.3})
+    assert across(cells, "closed_form") == pytest.approx(0)
+    assert across(cells[cells["rank"] == 8], "closed_form") == pytest.approx(1)
+    # The first cell of "a" has .1, the same one of the others .2 and .4.
+    assert elsewhere(cells)[0] == pytest.approx(0.3)
 
 
 def test_place_ranges():

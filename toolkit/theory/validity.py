@@ -5,6 +5,7 @@ one column for each predictor, and ``trained``, the recovery that training achie
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,12 +66,25 @@ def _sizes(rows: pd.DataFrame) -> list[pd.DataFrame]:
     return [size for _, size in rows.groupby("rank") if len(size) > 1]
 
 
+def across(cells: pd.DataFrame, predictor: str) -> float:
+    """Correlate over fine-tunes at each cell: the mean over cells that `predictor` is known for."""
+    known = cells.dropna(subset=[predictor]).groupby(["rank", "location"])
+    return float(np.mean([rank_correlation(c[predictor], c.trained) for _, c in known]))
+
+
+def elsewhere(cells: pd.DataFrame) -> pd.Series:
+    """Return, for each row, the mean of `trained` in the same cell of the other fine-tunes."""
+    same = cells.groupby(["rank", "location"]).trained
+    return (same.transform("sum") - cells.trained) / (same.transform("size") - 1)
+
+
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Return the mean and its 95 % percentile bootstrap interval."""
     found = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
     means = found[rng.integers(0, len(found), (DRAWS, len(found)))].mean(1)
-    return float(found.mean()), *map(float, np.quantile(means, [0.025, 0.975]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(found.mean()), float(low), float(high)
 
 
 def regrets(cells: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +124,7 @@ def place_ranges(cells: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def thresholds(cells: pd.DataFrame) -> Iterator[dict[str, float]]:
+def thresholds(cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield, for each bound of ``closed_form``, what training gives in cells at or above it."""
     for bound in BOUNDS:
         for side, rows in (
