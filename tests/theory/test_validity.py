@@ -101,7 +101,7 @@ def test_only_whole_fine_tunes_that_changed_something_count_as_many_of_each_base
 
 def test_thresholds():
     cells = make_cells(closed_form=[0, 0.1, 0.2, 0.3, 0.6, 0.7, 0.95, 0.9])
-    found = {row["closed_form"]: row for row in thresholds(cells)}
+    found = {row["bound"]: row for row in thresholds(cells)}
     assert found["at least 0.9"]["cells"] == 2
     assert found["at least 0.9"]["least"] == 0.8
     assert found["at least 0.9"]["at_nine_tenths"] == 0.5

@@ -124,20 +124,24 @@ def place_ranges(cells: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def thresholds(cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yield, for each bound of ``closed_form``, what training gives in cells at or above it."""
+def thresholds(
+    cells: pd.DataFrame, predictor: str = "closed_form", outcome: str = "trained"
+) -> Iterator[dict[str, Any]]:
+    """Yield, for each bound of `predictor`, what `outcome` is in cells at or above it, and below.
+
+    Each row: ``bound, cells``, the least, the tenth percentile and the median of the outcome, and
+    the shares of cells in which it is at least .5 and .9.
+    """
     for bound in BOUNDS:
-        for side, rows in (
-            ("at least", cells[cells.closed_form >= bound]),
-            ("below", cells[cells.closed_form < bound]),
-        ):
-            trained = rows.trained
+        reaching = cells[predictor] >= bound
+        for side, rows in (("at least", cells[reaching]), ("below", cells[~reaching])):
+            found = rows[outcome]
             yield {
-                "closed_form": f"{side} {bound}",
+                "bound": f"{side} {bound}",
                 "cells": len(rows),
-                "least": trained.min(),
-                "tenth": trained.quantile(0.1),
-                "median": trained.median(),
-                "at_half": (trained >= 0.5).mean(),
-                "at_nine_tenths": (trained >= 0.9).mean(),
-            }  # fmt: skip
+                "least": found.min(),
+                "tenth": found.quantile(0.1),
+                "median": found.median(),
+                "at_half": (found >= 0.5).mean(),
+                "at_nine_tenths": (found >= 0.9).mean(),
+            }
