@@ -1,13 +1,14 @@
 """Makes data/validity: does a diagnosis predict what training achieves? See docs/validity.md.
 
     python data/recipes/validity.py bases --work FOLDER
-    python data/recipes/validity.py run --work FOLDER --until 18:00
-    python data/recipes/validity.py repeat --work FOLDER --until 18:00
+    python data/recipes/validity.py run --work FOLDER --until 17:50
+    python data/recipes/validity.py repeat --work FOLDER --until 17:59
     python data/recipes/validity_page.py
 
 `bases` makes two base models in FOLDER, `run` the fine-tunes in their order and every cell of each;
 a finished cell is a line in data/validity/cells.jsonl, and is not made again. `repeat` trains cells
-of rank 8 again, from another seed and for twice as long. The last writes the tables into the page.
+of rank 8 again, from another seed and for twice as long. A fine-tune takes three to four minutes
+on one core. The last writes the tables into the page.
 """
 
 import argparse
@@ -284,19 +285,19 @@ class Study:
 
     @cached_property
     def diagnosis(self) -> Any:
-        """The diagnosis, on the documents."""
+        """Diagnose the pair on the documents."""
         options = Options(sample=0, shared_sample=128, max_prompts=16, new_tokens=24)
         return diagnose(self.pair, self.corpus, options, show_progress=False)
 
     @cached_property
     def fits(self) -> dict[FitSpec, Adapters]:
-        """Every cell's fits in closed form."""
+        """Fit every cell in closed form."""
         specs = [cell.spec(fit) for fit in ("sequential", "forced") for cell in CELLS]
         return fit_adapters(self.pair, self.corpus, specs)
 
     @cached_property
     def fitted(self) -> dict[FitSpec, float]:
-        """What every fit recovers on the prompts of held-out documents."""
+        """Measure what every fit recovers on the prompts of held-out documents."""
         candidates = {spec: Candidate.of(found, key=spec) for spec, found in self.fits.items()}
         evaluation = evaluate(self.pair, self.predicting, list(candidates.values()))
         nothing = evaluation.divergences[NONE, "tuned"]
@@ -307,12 +308,12 @@ class Study:
 
     @cached_property
     def sampled(self) -> Any:
-        """The tuned model's continuations that every training of a cell reads."""
+        """Draw the tuned model's continuations that every training of a cell reads."""
         return continuations(self.pair, set_apart(self.corpus.fit)[0], self.task.new_tokens)
 
     @cached_property
     def probe(self) -> Propagation:
-        """The tuned model's pass into which errors are put."""
+        """Make the tuned model's pass into which errors are put."""
         return Propagation(self.pair.tuned_runner, probe_batch(self.corpus.batches))
 
     def row(self, cell: Cell) -> dict[str, Any]:

@@ -122,3 +122,19 @@ def test_the_page_shows_what_the_rows_make():
     text = page.PAGE.read_text("utf-8")
     assert page.with_tables(text) == text
     assert {found[2] for found in page.MARKED.finditer(text)} == page.TABLES.keys()
+
+
+def test_the_verdicts_figures_are_those_of_the_rows():
+    cells = page.Rows().cells
+    at_nine, at_half = (cells[cells.closed_form >= bound].trained for bound in (0.9, 0.5))
+    below = cells[cells.closed_form < 0.5].trained
+    assert (len(at_nine), (at_nine >= 0.9).sum()) == (16, 15)
+    assert at_nine.min() >= 0.89
+    assert (len(at_half), len(below)) == (80, 74)
+    assert at_half.min() >= 0.66
+    assert [round(x, 2) for x in (below.min(), below.max(), (below >= 0.5).mean())] == [
+        0.16,
+        0.92,
+        0.74,
+    ]
+    assert (cells.trained >= cells.closed_form - page.FLOOR).sum() == 148
