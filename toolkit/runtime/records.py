@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ def write_json(content: Any, path: Path) -> None:
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
     unfinished.write_text(text + "\n", "utf-8")
     os.replace(unfinished, path)
+
+
+def write_lines(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write JSON lines in UTF-8, one a row; numbers that are not finite become null."""
+    unfinished = path.with_name(f"{path.name}.new")
+    lines = [json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in rows]
+    unfinished.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    os.replace(unfinished, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the rows that `write_lines` wrote; none where there is no such file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def write_tensors(

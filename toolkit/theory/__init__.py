@@ -1,7 +1,8 @@
 """Experiments on the post's theory: each file is one question, asked of tiny or of real models.
 
 Errors and how they grow, post-block replicas of post-MLP adapters, MLPs that cannot write
-everything, where steered states drift, and what was published.
+everything, where steered states drift, what was published, and whether a
+diagnosis predicts what training achieves.
 """
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "published",
     "replication",
     "replication_cost",
+    "validity",
 ]
