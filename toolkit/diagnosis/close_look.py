@@ -3,13 +3,13 @@
 The comparison looks at many candidates in one way; this looks at few in many ways.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.diagnosis.certificates import certificates
 from toolkit.diagnosis.consequences import consequences
@@ -102,13 +102,17 @@ def close_look(
     n_new: int,
     other: OtherData,
     show_progress: bool = False,
+    kept: MutableMapping[str, dict[str, Tensor]] | None = None,
 ) -> CloseLook:
-    """Look at `models` on the prompts that report, and at `other` questions and prompts as well."""
+    """Look at `models` on the prompts that report, and at `other` questions and prompts as well.
+
+    `kept` has what an interrupted run compared on these prompts, and is given what this one does.
+    """
     documents, prompts = reporting.documents, reporting.prompts
     reference = Reference(pair.tuned, pair.tokenizer, prompts, n_new)
     reference.remember(reporting.known)
     steered = [shown.candidate for shown in models if shown.candidate not in (None, NONE)]
-    evaluation = evaluate(pair, reference, [candidate for candidate in steered if candidate])
+    evaluation = evaluate(pair, reference, [c for c in steered if c], kept=kept)
     named = {shown.name: partial(shown.model, pair) for shown in models}
     rows = consequences(pair, named, corpus, documents, reference, other, show_progress)
     rows |= distribution_tables(

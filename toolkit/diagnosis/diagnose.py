@@ -305,6 +305,7 @@ class _Diagnosis:
             self.options.new_tokens,
             self.other,
             self.show_progress,
+            kept=self.workspace.outcomes_of("close-look") if self.workspace else None,
         )
         return choice, look
 
