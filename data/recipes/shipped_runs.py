@@ -27,7 +27,7 @@ from toolkit.jobs.diagnose import Job, run_job
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = Path("data/gsm8k-demo.jsonl")
-ELSEWHERE = OtherFiles(elsewhere=(Path("data/elsewhere.jsonl"),))
+ELSEWHERE = OtherFiles(elsewhere=(ROOT / "data" / "elsewhere.jsonl",))
 KEPT = ("tables", "run.json", "report.json")
 # Base, tuned (from the root), and the options that are not diagnose's defaults.
 RUNS = {
