@@ -297,6 +297,7 @@ class _Diagnosis:
         choice = recommend(candidates, evaluation.of_prompts(chooses), self.options.recover)
         ours = [row for row, found in enumerate(asked) if found.reports or not documents]
         known = [evaluation.tokens[None][row] for row in ours]
+        kept = self.workspace.outcomes_of("close-look") if self.workspace else None
         look = close_look(
             self.pair,
             self.corpus,
@@ -305,7 +306,7 @@ class _Diagnosis:
             self.options.new_tokens,
             self.other,
             self.show_progress,
-            kept=self.workspace.outcomes_of("close-look") if self.workspace else None,
+            kept=kept if self.processes.first else None,  # all look, and one alone writes
         )
         return choice, look
 

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 
-from toolkit.analysis.divergence import Divergences, Predictions, recovered
+from toolkit.analysis.divergence import Divergences, Predictions
+from toolkit.evaluation.intervals import recovered_interval
 from toolkit.evaluation.named_models import BASE, TUNED, NamedModels
 from toolkit.evaluation.reference import PromptBatch, Reference
 from toolkit.models.generation import continuation_logits, prefill
 
-LEVEL = 0.95
 Distances = dict[tuple[str, str], Divergences]
 
 
@@ -56,19 +55,17 @@ def _logits(models: NamedModels, name: str, batch: PromptBatch) -> torch.Tensor:
 
 def _row(name: str, found: Distances) -> dict[str, Any]:
     kl, from_base = found[TUNED, name], found[BASE, name]
-    share, sem = recovered(kl, found[TUNED, BASE])
-    n_prompts = len(kl.nats)
-    width = float(student.ppf((1 + LEVEL) / 2, n_prompts - 1)) * sem if n_prompts > 1 else sem
+    share = recovered_interval(kl, found[TUNED, BASE])
     return {
         "model": name,
         "kl": kl.mean,
         "kl_sem": kl.sem,
         "kl_base": from_base.mean,
         "kl_base_sem": from_base.sem,
-        "recovered": share,
-        "recovered_sem": sem,
-        "recovered_low": share - width,
-        "recovered_high": share + width,
-        "n_prompts": n_prompts,
+        "recovered": share.estimate,
+        "recovered_sem": share.sem,
+        "recovered_low": share.low,
+        "recovered_high": share.high,
+        "n_prompts": share.n,
         "n_tokens": int(kl.counted.sum()),
     }

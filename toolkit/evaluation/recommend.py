@@ -28,7 +28,7 @@ class Recommendation:
     """The smallest candidate whose recovery is at least `target`, or the nearest to it.
 
     `lower` is the bound of its recovery that holds over all `n_candidates`; `reached`: it is no
-    less than the target. `best` is the candidate that recovers most; `smaller` is the largest of
+    less than the target. `best` is the candidate that recovers most; `smaller` recovers most of
     those that hold fewer numbers, which does not reach the target; `runner_up` is what would be
     chosen if `chosen` were not there. `n_prompts` chose.
     """

@@ -62,10 +62,15 @@ def headline(
 def _reported(r: dict[str, Any], adapter: str, cost: str) -> str:
     """Say what was chosen, and what the prompts that did not choose it show of it."""
     shown = r["reported"]
-    n, apart = shown["n"], shown["apart"]
-    confirmed = not apart or shown["low"] >= r["asked"]  # two prompts or more are apart
+    n, apart, low = shown["n"], shown["apart"], shown["low"]
+    confirmed = not apart or (low is not None and low >= r["asked"])
     found = f"It recovers {_interval(shown)} of the fine-tune with {cost}"
-    if not r["reached"]:
+    if not r["reached"] and apart and confirmed:
+        start = (
+            f"On the {r['n_choosing']} prompts that choose, no bound over all candidates reaches "
+            f"{r['asked']:g}. The best there is {adapter}"
+        )
+    elif not r["reached"]:
         start = f"None of these adapters is shown to recover {r['asked']:g} of the fine-tune. The"
         start += f" nearest is {adapter}"
     elif confirmed:
