@@ -1,13 +1,16 @@
 """A whole diagnosis with answers and prompts from elsewhere: tables, words, and bad files."""
 
 import json
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.support import tiny
 from tests.support.commands import oracle
-from toolkit.diagnosis.certificates import check_first_tokens
+from toolkit.diagnosis.certificates import certificates, check_first_tokens
+from toolkit.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,7 @@ BAD = {
     "a test without a task": (["--test", "answers.jsonl"], "give --task"),
     "no such task": (["--task", "chess"], "no task is called"),
     "no questions": (["--task", "listops", "--questions", "0"], "expected 1 or more"),
+    "questions of no task": (["--questions", "9"], "give --task or --answers"),
     "no file of answers": (["--answers", "none.jsonl"], "no such data file"),
     "no answers": (["--answers", "away.jsonl"], '"prompt" and "answer"'),
     "no file of prompts": (["--elsewhere", "none.jsonl"], "no such data file"),
@@ -86,6 +90,36 @@ def test_bad_files_are_one_line_and_leave_nothing(name, folder, tmp_path, monkey
     assert len(result.stderr.strip().splitlines()) == 1
     assert expected in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_reads_the_same_files(folder):
+    arguments = ("--data", folder / "data.jsonl", "--dry-run", "--elsewhere", folder / "none.jsonl")
+    result = oracle("diagnose", folder / "base", folder / "tuned", *arguments)
+    assert result.exit_code == 2
+    assert "no such data file" in result.stderr
+
+
+def test_prompts_that_leave_no_room_for_new_tokens_are_refused_by_their_file(tokenizer):
+    """GPT-2 has 64 positions here: 60 tokens and 8 new ones do not fit, 56 do."""
+    pair = tiny.make_pair("gpt2", torch.float32, tokenizer)
+    positions = pair.base.config.max_position_embeddings
+    pair.require_prompts([[5] * (positions - 8)], 8)
+    with pytest.raises(InputError, match=r"prompt of away.jsonl has .* 8 new ones .* leave out"):
+        pair.require_prompts([[5] * (positions - 7)], 8, "away.jsonl")
+    with pytest.raises(InputError, match=r"prompts of away.jsonl hold token 9999"):
+        pair.require_prompts([[5, 9999]], 8, "away.jsonl")
+
+
+@pytest.mark.parametrize("prompts", [[(5, 6, 7, 8)], [(5, 6, 7, 8), (5, 9, 9, 6)]])
+def test_certificates_pad_prompts_of_one_length_too(llama_pair, prompts, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "toolkit.diagnosis.certificates.certify",
+        lambda name, model, two, pad: seen.append(sorted(map(len, two))),
+    )
+    corpus = llama_pair.corpus([{"text": f"w5 w{i} w9"} for i in range(6, 16)])
+    certificates({"base": lambda: nullcontext(llama_pair.base)}, corpus, prompts)
+    assert seen == [[2, 4]]
 
 
 def test_first_tokens_that_differ_are_counted(llama_pair):

@@ -25,11 +25,11 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 @pytest.fixture(params=[True, False], ids=["fast", "slow"])
 def gpu(request, monkeypatch):
     """A GPU that is fast in float64, or is not."""
-    placement.analysis_device.cache_clear()
+    placement.decide_again()
     monkeypatch.setattr(placement, "is_fast", lambda device: request.param)
     with pretended_gpu():
         yield GPU if request.param else placement.CPU
-    placement.analysis_device.cache_clear()
+    placement.decide_again()
 
 
 def draw(*shape):

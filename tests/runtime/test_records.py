@@ -4,7 +4,7 @@ import pytest
 
 from toolkit.runtime.records import read_lines, write_lines
 
-ROWS = [{"name": "Zürich", "share": 0.1}, {"name": "none", "share": float("nan")}]
+ROWS = [{"name": "Zürich\u2028See", "share": 0.1}, {"name": "none", "share": float("nan")}]
 
 
 def test_lines_come_back(tmp_path):

@@ -63,7 +63,10 @@ TaskOption = Annotated[
 AnswersFile = Annotated[
     Path | None, typer.Option("--answers", help="Or on these JSON lines: prompt, answer.")
 ]
-NQuestions = Annotated[int, typer.Option("--questions", help="Number of test questions at most.")]
+NQuestions = Annotated[
+    int | None,
+    typer.Option("--questions", help="Number of test questions at most.", show_default="200"),
+]
 Elsewhere = Annotated[
     list[Path] | None,
     typer.Option("--elsewhere", help="Prompts that the fine-tune is not about; repeatable."),
@@ -114,7 +117,7 @@ def diagnose(
     task: TaskOption = None,
     test: TestFile = None,
     answers: AnswersFile = None,
-    questions: NQuestions = 200,
+    questions: NQuestions = None,
     elsewhere: Elsewhere = None,
     batch_tokens: BatchTokens = 2048,
     sketch: Sketch = None,

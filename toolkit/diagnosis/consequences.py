@@ -34,8 +34,8 @@ def consequences(
         n_batches = questions.n_batches(models)
         with progress("answering the task's questions", n_batches, show_progress) as advance:
             found["task"] = task_rows(models, pair.tokenizer, questions, advance)
-    if elsewhere := other.prompts(pair):
-        n_new = here.batches[0].n_new
+    n_new = here.batches[0].n_new
+    if elsewhere := other.prompts(pair, n_new):
         references = {OWN_PROMPTS: here} | {
             name: Reference(pair.tuned, pair.tokenizer, prompts, n_new)
             for name, prompts in elsewhere.items()

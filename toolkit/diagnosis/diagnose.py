@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from toolkit.adapters.collection import Adapters
+from toolkit.analysis.divergence import FLOOR_NATS, Divergences
 from toolkit.blocks.parts import BlockPartsReader
 from toolkit.diagnosis.block_statistics import MLP_INPUT, SUBLAYER_STATES
 from toolkit.diagnosis.checks import (
@@ -53,6 +54,7 @@ from toolkit.models.verify import prove_on_documents
 from toolkit.runtime.check import Check
 from toolkit.runtime.heap import release_freed
 from toolkit.runtime.lapack import quiet_openblas
+from toolkit.runtime.placement import decide_together
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import Stages
@@ -82,7 +84,12 @@ def diagnose(
     corpus = pair.corpus(documents, **options.reading)
     corpus.require_counted()
     other = other or OtherData()
-    other.prompts(pair)  # what cannot be read is refused before the work
+    # What cannot be read is refused before the work.
+    n = options.max_prompts
+    asked = [document.prompt_ids for document in (*corpus.asked(n), *corpus.reporting(n))]
+    pair.require_prompts(asked, options.new_tokens)
+    other.prompts(pair, options.new_tokens)
+    decide_together(pair.device, processes)
     with quiet_openblas():
         return _Diagnosis(pair, corpus, options, other, workspace, processes, show_progress).run()
 
@@ -288,20 +295,15 @@ class _Diagnosis:
     def _look_closely(
         self, candidates: list[Candidate], asked: list[Encoded], evaluation: Evaluation
     ) -> tuple[Recommendation | None, CloseLook]:
-        """Choose on the prompts that choose, and look at what was chosen on those that report.
-
-        Where there are too few to be split, all choose and all report.
-        """
-        documents = self.corpus.reporting(self.options.max_prompts)
-        chooses = [row for row, found in enumerate(asked) if not (documents and found.reports)]
+        """Choose on the prompts that choose, and look at what was chosen on those that report."""
+        chooses, ours, documents = self._sides(asked, evaluation.divergences[NONE, "tuned"])
         choice = recommend(candidates, evaluation.of_prompts(chooses), self.options.recover)
-        ours = [row for row, found in enumerate(asked) if found.reports or not documents]
         known = [evaluation.tokens[None][row] for row in ours]
         kept = self.workspace.outcomes_of("close-look") if self.workspace else None
         look = close_look(
             self.pair,
             self.corpus,
-            Reporting(documents or asked, known, apart=bool(documents)),
+            Reporting(documents, known, apart=chooses != ours),
             shown_models(choice),
             self.options.new_tokens,
             self.other,
@@ -309,6 +311,21 @@ class _Diagnosis:
             kept=kept if self.processes.first else None,  # all look, and one alone writes
         )
         return choice, look
+
+    def _sides(
+        self, asked: list[Encoded], base: Divergences
+    ) -> tuple[list[int], list[int], list[Encoded]]:
+        """Return the rows of `asked` that choose, those that report, and all documents that report.
+
+        All do both where they are too few to be split, or where there is nothing to recover on one
+        side; `base` are the divergences without steering.
+        """
+        every = list(range(len(asked)))
+        documents = self.corpus.reporting(self.options.max_prompts)
+        ours = [row for row in every if asked[row].reports]
+        chooses = [row for row in every if not asked[row].reports]
+        changed = [base.of_prompts(side).mean >= FLOOR_NATS for side in (chooses, ours) if side]
+        return (chooses, ours, documents) if documents and all(changed) else (every, every, asked)
 
     def _shortest_and_longest(self) -> Batch:
         fit = sorted(self.corpus.fit, key=lambda document: len(document.ids))

@@ -99,7 +99,7 @@ def _along_answers(nats: Divergences, alike: Likeness, chosen: Tensor) -> Row:
     nats = nats.of_tokens(chosen)
     variation, differs = alike.variation.of_tokens(chosen), alike.disagreement.of_tokens(chosen)
     return {
-        "n_prompts": len(nats.nats),
+        "n_prompts": int(nats.counted.any(1).sum()),
         "n_tokens": int(nats.counted.sum()),
         "kl": nats.mean,
         "kl_sem": nats.sem,

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.documents.corpus import Corpus
 from toolkit.documents.documents import Document, as_document, read_bytes
 from toolkit.documents.formats import rows_of
 from toolkit.documents.tasks import make_task
 from toolkit.documents.tasks.answers import Answers
 from toolkit.documents.tasks.task import Task
-from toolkit.documents.tokens import Encoded, encode
+from toolkit.documents.tokens import encode
 from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import prompts_of
 from toolkit.evaluation.questions import Questions
@@ -35,20 +34,23 @@ class OtherData:
     elsewhere: Mapping[str, Sequence[Document]] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
 
-    def prompts(self, pair: ModelPair) -> dict[str, list[tuple[int, ...]]]:
+    def prompts(self, pair: ModelPair, n_new: int) -> dict[str, list[tuple[int, ...]]]:
         """Tokenise the first prompts of each file.
 
-        Raises InputError where these or the questions cannot be read by the models of `pair`.
+        Raises InputError where the models of `pair` cannot read these with `n_new` tokens after
+        each, or the questions with the tokens of an answer.
         """
         if self.questions:
-            _require_readable(pair, prompts_of(pair.tokenizer, self.questions.examples))
+            asked = prompts_of(pair.tokenizer, self.questions.examples)
+            task = self.questions.task
+            pair.require_prompts(asked, task.new_tokens, f"the task {task.name}")
         found = {}
         for name, documents in self.elsewhere.items():
-            asked = [encode(document, pair.tokenizer).prompt_ids for document in documents]
-            found[name] = [prompt for prompt in asked if prompt]
+            every = (encode(document, pair.tokenizer).prompt_ids for document in documents)
+            found[name] = [prompt for prompt in every if prompt]
             if not found[name]:
                 raise InputError(f"{name} has no prompt with a token")
-            _require_readable(pair, found[name])
+            pair.require_prompts(found[name], n_new, name)
         return found
 
 
@@ -56,14 +58,14 @@ class OtherData:
 class OtherFiles:
     """Name the files of `OtherData`, as a command does.
 
-    A `task` with its `test` file, or a file of `answers`, of which the first `n_questions` are
-    asked; and files of prompts `elsewhere`.
+    A `task` with its `test` file, or a file of `answers`, of which the first `n_questions` (None:
+    200) are asked; and files of prompts `elsewhere`.
     """
 
     task: str | None = None
     test: Path | None = None
     answers: Path | None = None
-    n_questions: int = N_QUESTIONS
+    n_questions: int | None = None
     elsewhere: Sequence[Path] = ()
 
     def read(self, documents: Sequence[Document]) -> OtherData:
@@ -71,7 +73,7 @@ class OtherFiles:
         questions = None
         identity: dict[str, Any] = {}
         if task := self._task():
-            questions = Questions.of(task, documents, self.n_questions)
+            questions = Questions.of(task, documents, self.n_questions or N_QUESTIONS)
             identity["task"] = {
                 "name": task.name,
                 "file": str(self.test or self.answers or ""),
@@ -94,8 +96,10 @@ class OtherFiles:
             raise InputError("--task and --answers both name questions: give one of them")
         if self.test and not self.task:
             raise InputError("--test has the questions of a task: give --task NAME as well")
-        if self.n_questions < 1:
+        if self.n_questions is not None and self.n_questions < 1:
             raise InputError(f"--questions is {self.n_questions}: expected 1 or more")
+        if self.n_questions and not (self.task or self.answers):
+            raise InputError("--questions counts a task's questions: give --task or --answers too")
         if self.answers:
             return Answers(test=self.answers)
         return make_task(self.task, test=self.test) if self.task else None
@@ -108,10 +112,6 @@ def _read_prompts(path: Path) -> list[Document]:
         alone = isinstance(row, dict) and "prompt" in row and not any(n in row for n in RESPONSES)
         found.append(as_document({**row, "response": "."} if alone else row, where))
     return found
-
-
-def _require_readable(pair: ModelPair, prompts: Sequence[Sequence[int]]) -> None:
-    pair.corpus(Corpus(tuple(Encoded(tuple(p), None, tuple(p), held_out=True) for p in prompts)))
 
 
 def _hash(value: Any) -> str:

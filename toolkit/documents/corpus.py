@@ -116,14 +116,14 @@ class Corpus:
         """Return the held-out documents whose prompts report what was chosen with `asked(n)`.
 
         They had no part in choosing: those of `asked(n)` that do not choose, and further ones where
-        there are fewer than `REPORTING`. Empty where `asked(n)` is too small to be split.
+        there are fewer than `REPORTING`. Empty where either side would have fewer than two.
         """
         asked = self.asked(n)
         ours = [document for document in asked if document.reports]
-        if min(len(ours), len(asked) - len(ours)) < LEAST_TO_SPLIT:
-            return []
         more = [document for document in self.held_out[len(asked) :] if document.reports]
-        return ours + more[: max(REPORTING - len(ours), 0)]
+        found = ours + more[: max(REPORTING - len(ours), 0)]
+        fewest = min(len(found), len(asked) - len(ours))
+        return found if fewest >= LEAST_TO_SPLIT else []
 
     def prompts(self, n: int | None = None) -> list[tuple[int, ...]]:
         """Return the tokens of the prompts of the first `n` held-out documents (None: all)."""

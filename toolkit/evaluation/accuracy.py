@@ -14,7 +14,7 @@ from toolkit.documents.corpus import pad_token
 from toolkit.documents.documents import Document
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.documents.tokens import encode
-from toolkit.models.generation import end_tokens, make_prompts
+from toolkit.models.generation import WITHOUT_CACHE, end_tokens, make_prompts
 from toolkit.models.locations import causal_lm, n_embeddings
 
 RESAMPLES = 2000
@@ -38,6 +38,7 @@ def answers(
         max_new_tokens=new_tokens,
         pad_token_id=pad_id,
         eos_token_id=list(end_tokens(model, tokenizer)),
+        use_cache=language_model not in WITHOUT_CACHE,
     )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     said: dict[int, str] = {}

@@ -158,10 +158,10 @@ class _Batch:
         self.answers: Generated = padded(answers, draws.shape[1], self.prompts.ids)
         self.start: Prefilled = prefill(pair.tuned, self.prompts)
         logits = self._read(pair.tuned, self.start, self.answers)
-        self.next_tokens = NextTokens.of(logits)
+        self.next_tokens, self.choices = NextTokens.of(logits), logits.argmax(-1)
         self.along_answers = Predictions(logits)
-        self.sample, logits = self._sampled(pair.tuned, self.start)
-        self.along_sample = Predictions(logits)
+        self.sample = self._sampled(pair.tuned, self.start)
+        self.along_sample = Predictions(self._read(pair.tuned, self.start, self.sample))
 
     def likeness(self, candidate: Candidate) -> Likeness:
         """Return how alike the tuned model and `candidate` are on these prompts."""
@@ -173,10 +173,10 @@ class _Batch:
             next_tokens = NextTokens.of(logits)
             forward = self.along_sample.divergence(self._read(base, start, self.sample))
             answers = greedy(base, self.prompts, start, self.draws.shape[1], self.ends)[0]
-            sample, logits = self._sampled(base, start)
-        own = Predictions(logits)
+            differs = (logits.argmax(-1) != self.choices).cpu()
+            sample = self._sampled(base, start)
+            own = Predictions(self._read(base, start, sample))
         reverse = own.divergence(self._read(self.pair.tuned, self.start, sample))
-        differs = next_tokens.ids[..., 0] != self.next_tokens.ids[..., 0]
         counted = self.answers.counted.cpu()
         return Likeness(
             forward=_path(self.sample, forward),
@@ -190,8 +190,9 @@ class _Batch:
     def _read(self, model: nn.Module, start: Prefilled, generated: Generated) -> Tensor:
         return continuation_logits(model, self.prompts, start, generated)
 
-    def _sampled(self, model: nn.Module, start: Prefilled) -> tuple[Generated, Tensor]:
-        return sampled(model, self.prompts, start, self.draws, self.ends)
+    def _sampled(self, model: nn.Module, start: Prefilled) -> Generated:
+        """Sample from `model`; its samples are read again in one pass, as the other reads them."""
+        return sampled(model, self.prompts, start, self.draws, self.ends)[0]
 
 
 def _path(generated: Generated, nats: Tensor) -> Path:

@@ -130,6 +130,7 @@ def _ask_for_memory(job: Job, known: Outline, corpus: Corpus) -> None:
 def plan_job(job: Job, timed: bool = True) -> RunPlan:
     """Plan what `job` would cost: no weights are read, nothing is written."""
     documents = DataFile.read(job.data).documents
+    job.other.read(documents)  # what cannot be read is said here too
     return _plan(job, outline(job.base, job.tuned), documents, timed)
 
 

@@ -17,6 +17,7 @@ from toolkit.training.distillation import continuations, default_options, distil
 from toolkit.training.methods import Method
 
 RECORD = "distillation.json"
+JUDGED_TOKENS = 32  # generated for each held-out prompt, as a diagnosis does
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def distil_adapters(
     """
     out = own_folder(out, RECORD, "checkpoints")
     method, checkpoints = asked.method, out / "checkpoints"
+    n_new = max(asked.new_tokens, JUDGED_TOKENS)
+    pair.require_prompts([document.prompt_ids for document in corpus.encoded], n_new)
     fit, _ = set_apart(corpus.fit)
     sampled = continuations(pair, fit, asked.new_tokens, asked.seed, show_progress)
     options = default_options(
@@ -71,7 +74,7 @@ def distil_adapters(
 def _judged(pair: ModelPair, corpus: Corpus, adapters: Adapters) -> dict[str, Any]:
     """Return what the adapters recover on the prompts of held-out documents."""
     prompts = corpus.prompts()
-    reference = Reference(pair.tuned, pair.tokenizer, prompts)
+    reference = Reference(pair.tuned, pair.tokenizer, prompts, JUDGED_TOKENS)
     base = reference.divergence(pair.base)
     with steer(pair.base, adapters, pair.base_runner.sites):
         steered = reference.divergence(pair.base)

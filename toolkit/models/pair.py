@@ -1,6 +1,6 @@
 """A pair: the base model, the tuned model and their tokenizer, proven to be comparable."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -177,30 +177,48 @@ class ModelPair:
         self._require_readable(corpus)
         return corpus if corpus.pad_id == self.pad_id else replace(corpus, pad_id=self.pad_id)
 
+    def require_prompts(
+        self, prompts: Sequence[Sequence[int]], n_new: int, whose: str = "the data"
+    ) -> None:
+        """Raise InputError unless both models read `prompts` and `n_new` tokens after each.
+
+        `whose` says in the message where the prompts come from.
+        """
+        self._require_tokens(prompts, f"prompts of {whose}")
+        longest = max(len(prompt) for prompt in prompts)
+        if longest + n_new > (positions := self._positions):
+            raise InputError(
+                f"a prompt of {whose} has {longest} tokens, and with {n_new} new ones passes the "
+                f"models' {positions} learned positions: leave out such long prompts (prompts are "
+                "never cut), or generate fewer tokens"
+            )
+
     def _require_readable(self, corpus: Corpus) -> None:
         """Raise InputError where documents hold tokens or positions that the models lack."""
-        models = self.base_runner.model, self.tuned_runner.model
-        rows = min(n_embeddings(model) for model in models)
-        largest = max(max((*d.ids, *d.prompt_ids)) for d in corpus.encoded)
-        if largest >= rows:
-            raise InputError(
-                f"documents hold token {largest} ({self.tokenizer.decode([largest])!r}), which "
-                f"one of the models lacks (embeddings of {rows} tokens are in both): leave such "
-                "documents out, or give the tokenizer that belongs to the models"
-            )
-        positions = min(learned_positions(model) for model in models)
+        self._require_tokens([(*d.ids, *d.prompt_ids) for d in corpus.encoded], "documents")
         longest = max(len(document.ids) for document in corpus.encoded)
-        if longest > positions:
+        if longest > (positions := self._positions):
             raise InputError(
                 f"a document has {longest} tokens, the models' learned positions end at "
                 f"{positions}: give --max-length {positions}"
             )
-        asked = max((len(d.prompt_ids) for d in corpus.held_out), default=0)
-        if asked >= positions:
+
+    def _require_tokens(self, rows: Sequence[Sequence[int]], what: str) -> None:
+        """Raise InputError where `rows` hold a token that one of the models lacks."""
+        models = self.base_runner.model, self.tuned_runner.model
+        n_rows = min(n_embeddings(model) for model in models)
+        largest = max(max(row) for row in rows)
+        if largest >= n_rows:
             raise InputError(
-                f"a prompt has {asked} tokens, the models' learned positions end at "
-                f"{positions}: leave out such long prompts (prompts are never cut)"
+                f"{what} hold token {largest} ({self.tokenizer.decode([largest])!r}), which "
+                f"one of the models lacks (embeddings of {n_rows} tokens are in both): leave them "
+                "out, or give the tokenizer that belongs to the models"
             )
+
+    @property
+    def _positions(self) -> float:
+        """How many positions both models have learned embeddings for."""
+        return min(learned_positions(r.model) for r in (self.base_runner, self.tuned_runner))
 
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:

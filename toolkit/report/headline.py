@@ -35,8 +35,9 @@ def headline(
         )
     if recommendation is None:
         return (
-            "None of the adapters that were fitted recovers anything of this fine-tune: none "
-            "brings the base model nearer to the tuned one than no steering does."
+            "None of the adapters that were fitted recovers anything of this fine-tune: on the "
+            "prompts that choose, none brings the base model nearer to the tuned one than no "
+            "steering does."
         )
     r = recommendation
     what = "a fixed vector" if r["kind"] == "vector" else f"a linear map of rank {r['rank']}"
@@ -117,6 +118,8 @@ def beside(recommendation: dict[str, Any] | None) -> str:
         parts.append(f"Of those with fewer numbers {_candidate(smaller)} comes nearest.")
     if any(best[name] != r[name] for name in ("location", "kind", "rank", "fit", "layers")):
         parts.append(f"The most is recovered by {_candidate(best)}.")
+    if parts and r.get("reported", {}).get("apart"):
+        parts.append("The prompts that choose found this; the figures in brackets are of all.")
     return " ".join([*parts, *_how_sure(r)])
 
 
@@ -207,7 +210,8 @@ def smallest_set(found: RankSearch) -> str:
     bound, row = f"{found.max_kl:g} nats a token", found.chosen
     if found.ranks == ():
         return f"No steering is needed: the base model is within {bound} of the tuned one."
-    measured = f"{nats(row.kl, row.kl_sem)} nats on {row.n_prompts:.0f} held-out prompts"
+    prompts = f"{row.n_prompts:.0f} held-out prompts, which also chose"
+    measured = f"{nats(row.kl, row.kl_sem)} nats on {prompts}"
     if found.ranks is None:
         return (
             f"No set of ranks that was tried comes within {bound}: the nearest, "

@@ -5,16 +5,17 @@ them many times faster than a CPU, most others more slowly; a short timing decid
 """
 
 import time
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from toolkit.runtime.processes import Processes
+
 CPU = torch.device("cpu")
 WIDTH = 1024  # of the matrices that are timed
+_fast: dict[str, bool] = {}  # by type of device, once it is decided
 
 
-@cache
 def analysis_device(models: torch.device) -> torch.device:
     """Return where analyses of models on `models` run; decided once in a process.
 
@@ -23,7 +24,19 @@ def analysis_device(models: torch.device) -> torch.device:
     """
     if models.type == "cpu":
         return models
-    return models if is_fast(models) else CPU
+    if models.type not in _fast:
+        _fast[models.type] = is_fast(models)
+    return models if _fast[models.type] else CPU
+
+
+def decide_together(models: torch.device, processes: Processes) -> None:
+    """Have all `processes` run their analyses where the first one does."""
+    _fast[models.type] = processes.from_first(lambda: analysis_device(models) == models)
+
+
+def decide_again() -> None:
+    """Forget what was decided."""
+    _fast.clear()
 
 
 def is_fast(device: torch.device) -> bool:

@@ -31,7 +31,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the rows that `write_lines` wrote; none where there is no such file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    # Other line ends than these, such as U+2028, may stand in a text.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def write_tensors(
