@@ -11,6 +11,7 @@ from toolkit.cli import distil as _distil  # noqa: F401 - registers its command
 from toolkit.cli.figures import figures
 from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.cli.steer import TestFile, finetune, steer_app, table
+from toolkit.cli.steer import show as show_rows
 from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console, errors
 from toolkit.runtime.output import own_file
@@ -31,6 +32,14 @@ TunedArgument = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option("--data", help='JSON lines ("text" or "prompt", "response") or text.')
 ]
+TrainData = Annotated[
+    Path | None,
+    typer.Option(
+        "--train",
+        help="Instead of TUNED: prompts and responses, to estimate by short training.",
+    ),
+]
+Steps = Annotated[int, typer.Option("--steps", help="Steps of each short training.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
 FromOption = Annotated[
     Path | None, typer.Option("--from", help="Redo analyses and report of this finished run.")
@@ -114,6 +123,8 @@ def diagnose(
     max_kl: MaxKL = None,
     recover: Recover = 0.9,
     distil: Distil = None,
+    train: TrainData = None,
+    steps: Steps = 100,
     task: TaskOption = None,
     test: TestFile = None,
     answers: AnswersFile = None,
@@ -133,11 +144,18 @@ def diagnose(
 ) -> None:
     """Compare BASE with TUNED on the documents of --data, and write tables, figures and a report.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run goes on where it stopped when the same command is given again. Without a
+    fine-tune, BASE --train FILE estimates places and sizes by short trainings.
     """
     with bad_input():
         if from_ is not None:
             _redo(from_, out or from_)
+            return
+        if train is not None:
+            if tuned or data or not (base and out):
+                raise InputError("expected BASE --train FILE --out DIR, without TUNED and --data")
+            asked = {"max_length": max_length, "recover": recover, "dtype": dtype, "seed": seed}
+            _estimate(base, train, steps, out, not quiet, {**asked, "device": device})
             return
         if not (base and tuned and data and (out or dry_run)):
             raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
@@ -250,6 +268,24 @@ def _redo(source: Path, out: Path) -> None:
     run = read_run(source)
     publish(run, out)
     show_answer(run, out)
+
+
+def _estimate(
+    base: str, train: Path, steps: int, out: Path, show: bool, asked: dict[str, Any]
+) -> None:
+    from toolkit.jobs.estimate import EstimateRequest, estimate
+
+    found = estimate(EstimateRequest(base, train, steps, **asked), out, show)
+    columns = ("method", "parameters", "loss", "gain", "share of the most")
+    rows = [
+        (row.method, f"{row.parameters:,}", f"{row.loss:.3f} ± {row.loss_sem:.3f}",
+         f"{row.gain:.3f} ± {row.gain_sem:.3f}", f"{row.share:.2f}")
+        for row in found.frame.itertuples()
+    ]  # fmt: skip
+    show_rows(columns, rows)
+    console.print()
+    console.print(found.headline, style="bold", soft_wrap=True)
+    console.print(f"table: {(out / 'estimate.csv').resolve()}", soft_wrap=True)
 
 
 def show_answer(run: Any, out: Path) -> None:

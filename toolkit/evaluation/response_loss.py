@@ -24,10 +24,7 @@ def response_loss_rows(
 
     `documents` are of `corpus`; those that are texts have no response and are left out.
     """
-    answered = tuple(found for found in documents if found.response_start is not None)
-    batches = replace(
-        corpus, encoded=answered, positions="response", batch_tokens=TOKENS_AT_ONCE
-    ).batches
+    batches = response_batches(corpus, documents)
     if not any(bool(batch.counted.any()) for batch in batches):
         return []
     losses = {}
@@ -35,6 +32,14 @@ def response_loss_rows(
         with put() as model:
             losses[name] = response_losses(model, batches)
     return [_row(name, losses) for name in losses]
+
+
+def response_batches(corpus: Corpus, documents: Sequence[Encoded]) -> list[Batch]:
+    """Return those of `documents` that have a response in batches, in which its tokens count."""
+    answered = tuple(found for found in documents if found.response_start is not None)
+    return replace(
+        corpus, encoded=answered, positions="response", batch_tokens=TOKENS_AT_ONCE
+    ).batches
 
 
 def response_losses(model: nn.Module, batches: Sequence[Batch]) -> Divergences:
@@ -60,7 +65,7 @@ def response_losses(model: nn.Module, batches: Sequence[Batch]) -> Divergences:
 
 def _row(name: str, losses: dict[str, Divergences]) -> dict[str, Any]:
     loss, tuned = losses[name], losses[TUNED]
-    above, gap = _excess(loss, tuned), _excess(losses[BASE], tuned)
+    above, gap = excess(loss, tuned), excess(losses[BASE], tuned)
     # What is closed of the gap has the form of `recovered`, with losses for divergences.
     closes = gap.mean > 0
     closed, sem = recovered(above, gap) if closes else (float("nan"), float("nan"))
@@ -77,5 +82,6 @@ def _row(name: str, losses: dict[str, Divergences]) -> dict[str, Any]:
     }
 
 
-def _excess(loss: Divergences, tuned: Divergences) -> Divergences:
-    return Divergences(loss.nats - tuned.nats, loss.counted)
+def excess(loss: Divergences, other: Divergences) -> Divergences:
+    """Return what `loss` is above `other` at each token, `[n_documents, length]`."""
+    return Divergences(loss.nats - other.nats, loss.counted)

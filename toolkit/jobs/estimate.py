@@ -1,0 +1,230 @@
+"""Places and sizes without a fine-tune: what short trainings gain (``oracle diagnose --train``).
+
+The result is an estimate, and says so: nothing is compared with a model that was really tuned.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from toolkit.adapters.collection import Adapters
+from toolkit.analysis.divergence import Divergences
+from toolkit.diagnosis.workspace import TensorFolder
+from toolkit.documents.corpus import LEAST_TO_SPLIT, Corpus, DataFile
+from toolkit.documents.tokens import MAX_LENGTH, Encoded
+from toolkit.errors import InputError
+from toolkit.evaluation.response_loss import response_batches
+from toolkit.models.loading import fingerprint, load_model, load_tokenizer, parse_dtype
+from toolkit.models.locations import resolve
+from toolkit.runtime.console import quiet_transformers
+from toolkit.runtime.output import own_folder
+from toolkit.runtime.progress import progress
+from toolkit.runtime.provenance import versions
+from toolkit.runtime.records import write_json
+from toolkit.tables import drawing as draw
+from toolkit.tables.trial_plot import gains
+from toolkit.training.methods import Method
+from toolkit.training.trainer import TrainingOptions
+from toolkit.training.trials import (
+    BASE,
+    Trial,
+    TrialBench,
+    most_of,
+    rate_of,
+    smallest_with,
+    training_rows,
+    trial_methods,
+    trial_row,
+)
+
+RECORD, TABLE, TRIALS, ADAPTERS = "estimate.json", "estimate.csv", "trials", "adapters"
+SIDES = ("choosing", "reporting")
+
+
+@dataclass(frozen=True)
+class EstimateRequest:
+    """Hold what is estimated, on which documents, and how.
+
+    train: a data file of prompts with responses. steps: of each training, of `batch_size` documents
+    a step, `micro_batch` at a time. recover: the share of the largest gain that the answer's
+    adapters are to reach.
+    """
+
+    base: str
+    train: Path
+    steps: int = 100
+    batch_size: int = 8
+    micro_batch: int | None = None
+    max_length: int = MAX_LENGTH
+    recover: float = 0.9
+    dtype: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.recover < 1:
+            raise InputError(
+                f"steps is {self.steps} and recover {self.recover}: expected 1 or more steps, and "
+                "a share between 0 and 1"
+            )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Hold the estimate: a row for each trial, the chosen one's name, and the answer in words."""
+
+    frame: pd.DataFrame
+    chosen: str | None
+    headline: str
+
+
+def estimate(request: EstimateRequest, out: Path, show_progress: bool = True) -> Estimate:
+    """Train every place and size for a few steps; write ``estimate.csv``, ``.json``, ``.svg``.
+
+    The chosen adapters are in ``adapters``. Trainings that an interrupted run finished are not run
+    again. Raises InputError where documents have no responses, or are too few.
+    """
+    out = own_folder(out, RECORD, TRIALS)
+    data = DataFile.read(request.train)
+    with quiet_transformers():
+        model = load_model(request.base, parse_dtype(request.dtype), request.device)
+        tokenizer = load_tokenizer(request.base)
+    corpus = Corpus.of(data.documents, tokenizer, request.device, request.max_length)
+    choosing, reporting = sides(corpus)
+    bench = TrialBench(
+        model,
+        resolve(model),
+        _rows(corpus),
+        response_batches(corpus, choosing),
+        response_batches(corpus, reporting),
+        corpus.pad_id,
+    )
+    asked = {
+        **{k: v for k, v in asdict(request).items() if k not in ("train", "recover")},
+        "base_sha256": fingerprint(sorted(model.state_dict().items())),
+        "data": data.sha256,
+    }
+    _open(out / TRIALS, asked)
+    trials = list(_trials(bench, request, out / TRIALS, show_progress))
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    found = _conclude(trials, request.recover, choosing is not reporting, n_parameters)
+    about = {"train": str(request.train), "recover": request.recover, **asked}
+    _write(out, found, {**about, "documents": len(bench.rows), "versions": versions()})
+    return found
+
+
+def sides(corpus: Corpus) -> tuple[list[Encoded], list[Encoded]]:
+    """Return the held-out documents that choose and those that report; all both if they are few."""
+    held = [d for d in corpus.held_out if d.response_start is not None]
+    if not held:
+        raise InputError(
+            "--train has no held-out document with a response: expected JSON lines with "
+            '"prompt" and "response", a few dozen of them'
+        )
+    choosing, reporting = ([d for d in held if d.reports == side] for side in (False, True))
+    few = min(len(choosing), len(reporting)) < LEAST_TO_SPLIT
+    return (held, held) if few else (choosing, reporting)
+
+
+def _rows(corpus: Corpus) -> list[dict[str, list[int]]]:
+    rows = training_rows(corpus.fit)
+    if not rows:
+        raise InputError("no document to train on has a response within --max-length")
+    return rows
+
+
+def _trials(
+    bench: TrialBench, request: EstimateRequest, folder: Path, shown: bool
+) -> Iterator[Trial]:
+    """Yield the base's losses and those after each training; finished ones come from `folder`."""
+    model: Any = bench.base
+    width = model.config.get_text_config().hidden_size
+    methods = [BASE, *trial_methods(bench.sites.unavailable)]
+    finished = TensorFolder(folder)
+    with progress("short trainings", len(methods), shown) as advance:
+        for method in methods:
+            name = _file_name(method.name)
+            if name not in finished:
+                options = TrainingOptions(
+                    rate_of(method, width),
+                    batch_size=request.batch_size,
+                    micro_batch=request.micro_batch,
+                    max_steps=request.steps,
+                    seed=request.seed,
+                )
+                finished[name] = _tensors(bench.run(method, options, folder / name))
+            advance()
+            yield _trial(method, finished[name])
+
+
+def _file_name(method: str) -> str:
+    return method.replace(" ", "-").replace("=", "")
+
+
+def _tensors(trial: Trial) -> dict[str, Tensor]:
+    return {
+        "parameters": torch.tensor(trial.parameters),
+        **{
+            f"{side}.{name}": tensor
+            for side in SIDES
+            for name, tensor in vars(getattr(trial, side)).items()
+        },
+    }
+
+
+def _trial(method: Method, kept: Mapping[str, Tensor]) -> Trial:
+    choosing, reporting = (
+        Divergences(kept[f"{side}.nats"], kept[f"{side}.counted"]) for side in SIDES
+    )
+    return Trial(method, int(kept["parameters"]), choosing, reporting)
+
+
+def _open(folder: Path, asked: dict[str, Any]) -> None:
+    """Make the folder of finished trainings; refuse one that another request has begun."""
+    path = folder / "request.json"
+    if path.is_file() and json.loads(path.read_text("utf-8")) != json.loads(json.dumps(asked)):
+        raise InputError(f"{folder.parent} holds another estimate: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(asked, path)
+
+
+def _conclude(trials: Sequence[Trial], share: float, apart: bool, n_parameters: int) -> Estimate:
+    """Choose on the documents that choose, and say what the others show of it."""
+    base, *trained = trials
+    most, chosen = most_of(trials), smallest_with(trained, base, share)
+    frame = pd.DataFrame([trial_row(trial, base, most, n_parameters) for trial in trials])
+    if chosen is None:
+        return Estimate(
+            frame, None, "An estimate: no short training lowers the loss of held-out responses."
+        )
+    row = frame[frame.method == chosen.method.name].iloc[0]
+    among = "that had no part in choosing it" if apart else "that chose it too"
+    interval = f" (95 % interval {row.share_low:.2f} to {row.share_high:.2f})"
+    if row.n_documents == 1:
+        interval = ""
+    return Estimate(
+        frame,
+        chosen.method.name,
+        f"An estimate, without a fine-tune: the smallest adapter to gain {share:g} of the most "
+        f"that a short training gains is {chosen.method.name} ({chosen.parameters:,} parameters). "
+        f"It takes {row.gain:.3f} nats a token off the loss of {row.loss + row.gain:.3f}, "
+        f"{row.share:.2f}{interval} of what {most.method.name} does, on the responses of "
+        f"{row.n_documents} documents {among}.",
+    )
+
+
+def _write(out: Path, found: Estimate, about: dict[str, Any]) -> None:
+    """Write table, figure, record and the chosen adapters."""
+    found.frame.to_csv(out / TABLE, index=False, lineterminator="\n")
+    draw.save(gains(found.frame, found.chosen), out / "estimate")
+    if found.chosen:
+        chosen = Adapters.from_pretrained(out / TRIALS / _file_name(found.chosen))
+        chosen.info.update(about)
+        chosen.save_pretrained(out / ADAPTERS)
+    write_json({"headline": found.headline, "chosen": found.chosen, **about}, out / RECORD)
