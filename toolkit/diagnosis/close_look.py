@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from toolkit.analysis.divergence import FLOOR_NATS, Divergences
 from toolkit.diagnosis.certificates import certificates
 from toolkit.diagnosis.consequences import consequences
 from toolkit.diagnosis.distribution_rows import distribution_tables
@@ -77,6 +78,21 @@ class CloseLook:
     rows: dict[str, list[Row]]
     checks: list[Check]
     apart: bool
+
+
+def sides(
+    asked: Sequence[Encoded], reporting: Sequence[Encoded], base: Divergences
+) -> tuple[list[int], list[int]]:
+    """Return which rows of `asked` choose, and which of them report.
+
+    All do both where no document is `reporting`, or where there is nothing to recover on one side;
+    `base` are the divergences of `asked` without steering.
+    """
+    every = list(range(len(asked)))
+    ours = [row for row in every if asked[row].reports]
+    chooses = [row for row in every if not asked[row].reports]
+    changed = [base.of_prompts(side).mean >= FLOOR_NATS for side in (chooses, ours) if side]
+    return (chooses, ours) if reporting and all(changed) else (every, every)
 
 
 def shown_models(choice: Recommendation | None) -> list[Shown]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from toolkit.adapters.collection import Adapters
-from toolkit.analysis.divergence import FLOOR_NATS, Divergences
 from toolkit.blocks.parts import BlockPartsReader
 from toolkit.diagnosis.block_statistics import MLP_INPUT, SUBLAYER_STATES
 from toolkit.diagnosis.checks import (
@@ -20,7 +19,7 @@ from toolkit.diagnosis.checks import (
     check_upstream,
     first_changed_block,
 )
-from toolkit.diagnosis.close_look import CloseLook, Reporting, close_look, shown_models
+from toolkit.diagnosis.close_look import CloseLook, Reporting, close_look, shown_models, sides
 from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.first_look import first_look
@@ -296,14 +295,16 @@ class _Diagnosis:
         self, candidates: list[Candidate], asked: list[Encoded], evaluation: Evaluation
     ) -> tuple[Recommendation | None, CloseLook]:
         """Choose on the prompts that choose, and look at what was chosen on those that report."""
-        chooses, ours, documents = self._sides(asked, evaluation.divergences[NONE, "tuned"])
+        documents = self.corpus.reporting(self.options.max_prompts)
+        chooses, ours = sides(asked, documents, evaluation.divergences[NONE, "tuned"])
+        apart = chooses != ours
         choice = recommend(candidates, evaluation.of_prompts(chooses), self.options.recover)
         known = [evaluation.tokens[None][row] for row in ours]
         kept = self.workspace.outcomes_of("close-look") if self.workspace else None
         look = close_look(
             self.pair,
             self.corpus,
-            Reporting(documents, known, apart=chooses != ours),
+            Reporting(documents if apart else asked, known, apart),
             shown_models(choice),
             self.options.new_tokens,
             self.other,
@@ -311,21 +312,6 @@ class _Diagnosis:
             kept=kept if self.processes.first else None,  # all look, and one alone writes
         )
         return choice, look
-
-    def _sides(
-        self, asked: list[Encoded], base: Divergences
-    ) -> tuple[list[int], list[int], list[Encoded]]:
-        """Return the rows of `asked` that choose, those that report, and all documents that report.
-
-        All do both where they are too few to be split, or where there is nothing to recover on one
-        side; `base` are the divergences without steering.
-        """
-        every = list(range(len(asked)))
-        documents = self.corpus.reporting(self.options.max_prompts)
-        ours = [row for row in every if asked[row].reports]
-        chooses = [row for row in every if not asked[row].reports]
-        changed = [base.of_prompts(side).mean >= FLOOR_NATS for side in (chooses, ours) if side]
-        return (chooses, ours, documents) if documents and all(changed) else (every, every, asked)
 
     def _shortest_and_longest(self) -> Batch:
         fit = sorted(self.corpus.fit, key=lambda document: len(document.ids))
