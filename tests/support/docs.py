@@ -31,7 +31,7 @@ INLINE = re.compile(r"`(oracle [a-z][^`]*)`")
 
 # What keeps a command short in a test, added to what the page says.
 SMALL = {
-    "diagnose": "--new-tokens 4 --max-prompts 3 --sample 2 --shared-sample 16 --quiet",
+    "diagnose": "--new-tokens 4 --max-prompts 3 --sample 2 --shared-sample 16 --steps 2 --quiet",
     "finetune": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
     "steer train": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
     "steer fit": "--quiet",
