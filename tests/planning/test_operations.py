@@ -22,20 +22,24 @@ from toolkit.blocks.mlp import Change, MLPChange
 from toolkit.blocks.parts import BlockParts, Sample
 from toolkit.blocks.read import mlps
 from toolkit.diagnosis.block_statistics import MODES, BlockStatistics, moment_pairs
+from toolkit.diagnosis.close_look import Reporting, Shown, close_look
 from toolkit.diagnosis.first_look import first_look
 from toolkit.diagnosis.grid import grid_for
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
+from toolkit.diagnosis.other_data import OtherData
 from toolkit.diagnosis.reach_rows import shared_reach_rows
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
-from toolkit.evaluation.candidates import Candidate
+from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import FORCINGS, evaluate
 from toolkit.evaluation.reference import Reference
 from toolkit.lockstep.march import March
 from toolkit.models.edits import shift
 from toolkit.planning import operations as cost
+from toolkit.planning import prompt_operations as prompt_cost
 from toolkit.planning.estimate import workload_of
 from toolkit.planning.shapes import ModelShape
+from toolkit.planning.stages import block_pass, head
 from toolkit.planning.workload import BatchShape, Workload
 from toolkit.statistics import MomentSums
 
@@ -87,7 +91,7 @@ def test_a_blocks_pass_is_what_torch_counts(family, tokenizer):
     hidden = torch.randn(*real.ids.shape, shape.d)
     call = blocks.call(1, real)
     batch = BatchShape(*real.ids.shape)
-    assert counted(lambda: blocks.run(1, call, hidden, ())) == cost.block_pass(
+    assert counted(lambda: blocks.run(1, call, hidden, ())) == block_pass(
         shape, shape.blocks[1], batch
     )
 
@@ -100,9 +104,7 @@ def texts(ids):
 def test_the_head_is_what_torch_counts(family):
     model = eager(family)
     hidden = torch.randn(7, 16)
-    assert counted(lambda: model.get_output_embeddings()(hidden)) == cost.head(
-        ModelShape.of(model), 7
-    )
+    assert counted(lambda: model.get_output_embeddings()(hidden)) == head(ModelShape.of(model), 7)
 
 
 @pytest.mark.parametrize("steered", [(), ("post_block", "post_mlp"), ("pre_mlp",)])
@@ -228,7 +230,7 @@ def test_replacement_is_what_torch_counts(pair, single):
         single=single,
         new_tokens=5,
     )
-    stages = cost.replacement(ModelShape.of(pair.base), work)
+    stages = prompt_cost.replacement(ModelShape.of(pair.base), work)
     expected = sum(s.operations for s in stages if s.kind != "logit")
     found = counted(lambda: evaluate(pair, prompts, candidates, 5, batch_size=2, forcings=FORCINGS))
     # A divergence is a row-by-row product with the vocabulary's probabilities, no matrix product.
@@ -258,13 +260,35 @@ def test_a_first_look_and_a_round_of_the_search_are_about_what_torch_counts(pair
     assert fitted == pytest.approx((passes + moments) / cost.ROUNDS, rel=0.05)
 
 
+def test_a_close_look_is_about_what_torch_counts(pair):
+    """Base, tuned and two vectors, which have no products of their own, on prompts that report."""
+    rng = np.random.default_rng(1)
+    documents = [
+        {"prompt": tiny.random_text(rng, n % 5 + 3), "response": tiny.random_text(rng, 6)}
+        for n in range(150)
+    ]
+    corpus, shape = pair.corpus(documents), ModelShape.of(pair.base)
+    work, _ = workload_of(shape, corpus, Options(new_tokens=4))
+    one, other = (
+        Candidate.of(Adapters(place, {0: FixedVector(torch.ones(16))}, "forced"), key=place)
+        for place in ("post_mlp", "post_block")
+    )
+    shown = [Shown("base", NONE), Shown("tuned", None), Shown("recommended", one)]
+    shown += [Shown("runner-up", other)]
+    documents = corpus.reporting()
+    said = evaluate(pair, [d.prompt_ids for d in documents], [], 4).tokens[None]
+    reporting = Reporting(documents, said, apart=True)
+    found = counted(lambda: close_look(pair, corpus, reporting, shown, 4, OtherData()))
+    assert found == pytest.approx(products(prompt_cost.close_look(shape, work)), rel=0.1)
+
+
 def products(stages):
     return sum(stage.operations for stage in stages if stage.kind not in ("logit", "fit"))
 
 
 def passes_of_fit_documents(shape, work):
     fit = [batch for batch in work.batches if not batch.held_out]
-    return sum(cost.block_pass(shape, block, batch) for batch in fit for block in shape.blocks)
+    return sum(block_pass(shape, block, batch) for batch in fit for block in shape.blocks)
 
 
 def test_stages_grow_as_their_formulas_say():
@@ -304,5 +328,5 @@ def test_forward_passes_are_those_that_the_first_block_sees(pair):
         handle.remove()
     work = replace(NOTHING, prompts=(BatchShape(2, 7),), everywhere=2, single=True, new_tokens=5)
     bypassed = sum(range(pair.n_layers))  # hooks see blocks that only hand on what they get
-    expected = cost.forward_passes(ModelShape.of(pair.base), work) * pair.n_layers
+    expected = prompt_cost.forward_passes(ModelShape.of(pair.base), work) * pair.n_layers
     assert len(passed) - bypassed == expected

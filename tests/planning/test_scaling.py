@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import tiny
 from toolkit.planning import operations as cost
-from toolkit.planning.operations import ANALYSES
+from toolkit.planning.prompt_operations import talking_passes
 from toolkit.planning.scaling import (
     Machine,
     bytes_read,
@@ -17,6 +17,7 @@ from toolkit.planning.scaling import (
     workload_of_size,
 )
 from toolkit.planning.shapes import ModelShape
+from toolkit.planning.stages import ANALYSES
 
 SHAPES = Path(__file__).parents[2] / "data" / "model-shapes.csv"
 # As the models' own pages and files say.
@@ -65,7 +66,7 @@ def test_a_gpu_does_products_and_decompositions_at_rates_of_their_own(shape):
     expected = (spectra.operations - spectra.decomposed) / 1e9 + spectra.decomposed / 1e8
     assert seconds["spectra and fits"] == pytest.approx(expected)
     assert seconds["moments"] == pytest.approx(stages["moments"].operations / 1e9)
-    passes = cost.talking_passes(work)
+    passes = talking_passes(work)
     read = "replacement: token by token"
     assert seconds[read] == pytest.approx(2 * shape.parameters * passes / 1e7)
     assert all(0 <= stage.decomposed <= stage.operations for stage in stages.values())

@@ -5,7 +5,7 @@ operations and bytes come from the formulas of `operations` and `memory`, second
 timing on random numbers. Nothing is written.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +17,16 @@ from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.weight_candidates import n_weight_candidates
 from toolkit.documents.corpus import Corpus
+from toolkit.evaluation.distributions import TOGETHER
 from toolkit.evaluation.reference import PROMPTS_A_BATCH
+from toolkit.evaluation.response_loss import response_batches
 from toolkit.models.loading import parse_dtype
 from toolkit.models.outline import Outline
 from toolkit.planning import operations
 from toolkit.planning.free_memory import Place, gib, places, process_size
 from toolkit.planning.memory import Disk, Memory, disk, memory
-from toolkit.planning.operations import Stage
 from toolkit.planning.shapes import ModelShape
+from toolkit.planning.stages import ANALYSES, Stage
 from toolkit.planning.timing import Timing, measure
 from toolkit.planning.workload import BatchShape, Workload
 from toolkit.runtime.placement import analysis_device
@@ -89,7 +91,7 @@ class RunPlan:
                 rate = engineering(self.timing.rates[stage.kind])
                 cells += [rate, duration(self.seconds(stage))]
             if not one_device:
-                cells.append(self.devices[stage.kind in operations.ANALYSES])
+                cells.append(self.devices[stage.kind in ANALYSES])
             grid.add_row(*cells)
         total = ["all", engineering(sum(stage.operations for stage in self.stages))]
         grid.add_row(*total, *(("", duration(self.total_seconds)) if timed else ()), style="bold")
@@ -113,7 +115,7 @@ class RunPlan:
             f"on disk while it runs: {gib(self.disk.total)}; kept: "
             f"{gib(self.disk.total - self.disk.streams)}, tables and report besides"
         )
-        yield "not counted: the close look at what is chosen, with --task and --elsewhere"
+        yield "not counted: the questions of --task and the prompts of --elsewhere"
         if not self.counts_all:
             yield "--distil trains through the models, which is not counted here"
         if self.work.search:
@@ -180,13 +182,13 @@ def workload_of(
     through = shape.sublayer and options.shared_sample > 0
     specs = grid_for(shape.branches, shape.d, through)
     asked = corpus.prompts(options.max_prompts)
-    rounds = [asked[i : i + PROMPTS_A_BATCH] for i in range(0, len(asked), PROMPTS_A_BATCH)]
+    reporting = corpus.reporting(options.max_prompts) or corpus.asked(options.max_prompts)
     work = Workload(
         batches=tuple(
             BatchShape(b.ids.shape[0], b.ids.shape[1], int(b.counted.sum()), b.held_out)
             for b in corpus.batches
         ),
-        prompts=tuple(BatchShape(len(some), max(map(len, some))) for some in rounds),
+        prompts=_rounds(asked, PROMPTS_A_BATCH),
         steered=tuple(spec.location for spec in specs if spec.is_steered),
         everywhere=len(specs) + 1 + (n_weight_candidates(shape.d) if weights else 0),
         talking=2 + sum(on_own_tokens(spec.location, spec.rank) for spec in specs),
@@ -198,8 +200,17 @@ def workload_of(
         sketch=options.sketch,
         shared_sample=options.shared_sample,
         adapter=adapter,
+        reporting=_rounds([document.prompt_ids for document in reporting], TOGETHER),
+        answered=tuple(
+            BatchShape(*batch.ids.shape) for batch in response_batches(corpus, reporting)
+        ),
     )
     return work, [spec.rank for spec in specs]
+
+
+def _rounds(prompts: Sequence[Sequence[int]], size: int) -> tuple[BatchShape, ...]:
+    rounds = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+    return tuple(BatchShape(len(some), max(map(len, some))) for some in rounds)
 
 
 def _grid(*names: str) -> Grid:

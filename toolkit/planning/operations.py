@@ -7,8 +7,7 @@ grows with d and not with d·d: norms, activations, skips, rotations by position
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from toolkit.analysis.reachability import BUDGETS
 from toolkit.analysis.shared_map import SHARED_RANKS, probes_each
@@ -20,7 +19,9 @@ from toolkit.diagnosis.reach_rows import SCALES, TARGETS
 from toolkit.evaluation.allocation import PROBE_TOKENS
 from toolkit.evaluation.rank_search import AT_ONCE
 from toolkit.models.locations import INSIDE
+from toolkit.planning.prompt_operations import close_look, replacement
 from toolkit.planning.shapes import BlockShape, ModelShape
+from toolkit.planning.stages import Stage, block_pass, head
 from toolkit.planning.workload import BatchShape, Workload
 from toolkit.statistics.moments import Pair
 
@@ -45,40 +46,6 @@ SHARED_FITS = len(TARGETS)  # from the MLP's input to each target
 CGLS_RUNS, CGLS_PRODUCTS = 6, 9.0  # five evaluations of 1 + 0.8 products a run
 PLACE_PRODUCTS = 9.0  # of the shared map before the MLP: four runs of one iteration
 ROUNDS = 2  # of the search for ranks, where its guess is near: each more costs as much as one
-LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
-
-Kind = Literal["block", "decode", "moments", "mlp", "fit", "reach", "shared", "logit"]
-ANALYSES: tuple[Kind, ...] = ("fit", "reach", "shared")  # done where float64 is fast
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Operations of one part of a run, and at which measured rate they are done.
-
-    `decomposed` are those of them that decompositions need, which run below the rate of a product.
-    """
-
-    name: str
-    kind: Kind
-    operations: float
-    decomposed: float = 0.0
-
-
-def scores(shape: ModelShape, queries: int, keys: int) -> float:
-    """Attention's scores and their weighted sum: ``4 H e`` a query and key, masked ones too."""
-    return 4.0 * shape.n_heads * shape.head_dim * queries * keys
-
-
-def block_pass(shape: ModelShape, block: BlockShape, batch: BatchShape) -> float:
-    """One block on one batch: ``2 M + 4 H e T`` a token."""
-    return batch.rows * (
-        2.0 * block.matrices * batch.length + scores(shape, batch.length, batch.length)
-    )
-
-
-def head(shape: ModelShape, n: float) -> float:
-    """Count the language-model head on n tokens: ``2 d V`` a token."""
-    return 2.0 * shape.d * shape.vocabulary * n
 
 
 def march_passes(work: Workload) -> dict[str, float]:
@@ -324,59 +291,6 @@ def rank_search(shape: ModelShape, work: Workload) -> list[Stage]:
     ]
 
 
-def replacement(
-    shape: ModelShape, work: Workload, name: str = "replacement", known: bool = False
-) -> list[Stage]:
-    """Generation and replacement, for each round of prompts.
-
-    The tuned model, and every candidate in all blocks, reads the prompts and the tuned model's
-    tokens; some of them say their own one by one. Tuned model and oracle read prompts and tokens in
-    one pass each (unless it is `known` what they gave); so does, where one is tried in single
-    blocks, the base model, and each from its block on.
-    """
-    reading, n = work.everywhere + 1, work.new_tokens
-    talking = reading if work.talking is None else work.talking
-    singles = shape.n_layers if work.single else 0
-    plain = 0 if known else 3 if work.single else 2
-    read = said = logits = 0.0
-    for prompts in work.prompts:
-        rows, length = prompts.rows, prompts.length
-        whole = BatchShape(rows, length + n - 1)
-        context = rows * scores(shape, n - 1, length + n - 1)
-        growing = rows * scores(shape, 1, 1) * ((n - 1) * length + n * (n - 1) / 2)
-        for place, block in enumerate(shape.blocks):
-            tokens = 2.0 * block.matrices * rows * (n - 1)
-            read += reading * (block_pass(shape, block, prompts) + tokens + context)
-            starts = place + 1 if singles else 0  # candidates that start here or before
-            read += (plain + starts) * block_pass(shape, block, whole)
-            said += talking * (tokens + growing)
-        read += head(shape, rows * (reading * n + (plain + singles) * n))
-        said += head(shape, rows * talking * (n - 1))
-        logits += rows * n * shape.vocabulary * (work.everywhere + talking + singles)
-    return [
-        Stage(f"{name}: reading", "block", read),
-        Stage(f"{name}: token by token", "decode", said),
-        Stage(f"{name}: divergences", "logit", LOGIT * logits),
-    ]
-
-
-def forward_passes(shape: ModelShape, work: Workload) -> float:
-    """Count passes in generation and replacement: each runs through the blocks once, whatever the
-    number of its tokens. One that starts at block l counts for the share that it runs through.
-    """
-    reading = work.everywhere + 1
-    talking = reading if work.talking is None else work.talking
-    each = 2 * reading + talking * (work.new_tokens - 1) + (3 if work.single else 2)
-    singles = (shape.n_layers + 1) / 2 if work.single else 0
-    return len(work.prompts) * (each + singles)
-
-
-def talking_passes(work: Workload) -> float:
-    """Count the passes that read one token of each prompt: those of models that say their own."""
-    talking = work.everywhere + 1 if work.talking is None else work.talking
-    return float(len(work.prompts) * talking * (work.new_tokens - 1))
-
-
 def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
     """All stages of a run, in order."""
     parts = (
@@ -389,6 +303,7 @@ def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
         low_rank_changes,
         weight_side,
         replacement,
+        close_look,
         rank_search,
     )
     return tuple(stage for part in parts for stage in part(shape, work) if stage.operations)

@@ -13,8 +13,9 @@ from toolkit.documents.tokens import Encoded
 from toolkit.planning import operations
 from toolkit.planning.estimate import workload_of
 from toolkit.planning.memory import disk, memory, streams
-from toolkit.planning.operations import ANALYSES, Stage
+from toolkit.planning.prompt_operations import forward_passes, talking_passes
 from toolkit.planning.shapes import ModelShape
+from toolkit.planning.stages import ANALYSES, Stage
 from toolkit.planning.workload import Workload
 
 GIB = 2.0**30
@@ -92,7 +93,7 @@ def stage_seconds(
     shape: ModelShape, work: Workload, machine: Machine, size: int
 ) -> dict[str, float]:
     """Return the seconds of every stage, by its name, for models of `size` bytes a number."""
-    weights = size * float(shape.parameters) * operations.talking_passes(work)
+    weights = size * float(shape.parameters) * talking_passes(work)
     return {s.name: machine.seconds(s, weights) for s in operations.run(shape, work)}
 
 
@@ -102,7 +103,7 @@ def bytes_read(shape: ModelShape, work: Workload, size: int) -> float:
     """
     blocks = size * sum(block.parameters for block in shape.blocks)
     halves = 2 if work.adapter is None else 1
-    return blocks * (halves + operations.forward_passes(shape, work))
+    return blocks * (halves + forward_passes(shape, work))
 
 
 def needs(

@@ -30,14 +30,13 @@ from toolkit.planning.operations import (
     FIT,
     GRAM,
     JUDGED,
-    LOGIT,
     TRIDIAGONAL,
-    Kind,
-    block_pass,
     first_order,
     product_operations,
 )
+from toolkit.planning.prompt_operations import LOGIT
 from toolkit.planning.shapes import ModelShape
+from toolkit.planning.stages import Kind, block_pass
 from toolkit.planning.workload import BatchShape, Workload
 from toolkit.runtime.lapack import quiet_openblas
 from toolkit.runtime.placement import analysis_device

@@ -29,7 +29,8 @@ class Workload:
     width of the projections through which moments are seen (None: exact). adapter: entries of a
     LoRA's factors in all blocks (None: the tuned half has weights of its own). weights: low-rank
     changes of the weights are made. first_look: there is a look at a few documents beforehand.
-    search: ranks are looked for that hold a bound.
+    search: ranks are looked for that hold a bound. reporting: rounds of the prompts that report.
+    answered: batches of their documents.
     """
 
     batches: tuple[BatchShape, ...]
@@ -46,6 +47,8 @@ class Workload:
     weights: bool = False
     first_look: bool = False
     search: bool = False
+    reporting: tuple[BatchShape, ...] = ()
+    answered: tuple[BatchShape, ...] = ()
 
     def counted(self, held_out: bool) -> int:
         """Counted tokens of one side."""

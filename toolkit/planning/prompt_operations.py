@@ -1,0 +1,116 @@
+"""What it costs to read prompts and to generate from them: the comparison, and the close look."""
+
+from dataclasses import dataclass, replace
+
+from toolkit.planning.shapes import ModelShape
+from toolkit.planning.stages import Stage, block_pass, head, scores
+from toolkit.planning.workload import BatchShape, Workload
+
+LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
+LOOKED_AT = 4  # in the close look: tuned, base, recommended and runner-up
+# Distributions: how often a prompt is read, a continuation is read after it, and one is generated.
+# The tuned model reads its answers, its sample and three of others; each other model the answers
+# and both samples. All sample, and three are greedy besides.
+N_PROMPTS_READ, N_CONTINUATIONS_READ, N_GENERATED = 4, 14, 7
+N_LOGITS = 12  # of a token: the comparison's three, and three models' forward, back and variation
+
+
+@dataclass(frozen=True)
+class _Once:
+    """Count one model's operations on a round of prompts.
+
+    prompt: reading the prompts. continuation: reading known tokens after them, from the cache, in
+    one pass. generated: making the same tokens one by one.
+    """
+
+    prompt: float
+    continuation: float
+    generated: float
+
+    @classmethod
+    def of(cls, shape: ModelShape, prompts: BatchShape, n: int) -> "_Once":
+        """Count those of `n` tokens after each of `prompts`; the last one is not read."""
+        rows, length = prompts.rows, prompts.length
+        tokens = sum(2.0 * block.matrices * rows * (n - 1) for block in shape.blocks)
+        context = shape.n_layers * rows * scores(shape, n - 1, length + n - 1)
+        growing = rows * scores(shape, 1, 1) * ((n - 1) * length + n * (n - 1) / 2)
+        logits = head(shape, rows * (n - 1))
+        return cls(
+            sum(block_pass(shape, block, prompts) for block in shape.blocks) + head(shape, rows),
+            tokens + context + logits,
+            tokens + shape.n_layers * growing + logits,
+        )
+
+
+def replacement(
+    shape: ModelShape, work: Workload, name: str = "replacement", known: bool = False
+) -> list[Stage]:
+    """Generation and replacement, for each round of prompts.
+
+    The tuned model, and every candidate in all blocks, reads the prompts and the tuned model's
+    tokens; some of them say their own one by one. Tuned model and oracle read prompts and tokens in
+    one pass each (unless it is `known` what they gave); so does, where one is tried in single
+    blocks, the base model, and each from its block on.
+    """
+    reading, n = work.everywhere + 1, work.new_tokens
+    talking = reading if work.talking is None else work.talking
+    singles = shape.n_layers if work.single else 0
+    plain = 0 if known else 3 if work.single else 2
+    read = said = logits = 0.0
+    for prompts in work.prompts:
+        once = _Once.of(shape, prompts, n)
+        whole = BatchShape(prompts.rows, prompts.length + n - 1)
+        read += reading * (once.prompt + once.continuation)
+        said += talking * once.generated
+        for place, block in enumerate(shape.blocks):
+            starts = place + 1 if singles else 0  # candidates that start here or before
+            read += (plain + starts) * block_pass(shape, block, whole)
+        read += head(shape, prompts.rows * (plain + singles) * n)
+        logits += prompts.rows * n * shape.vocabulary * (work.everywhere + talking + singles)
+    return [
+        Stage(f"{name}: reading", "block", read),
+        Stage(f"{name}: token by token", "decode", said),
+        Stage(f"{name}: divergences", "logit", LOGIT * logits),
+    ]
+
+
+def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
+    """The comparison of base and two candidates on prompts that report, and their distributions.
+
+    Each model also reads the documents that report once more, for the loss of their responses.
+    """
+    if not work.reporting:
+        return []
+    n, name = work.new_tokens, "close look"
+    asked = replace(work, prompts=work.reporting, everywhere=LOOKED_AT - 1, talking=0, single=False)
+    compared, *_, logits = replacement(shape, asked, name)
+    read, said = compared.operations, 0.0
+    for prompts in work.reporting:
+        once = _Once.of(shape, prompts, n)
+        read += N_PROMPTS_READ * once.prompt + N_CONTINUATIONS_READ * once.continuation
+        said += N_GENERATED * once.generated
+    for batch in work.answered:
+        passes = sum(block_pass(shape, block, batch) for block in shape.blocks)
+        read += LOOKED_AT * (passes + head(shape, batch.n))
+    return [
+        replace(compared, operations=read),
+        Stage(f"{name}: token by token", "decode", said),
+        replace(logits, operations=N_LOGITS / (LOOKED_AT - 1) * logits.operations),
+    ]
+
+
+def forward_passes(shape: ModelShape, work: Workload) -> float:
+    """Count passes in generation and replacement: each runs through the blocks once, whatever the
+    number of its tokens. One that starts at block l counts for the share that it runs through.
+    """
+    reading = work.everywhere + 1
+    talking = reading if work.talking is None else work.talking
+    each = 2 * reading + talking * (work.new_tokens - 1) + (3 if work.single else 2)
+    singles = (shape.n_layers + 1) / 2 if work.single else 0
+    return len(work.prompts) * (each + singles)
+
+
+def talking_passes(work: Workload) -> float:
+    """Count the passes that read one token of each prompt: those of models that say their own."""
+    talking = work.everywhere + 1 if work.talking is None else work.talking
+    return float(len(work.prompts) * talking * (work.new_tokens - 1))
