@@ -57,6 +57,21 @@ def test_one_prompt_shows_nothing():
     assert np.isnan(choice.lower)
 
 
+def test_where_others_report_a_bound_of_its_own_chooses():
+    """Five prompts: .93 less 2.78 standard errors reaches .9, less the width over both does not."""
+    none = torch.ones(5, 1).double()
+    small = none * 0.07 + torch.tensor([[0.02], [-0.02], [0.01], [-0.01], [0.0]]).double()
+    large = none * 0.05 + torch.tensor([[-0.02], [0.01], [0.02], [-0.02], [0.01]]).double()
+    found = Evaluation(
+        {(c, "tuned"): nats(v) for c, v in ((NONE, none), (SMALL, small), (LARGE, large))}
+    )
+    own = recommend([SMALL, LARGE], found, 0.9, apart=True)
+    assert (own.chosen, own.reached) == (SMALL, True)
+    sem = float(small.std() / 5**0.5)
+    assert own.lower == pytest.approx(0.93 - stats.t.ppf(0.975, 4) * sem)
+    assert recommend([SMALL, LARGE], found, 0.9).lower < own.lower
+
+
 def test_nothing_is_recommended_that_recovers_nothing():
     assert of(1.1 * HARD, 2 * HARD) is None
     assert of(0 * HARD, 0 * HARD, none=0 * HARD) is None

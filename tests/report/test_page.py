@@ -170,7 +170,7 @@ def test_the_headline_is_of_prompts_that_did_not_choose():
     assert "on the same 3 prompts that chose it" in together
     assert "confirm" not in together
     found = {**reported(), "reached": False, "n_choosing": 9}
-    assert headline(found, False).startswith("On the 9 prompts that choose, no bound over all")
+    assert headline(found, False).startswith("On the 9 prompts that choose, no candidate's")
     few = headline(reported(low=None, high=None, n=3), False)  # all but one without a change
     assert few.endswith("which does not confirm 0.9.")
     one = headline(reported(low=None, high=None, apart=False, n=1), False)

@@ -298,7 +298,8 @@ class _Diagnosis:
         documents = self.corpus.reporting(self.options.max_prompts)
         chooses, ours = sides(asked, documents, evaluation.divergences[NONE, "tuned"])
         apart = chooses != ours
-        choice = recommend(candidates, evaluation.of_prompts(chooses), self.options.recover)
+        choosing, target = evaluation.of_prompts(chooses), self.options.recover
+        choice = recommend(candidates, choosing, target, apart)
         known = [evaluation.tokens[None][row] for row in ours]
         kept = self.workspace.outcomes_of("close-look") if self.workspace else None
         look = close_look(

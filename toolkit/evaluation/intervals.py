@@ -29,7 +29,7 @@ class Interval:
 
     def half_width_with(self, n: int) -> float:
         """Return about how far the interval would reach to either side with `n` prompts."""
-        return _quantile(n) * self.sem * (self.n / n) ** 0.5
+        return t_quantile(n) * self.sem * (self.n / n) ** 0.5
 
 
 def recovered_interval(steered: Divergences, base: Divergences) -> Interval:
@@ -66,10 +66,10 @@ def _interval(numerator: Tensor, denominator: Tensor) -> Interval:
         return Interval(0.0, 0.0, 0.0, n, 0.0)
     estimate = float(numerator.sum() / denominator.sum())
     sem = float(jackknife_sem(numerator, denominator))
-    reach = _quantile(n) * sem
+    reach = t_quantile(n) * sem
     return Interval(estimate, estimate - reach, estimate + reach, n, sem)
 
 
-def _quantile(n: int) -> float:
+def t_quantile(n: int) -> float:
     """Return how many standard errors an interval of `n` prompts reaches to either side."""
     return float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) if n > 1 else float("nan")

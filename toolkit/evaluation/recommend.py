@@ -1,12 +1,13 @@
 """The answer: the smallest adapters that recover as much as is asked for.
 
-Every candidate's recovery has a lower bound at 95 % that holds over all candidates looked at: from
+Where other prompts report what is chosen, each candidate's own bound at 95 % chooses: what it is
+worth is then seen where it had no part. Where the same prompts do both, the bound holds over all
+candidates looked at: from
 the distribution of the largest of their absolute t statistics, drawn with the correlation that the
 errors of candidates have over prompts (a parametric single-step max-t, Westfall and Young 1993),
 and the jackknife's standard errors. Two-sided, as the errors of few prompts are skewed. It holds in
 92 to 95 of 100 draws of 16 to 50 prompts, and in fewer of 4 or 8, 77 and 88
-(``data/recipes/coverage.py``): with so few it is a rule that chooses, and what is chosen is
-reported on other prompts.
+(``data/recipes/coverage.py``).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import torch
 from toolkit.analysis.divergence import FLOOR_NATS, Divergences, recovered
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import Evaluation
-from toolkit.evaluation.intervals import LEVEL, jackknife_sem
+from toolkit.evaluation.intervals import LEVEL, jackknife_sem, t_quantile
 
 WORTHLESS = 0.0  # recovering no more than no steering does
 DRAWS, AT_ONCE = 4000, 200
@@ -28,10 +29,10 @@ MANY = 256  # prompts; Student's quantile is then within .5 % of the normal one
 class Recommendation:
     """The smallest candidate whose recovery is at least `target`, or the nearest to it.
 
-    `lower` is the bound of its recovery that holds over all `n_candidates`; `reached`: it is no
-    less than the target. `best` is the candidate that recovers most; `smaller` recovers most of
-    those that hold fewer numbers, which does not reach the target; `runner_up` is what would be
-    chosen if `chosen` were not there. `n_prompts` chose.
+    `lower` is the bound of its recovery, over all `n_candidates` where the same prompts report;
+    `reached`: it is no less than the target. `best` is the candidate that recovers most; `smaller`
+    recovers most of those that hold fewer numbers, which does not reach the target; `runner_up` is
+    what would be chosen if `chosen` were not there. `n_prompts` chose.
     """
 
     chosen: Candidate
@@ -48,11 +49,15 @@ class Recommendation:
 
 
 def recommend(
-    candidates: Sequence[Candidate], evaluation: Evaluation, target: float = 0.9
+    candidates: Sequence[Candidate],
+    evaluation: Evaluation,
+    target: float = 0.9,
+    apart: bool = False,
 ) -> Recommendation | None:
     """Choose for `target`; None where nothing recovers more than no steering does.
 
-    So too where there is nothing to recover: where the models differ by rounding alone.
+    So too where there is nothing to recover: where the models differ by rounding alone. `apart`:
+    other prompts report, and a bound for each candidate alone chooses.
 
     Without a bound (a single prompt) no target is reached.
     """
@@ -63,7 +68,8 @@ def recommend(
         return None
     if not scores or max(score for score, _ in scores.values()) <= WORTHLESS:
         return None
-    width = critical_value(list(found.values()), base)
+    n = len(base.nats)
+    width = t_quantile(n) if apart else critical_value(list(found.values()), base)
     lower = {
         c: scores[c][0] - width * float(jackknife_sem(d.by_prompt[0], base.by_prompt[0]))
         for c, d in found.items()
@@ -86,7 +92,7 @@ def recommend(
         smaller=max(below, key=lambda c: scores[c][0], default=None),
         runner_up=others[0] if others else None,
         n_candidates=len(candidates),
-        n_prompts=len(base.nats),
+        n_prompts=n,
     )
 
 

@@ -68,7 +68,7 @@ def _reported(r: dict[str, Any], adapter: str, cost: str) -> str:
     found = f"It recovers {_interval(shown)} of the fine-tune with {cost}"
     if not r["reached"] and apart and confirmed:
         start = (
-            f"On the {r['n_choosing']} prompts that choose, no bound over all candidates reaches "
+            f"On the {r['n_choosing']} prompts that choose, no candidate's lower bound reaches "
             f"{r['asked']:g}. The best there is {adapter}"
         )
     elif not r["reached"]:
