@@ -1,6 +1,7 @@
 """One thread, no network, quiet libraries, and every result that several tests look at, once."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Kernels and commands that tests start share two cores with the other worker: threads would wait.
@@ -14,6 +15,7 @@ from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
 from tests.support import tiny
+from toolkit.tables import drawing
 
 # Files that start processes or kernels, train, or make many runs: `make quick` leaves them out.
 SLOW = {
@@ -23,6 +25,9 @@ SLOW = {
     "noise", "notebooks", "offload", "once", "output", "page", "plot", "processes", "quantised",
     "recommend", "shipped", "shipped_runs", "steer", "trainer", "tuners", "workspace",
 }  # fmt: skip
+
+# Files that look at pictures; drawing a run's takes ten times as long as a small run itself.
+PICTURES = {"comparison", "estimate", "figures", "main", "plot"}
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -51,6 +56,25 @@ def chat_tokenizer():
 @pytest.fixture
 def llama_pair(tokenizer):
     return tiny.make_pair("llama", torch.float64, tokenizer)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _blank_pictures(request):
+    """Runs of other files write blank pictures: their figures are made, and not rendered."""
+    if request.path.stem.removeprefix("test_") in PICTURES:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(drawing, "save", save_blank)
+        yield
+
+
+def save_blank(figure, path_without_suffix):
+    """Write an empty .svg and .png in place of `figure`."""
+    paths = [Path(f"{path_without_suffix}{suffix}") for suffix in (".svg", ".png")]
+    for path in paths:
+        path.write_text('<svg width="1" height="1"/>' if path.suffix == ".svg" else "")
+    return paths
 
 
 @pytest.fixture(autouse=True)

@@ -100,11 +100,11 @@ def test_more_candidates_need_more_and_twins_do_not():
 def test_many_prompts_need_little_memory_and_give_the_same_width():
     """On either side of 256 prompts the width is that of independent candidates, by Sidak."""
     generator = torch.Generator().manual_seed(2)
-    for n in (200, 2000):
+    for n in (120, 300):
         base = torch.ones(n, 1).double()
         draws = [0.3 + 0.1 * torch.randn(n, 1, generator=generator).double() for _ in range(20)]
         width = critical_value([nats(d) for d in draws], nats(base))
-        assert width == pytest.approx(stats.norm.ppf(0.5 + 0.95 ** (1 / 20) / 2), rel=0.02)
+        assert width == pytest.approx(stats.norm.ppf(0.5 + 0.95 ** (1 / 20) / 2), rel=0.035)
 
 
 def test_the_bounds_hold_over_all_candidates_in_95_of_100_draws():
