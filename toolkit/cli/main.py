@@ -1,6 +1,7 @@
 """The command line: ``oracle diagnose``, ``demo``, ``weights``; the rest is in files of its own."""
 
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from toolkit.runtime.output import own_file
 if TYPE_CHECKING:
     from toolkit.jobs.diagnose import Job
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(steer_app, name="steer")
 app.command()(finetune)
 app.command()(table)
@@ -101,8 +102,18 @@ OffloadOption = Annotated[
 DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(metadata.version("oracle-toolkit"), highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
-def _oracle() -> None:
+def _oracle(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
     """Find where in a language model activation steering could have done what fine-tuning did."""
 
 
