@@ -25,7 +25,7 @@ print(build_meta.build_wheel("made"))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """An sdist and a wheel of a copy of what they are made from, by this environment's setuptools."""
+    """An sdist and a wheel of a copy of what they are made from, by the setuptools that is here."""
     folder = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
