@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick check matrix clean
+.PHONY: demo test quick check docs matrix clean
 
 demo: $(VENV)/.demo
 	$(BIN)/oracle demo
@@ -21,6 +21,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; a broken link ends it.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site.py
+
 # The fast tests with the lowest and the newest versions, with every warning an error, and with
 # other Pythons that are here. Half an hour; not a part of CI.
 matrix: $(VENV)/.dev
@@ -36,5 +40,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) oracle-demo oracle-demo.partial
+	rm -rf $(VENV) oracle-demo oracle-demo.partial build site
