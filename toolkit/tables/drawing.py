@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -190,12 +191,17 @@ def log_scale(axes: Axes) -> None:
     positive = heights[heights > 0]
     if len(positive):
         axes.set_yscale("log", nonpositive="mask")
-        if positive.max() < 50 * positive.min():  # few powers of ten: figures between them
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_ticks(axes.yaxis, positive)
     elif len(heights):
         axes.text(0.5, 0.6, "zero everywhere", ha="center", transform=axes.transAxes)
+
+
+def plain_ticks(axis: Axis, values: Any) -> None:
+    """Number a logarithmic axis of `values` above 0, between powers of ten where these are few."""
+    if max(values) < 50 * min(values):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_line(axes: Axes, frame: pd.DataFrame, x: str, y: str, **style: Any) -> None:
