@@ -21,7 +21,8 @@ SLOW = {
     "diagnose_recovery", "distilled", "docs", "error_growth", "estimate", "families", "figures",
     "first_look", "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods",
     "noise", "notebooks", "offload", "once", "output", "page", "plot", "processes", "quantised",
-    "recommend", "shipped", "shipped_runs", "steer", "trainer", "tuners", "workspace",
+    "recommend", "shipped", "shipped_runs", "side_by_side", "steer", "trainer", "tuners",
+    "workspace",
 }  # fmt: skip
 
 transformers_logging.set_verbosity_error()

@@ -12,6 +12,7 @@ import torch
 
 from tests.support import tiny
 from tests.support.commands import oracle
+from tests.support.numbers_page import COMPARE_PAGE, MARKED, with_tables
 from toolkit import InputError, ModelPair, Options, read_documents, steer
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import recovered
@@ -20,8 +21,18 @@ from toolkit.evaluation.reference import Reference
 from toolkit.jobs.diagnose import Job, run_job
 from toolkit.runs import compare_runs, write_comparison
 from toolkit.runs.comparison import SPECS
+from toolkit.runs.page import render
+from toolkit.tables import drawing
 
 ASKED = Options(new_tokens=4, sample=0, shared_sample=0, recover=0.5)
+
+
+def undrawn(figure, path):
+    """Drawing takes longer than all else: one test draws."""
+    paths = [path.with_name(f"{path.name}{suffix}") for suffix in (".svg", ".png")]
+    for place in paths:
+        place.write_text("<svg></svg>")
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +43,16 @@ def desk(tmp_path_factory):
     light = tiny.tune(tiny.make_model("llama"), size=0.1, seed=5)
     light.save_pretrained(folder / "light")
     tiny.make_tokenizer().save_pretrained(folder / "light")
-    for name in ("light", "heavy"):
-        job = Job(
-            str(folder / "base"), str(folder / name), folder / "data.jsonl", folder / f"run-{name}",
-            ASKED, "float64", keep_statistics=True, show=False, memory_check=False,
-        )  # fmt: skip
-        run_job(job)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "save", undrawn)
+        for name in ("light", "heavy"):
+            run_job(
+                Job(
+                    str(folder / "base"), str(folder / name), folder / "data.jsonl",
+                    folder / f"run-{name}", ASKED, "float64",
+                    keep_statistics=True, show=False, memory_check=False,
+                )
+            )  # fmt: skip
     return folder
 
 
@@ -208,7 +223,7 @@ def test_without_statistics_adapters_are_compared_or_the_reason_said(desk):
     assert not (nothing.overlap.run != nothing.overlap.other).any()
 
 
-def test_an_earlier_run_is_shown_as_far_as_it_goes(desk, tmp_path):
+def test_an_earlier_run_is_shown_as_far_as_it_goes(desk):
     """Without the tables, columns and answers that came later, and with its documents gone."""
     early = copied(desk / "run-light", "early", data={"file": "gone.jsonl"})
     (early / "tables" / "weights.csv").unlink()
@@ -229,7 +244,7 @@ def test_an_earlier_run_is_shown_as_far_as_it_goes(desk, tmp_path):
     found = compare_runs([early, desk / "run-heavy"], show_progress=False)
     assert set(found.recovery.run) == {"run-heavy"}
     assert any("early has no table of what is recovered" in reason for reason in found.left_out)
-    write_comparison(found, tmp_path / "out")
+    assert render(found, dict.fromkeys(found.findings, "<svg></svg>"))
 
 
 def test_models_and_documents_that_changed_are_not_judged_on(desk):
@@ -256,7 +271,8 @@ def test_runs_that_cannot_stand_beside_each_other_are_refused(desk, tmp_path):
         compare_runs([ours, begun])
 
 
-def test_the_command_says_what_it_found_and_refuses_in_one_line(desk, tmp_path):
+def test_the_command_says_what_it_found_and_refuses_in_one_line(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "save", undrawn)
     runs = [desk / "run-light", desk / "run-heavy"]
     done = oracle("compare", *runs, "--out", tmp_path / "out", "--quiet")
     assert done.exit_code == 0, done.output
@@ -269,3 +285,10 @@ def test_the_command_says_what_it_found_and_refuses_in_one_line(desk, tmp_path):
     kept = oracle("compare", *runs, "--out", desk / "base", "--quiet")
     assert kept.exit_code == 2
     assert "did not make" in kept.stderr
+
+
+def test_page_explains_every_column():
+    text = COMPARE_PAGE.read_text("utf-8")
+    assert [name for _, name, _ in MARKED.findall(text)] == [spec.name for spec in SPECS]
+    assert with_tables(text) == text
+    assert text.count("\n*Misleads*") == len(SPECS)

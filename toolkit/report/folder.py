@@ -40,8 +40,8 @@ def publish(run: Run, folder: Path) -> None:
     write_json(run.info, folder / RUN)
 
 
-def read_run(folder: Path, anew: bool = True) -> Run:
-    """The run that `publish` wrote. Where its statistics were kept, `anew` analyses them again."""
+def read_run(folder: Path) -> Run:
+    """The run that `publish` wrote. Where its statistics were kept, they are analysed anew."""
     if not (folder / RUN).is_file():
         raise InputError(f"{folder} is not a finished run: it has no {RUN}")
     said = json.loads((folder / REPORT).read_text("utf-8"))
@@ -51,7 +51,7 @@ def read_run(folder: Path, anew: bool = True) -> Run:
     )
     tables = read_tables(folder / "tables", said["tables"])
     return Run(
-        tables={**tables, **(_redone(folder) if anew else {})},
+        tables={**tables, **_redone(folder)},
         recommendation=kept["recommendation"],
         adapters=adapters,
         samples=kept["samples"],

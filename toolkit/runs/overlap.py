@@ -135,7 +135,7 @@ def directions(sums: BlockStatistics, location: str, mode: Any) -> Directions:
 
 def _of_adapters(one: FinishedRun, other: FinishedRun) -> Iterator[Row]:
     """Yield the rows of two runs' recommended adapters, where what they write can be compared."""
-    ours, theirs = one.run.adapters, other.run.adapters
+    ours, theirs = one.adapters, other.adapters
     if not ours or not theirs or ours.location != theirs.location:
         return
     for layer in sorted(ours.by_layer.keys() & theirs.by_layer.keys()):
@@ -205,7 +205,11 @@ def _draw_place(axes: Axes, rows: pd.DataFrame) -> None:
     lines: list[tuple[pd.DataFrame, str, dict[str, Any]]] = [
         (pairs, "overlap", {"color": BLUE, "marker": "o", "label": "two runs"}),
         (own, "overlap", {"color": GREEN, "linestyle": "--", "label": "one run, other documents"}),
-        (pairs, "states", {"color": VERMILLION, "linestyle": "-.", "label": "drawn as states lie"}),
+        (
+            pairs,
+            "states",
+            {"color": VERMILLION, "linestyle": "-.", "label": "drawn from the states"},
+        ),
         (pairs, "chance", {"color": GREY, "linestyle": ":", "label": "chance"}),
     ]
     for part, column, style in lines:
@@ -231,7 +235,7 @@ def finding(frame: pd.DataFrame) -> str:
         text += f", by chance {_share(here.chance.mean())}"
         own = shown[(shown.run == shown.other) & (shown.location == location)].overlap.mean()
         if np.isfinite(here.states.mean()):
-            text += f", drawn as states lie {_share(here.states.mean())}, one run on other "
+            text += f", drawn from the states {_share(here.states.mean())}, one run on other "
             text += (
                 f"documents {_share(own)}; cosine of the means {_share(here.mean_cosine.mean())}"
             )
@@ -249,8 +253,8 @@ SPEC = TableSpec(
     reading=(
         "The mean squared cosine of the principal angles between the leading directions of two "
         "runs' deltas about their means; the band reaches from the least to the most alike pair. "
-        "Grey: random directions. Red: directions drawn as the base model's states lie, which is "
-        "the stricter null. Green: one run's directions on its fit and on its held-out documents; "
+        "Grey: random directions. Red: directions drawn from the base model's states, the "
+        "stricter null. Green: one run's directions on its fit and on its held-out documents; "
         "two runs cannot be told apart by less than that."
     ),
     columns={

@@ -63,7 +63,7 @@ def _row(run: FinishedRun, comparison: RunComparison) -> dict[str, Any]:
     rows = comparison.recovery[comparison.recovery.run == run.name]
     best = best_by_place(comparison.recovery)
     best = best[best.run == run.name].set_index("location")
-    chosen = run.run.recommendation
+    chosen = run.recommendation
     shown = (chosen or {}).get("reported") or {}
     first = rows.iloc[0] if len(rows) else None
     return {

@@ -44,7 +44,7 @@ def recovery_rows(runs: Sequence[FinishedRun]) -> tuple[list[dict[str, Any]], li
     left_out = []
     changes = weight_changes(runs)
     for run in runs:
-        table = run.run.steerability
+        table = run.table("steerability")
         if not table.measured:
             left_out.append(f"{run.name} has no table of what is recovered: none of its rows")
             continue
@@ -69,13 +69,13 @@ def recovery_rows(runs: Sequence[FinishedRun]) -> tuple[list[dict[str, Any]], li
 
 
 def _is_recommended(row: dict[str, Any], run: FinishedRun) -> bool:
-    chosen = run.run.recommendation
+    chosen = run.recommendation
     return chosen is not None and all(row[key] == chosen[key] for key in KEYS if key in chosen)
 
 
 def _reported(run: FinishedRun) -> dict[str, Any]:
     """Return what the prompts that report say of the recommendation; nothing of an earlier run."""
-    reported = (run.run.recommendation or {}).get("reported") or {}
+    reported = (run.recommendation or {}).get("reported") or {}
     names = {"reported": "estimate", "reported_low": "low", "reported_high": "high"}
     return {name: reported.get(key) for name, key in names.items()}
 
@@ -85,7 +85,8 @@ def weight_changes(runs: Sequence[FinishedRun]) -> dict[str, float]:
 
     So the denominator is one for all. Runs without the table ``weights`` are missing.
     """
-    frames = {run.name: run.run.weights.frame for run in runs if len(run.run.weights.frame)}
+    tables = {run.name: run.table("weights").frame for run in runs}
+    frames = {name: frame for name, frame in tables.items() if len(frame)}
     squares: dict[tuple[int, str], float] = {}  # of the base's matrices that changed
     for frame in frames.values():
         for row in frame[frame.relative > 0].itertuples():
@@ -143,7 +144,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def _dose_axis(axes: Axes, doses: pd.DataFrame) -> None:
     """Make x logarithmic, and name the runs above their doses, in rows where they stand close."""
-    low, high = doses.base_kl.min() / 1.4, doses.base_kl.max() * 1.4
+    margin = max(1.1, (doses.base_kl.max() / doses.base_kl.min()) ** 0.15)
+    low, high = doses.base_kl.min() / margin, doses.base_kl.max() * margin
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     plain_ticks(axes.xaxis, doses.base_kl)

@@ -32,7 +32,7 @@ def transfer_rows(
     as then. One pair is in memory at a time.
     """
     candidates = {
-        run.name: Candidate.of(run.run.adapters, key=run.name) for run in runs if run.run.adapters
+        run.name: Candidate.of(run.adapters, key=run.name) for run in runs if run.adapters
     }
     left_out = [
         f"{run.name} has no recommended adapters: none of its transfer to others"
@@ -113,15 +113,20 @@ def plot(frame: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys([*frame.adapters, *frame.prompts]))
     whose = [name for name in names if (frame.adapters == name).any()]
     onto = [name for name in names if (frame.prompts == name).any()]
-    figure, (axes,) = make_panels(1, 1.7 + 0.45 * len(whose))
-    table = frame.pivot(index="adapters", columns="prompts", values="recovered")
-    shares = table.loc[whose, onto].to_numpy(float)
+    figure, (axes,) = make_panels(1, 1.7 + 0.55 * len(whose))
+    tables = frame.pivot(index="adapters", columns="prompts")
+    shares, low, high = (
+        tables[name].loc[whose, onto].to_numpy(float)
+        for name in ("recovered", "recovered_low", "recovered_high")
+    )
     axes.imshow(np.clip(shares, LOWEST, 1), cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
     for row, column in np.ndindex(*shares.shape):
         share = shares[row, column]
         color = "white" if abs(np.clip(share, LOWEST, 1)) > 0.6 else "black"
-        text = f"{share:.2f}".replace("-", "−")
-        axes.text(column, row, text, ha="center", va="center", color=color)
+        text = _share(share)
+        if np.isfinite(low[row, column]):
+            text += f"\n{_share(low[row, column])} to {_share(high[row, column])}"
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=10.5)
     axes.set_xticks(range(len(onto)), onto)
     axes.set_yticks(range(len(whose)), whose)
     axes.grid(visible=False)
@@ -166,7 +171,8 @@ SPEC = TableSpec(
     reading=(
         "recovered = 1 − KL(tuned ‖ steered) / KL(tuned ‖ base) with the adapters of the row and "
         "the tuned model and reporting prompts of the column. The diagonal is each run's own "
-        "answer. Blue recovers, white does nothing, red is worse than no steering."
+        "answer; below each share is its 95 % interval over prompts. Blue recovers, white does "
+        "nothing, red is worse than no steering."
     ),
     columns={
         "adapters": "the run whose recommended adapters steer",
