@@ -219,7 +219,8 @@ def test_without_statistics_adapters_are_compared_or_the_reason_said(desk):
         np.testing.assert_allclose(rows.overlap, 1, rtol=1e-6)
     shutil.rmtree(bare / "adapters")
     nothing = compare_runs([desk / "run-light", bare], show_progress=False)
-    assert "no overlap" in nothing.left_out[0]
+    assert "no overlap of run-light and bare" in nothing.left_out[0]
+    assert "no pair of runs" in nothing.findings["overlap"]
     assert not (nothing.overlap.run != nothing.overlap.other).any()
 
 

@@ -77,24 +77,21 @@ def overlap_rows(
                 sums = {r.name: read_block(kept[r.name][layer]) for r in with_statistics}
                 rows += list(_of_block(layer, sums))
                 advance()
-    left_out = []
+    without = [run for run in runs if not kept[run.name]]
+    alone = []  # pairs that nothing can be said of
     for one, other in combinations(runs, 2):
-        if kept[one.name] and kept[other.name]:
-            continue
-        found = list(_of_adapters(one, other))
-        rows += found
-        without = [run.name for run in (one, other) if not kept[run.name]]
-        needs = f"directions of deltas need --keep-statistics ({' and '.join(without)} ran without)"
-        if found:
-            left_out.append(
-                f"{one.name} and {other.name}: {needs}; recommended adapters are compared"
-            )
-        else:
-            left_out.append(
-                f"{one.name} and {other.name}: {needs}, and their recommended adapters are not "
-                "both low-rank maps at one location: no overlap"
-            )
-    return rows, left_out
+        if one in without or other in without:
+            found = list(_of_adapters(one, other))
+            rows += found
+            alone += [] if found else [f"{one.name} and {other.name}"]
+    if not without:
+        return rows, []
+    said = (
+        f"{', '.join(run.name for run in without)} ran without --keep-statistics, which the "
+        "directions of deltas need: recommended adapters are compared where both are low-rank maps "
+        "at one location"
+    )
+    return rows, [f"{said}; no overlap of {', of '.join(alone)}" if alone else said]
 
 
 def _of_block(layer: int, sums: dict[str, BlockStatistics]) -> Iterator[Row]:
@@ -107,9 +104,14 @@ def _of_block(layer: int, sums: dict[str, BlockStatistics]) -> Iterator[Row]:
                     **_labels(name, name, STATISTICS, layer, location, mode),
                     **_alike(own.fit, own.held_out),
                 }
+            states = next(iter(found.values())).states  # one null for all pairs
+            drawn: dict[tuple[int, int], tuple[float, float]] = {}
             for one, other in combinations(found, 2):
                 a, b = found[one], found[other]
-                mean, high = drawn_overlap(a.states, *(x.everywhere.shape[1] for x in (a, b)))
+                ranks = a.everywhere.shape[1], b.everywhere.shape[1]
+                if ranks not in drawn:
+                    drawn[ranks] = drawn_overlap(states, *ranks)
+                mean, high = drawn[ranks]
                 yield {
                     **_labels(one, other, STATISTICS, layer, location, mode),
                     **_alike(a.everywhere, b.everywhere),
@@ -186,9 +188,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that are drawn: of forced deltas, or of adapters where there are no more."""
+    """Return the rows that are drawn: of forced deltas, or of adapters where no pair has these."""
     forced = frame[(frame.source == STATISTICS) & (frame["mode"] == "forced")]
-    return forced if len(forced) else frame[frame.source == ADAPTERS]
+    return forced if (forced.run != forced.other).any() else frame[frame.source == ADAPTERS]
 
 
 def _what(shown: pd.DataFrame) -> str:
@@ -275,7 +277,10 @@ SPEC = TableSpec(
         ),
         "chance": "its mean for random directions, k / d",
         "chance_sd": "its standard deviation for random directions",
-        "states": "its mean for directions drawn from the covariance of the base model's states",
+        "states": (
+            "its mean for directions drawn from the covariance of the base model's states there "
+            "(those of the first run)"
+        ),
         "states_high": "95 % of such draws lie below",
         "mean_cosine": "cosine of the two mean deltas `Eδ`, which the directions leave out",
     },

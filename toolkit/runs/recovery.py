@@ -131,6 +131,11 @@ def plot(frame: pd.DataFrame) -> Figure:
         style = {**LOCATION_STYLE[location], "linestyle": "-", "label": LOCATIONS[location]}
         heights, sem = rows.recovered.clip(lower=LOWEST), rows.recovered_sem
         draw_points(axes, rows.base_kl, heights, sem, sem, **style)
+        for row in rows[rows.recovered < LOWEST].itertuples():
+            axes.annotate(
+                f"{row.recovered:.1f}".replace("-", "−"), (row.base_kl, LOWEST), xytext=(6, 4),
+                textcoords="offset points", fontsize=10.5, color=style["color"],
+            )  # fmt: skip
     clip_shares(axes)
     if len(best):
         size = rank_words(shown_rank(frame))
@@ -152,7 +157,7 @@ def _dose_axis(axes: Axes, doses: pd.DataFrame) -> None:
     ends: list[float] = []  # where the last name of each row of names ends, as a share of the width
     for run, dose in zip(doses.run, doses.base_kl, strict=True):
         axes.axvline(dose, color=GREY, linewidth=0.6, linestyle=":", label=REFERENCE)
-        place, half = np.log(dose / low) / np.log(high / low), 0.009 * len(run)
+        place, half = np.log(dose / low) / np.log(high / low), 0.0075 * len(run)
         row = next((i for i, end in enumerate(ends) if end < place - half), len(ends))
         ends[row:] = [place + half, *ends[row + 1 :]]
         axes.annotate(

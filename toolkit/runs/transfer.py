@@ -145,14 +145,13 @@ def finding(frame: pd.DataFrame) -> str:
     text = f"Adapters recover {_range(others.recovered)} of another run's fine-tune"
     if len(own):
         text += f" and {_range(own.recovered)} of their own"
-    text += f". Most recover those of {best.adapters} of {best.prompts}: {_share(best.recovered)}"
+    text += f". The best transfer is of {best.adapters} to {best.prompts}: {_share(best.recovered)}"
     if np.isfinite(best.recovered_low):
         text += f" ({_share(best.recovered_low)} to {_share(best.recovered_high)})"
     if np.isfinite(best.more_than_own_low):
-        text += (
-            f", {best.more_than_own:+.2f} ({best.more_than_own_low:+.2f} to "
-            f"{best.more_than_own_high:+.2f}) beside its own"
-        ).replace("-", "−")
+        more = [best.more_than_own, best.more_than_own_low, best.more_than_own_high]
+        words = [f"{value:+.2f}".replace("-", "−") for value in more]
+        text += ", {} ({} to {}, paired) beside the adapters of its own".format(*words)
     return f"{text}."
 
 
