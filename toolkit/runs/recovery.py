@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from toolkit.runs.finished import FinishedRun
 from toolkit.tables.drawing import (
+    EDGE,
     GREY,
     LOCATION_STYLE,
     LOCATIONS,
@@ -21,6 +22,7 @@ from toolkit.tables.drawing import (
     finish,
     house_style,
     make_panels,
+    number_at_edge,
     plain_ticks,
 )
 from toolkit.tables.model_points import draw_points
@@ -129,13 +131,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     best = best[best.base_kl > 0]
     for location, rows in by_location(best, "location"):
         style = {**LOCATION_STYLE[location], "linestyle": "-", "label": LOCATIONS[location]}
-        heights, sem = rows.recovered.clip(lower=LOWEST), rows.recovered_sem
-        draw_points(axes, rows.base_kl, heights, sem, sem, **style)
-        for row in rows[rows.recovered < LOWEST].itertuples():
-            axes.annotate(
-                f"{row.recovered:.1f}".replace("-", "−"), (row.base_kl, LOWEST), xytext=(6, 4),
-                textcoords="offset points", fontsize=10.5, color=style["color"],
-            )  # fmt: skip
+        low = rows.recovered < LOWEST
+        sem = rows.recovered_sem.mask(low, 0)
+        draw_points(axes, rows.base_kl, rows.recovered.mask(low, EDGE), sem, sem, **style)
+        for row in rows[low].itertuples():
+            number_at_edge(axes, row.base_kl, row.recovered, style["color"])
     clip_shares(axes)
     if len(best):
         size = rank_words(shown_rank(frame))

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
@@ -241,3 +242,13 @@ def clip_shares(axes: Axes) -> None:
     heights = drawn_heights(axes)
     if len(heights):
         axes.set_ylim(max(EDGE - 0.13, min(0.0, heights.min()) - 0.06), 1.08)
+
+
+def number_at_edge(axes: Axes, place: float, value: float, color: str) -> None:
+    """The value above its arrow, and above the numbers that stand there already."""
+    notes = [note for note in axes.texts if isinstance(note, Annotation) and note.xy[1] == EDGE]
+    taken = sum(0.7 < (note.xy[0] + 1) / (place + 1) < 1.4 for note in notes)
+    axes.annotate(
+        f"{value:.1f}".replace("-", "−"), (place, EDGE), xytext=(0, 7 + 13 * taken),
+        textcoords="offset points", ha="center", fontsize=10.5, color=color,
+    )  # fmt: skip
