@@ -23,7 +23,8 @@ SLOW = {
     "diagnose_recovery", "distilled", "docs", "error_growth", "estimate", "families", "figures",
     "first_look", "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods",
     "noise", "notebooks", "offload", "once", "output", "page", "plot", "processes", "quantised",
-    "recommend", "shipped", "shipped_runs", "steer", "trainer", "tuners", "workspace",
+    "recommend", "shipped", "shipped_runs", "side_by_side", "steer", "trainer", "tuners",
+    "workspace",
 }  # fmt: skip
 
 # Files that look at pictures; drawing a run's takes ten times as long as a small run itself.

@@ -1,11 +1,16 @@
-"""The column tables of docs/numbers.md, from the specs: `python -m tests.support.numbers_page`."""
+"""The column tables of docs/numbers.md and docs/compare.md, from the specs.
+
+python -m tests.support.numbers_page
+"""
 
 import re
 from pathlib import Path
 
+from toolkit.runs.comparison import SPECS
 from toolkit.tables.spec import specs
 
-PAGE = Path(__file__).parents[2] / "docs" / "numbers.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, COMPARE_PAGE = DOCS / "numbers.md", DOCS / "compare.md"
 MARKED = re.compile(r"(<!-- columns of (\w+) -->\n\n).*?(\n\n<!-- end of columns -->)", re.DOTALL)
 
 
@@ -23,8 +28,10 @@ def column_table(columns: dict[str, str]) -> str:
 
 def with_tables(text: str) -> str:
     """Replace what stands between the markers of `text` by what the specs say."""
-    return MARKED.sub(lambda m: m[1] + column_table(specs()[m[2]].columns) + m[3], text)
+    known = specs() | {spec.name: spec for spec in SPECS}
+    return MARKED.sub(lambda m: m[1] + column_table(known[m[2]].columns) + m[3], text)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")
+    for page in (PAGE, COMPARE_PAGE):
+        page.write_text(with_tables(page.read_text("utf-8")), "utf-8")

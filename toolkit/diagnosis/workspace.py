@@ -181,9 +181,17 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
 
 def read_statistics(folder: Path) -> dict[int, BlockStatistics]:
     """Each block's sums that a run with ``--keep-statistics`` left, by layer; empty without."""
-    found = {}
-    for path in sorted((folder / "statistics").glob("block-*.safetensors")):
-        with safe_open(path, "pt") as file:
-            branches = tuple(file.metadata()["branches"].split(","))
-        found[int(path.stem.split("-")[1])] = BlockStatistics.from_state(branches, load_file(path))
-    return found
+    return {layer: read_block(path) for layer, path in kept_blocks(folder).items()}
+
+
+def kept_blocks(folder: Path) -> dict[int, Path]:
+    """Return the files of the blocks' sums that the run in `folder` kept, by layer."""
+    paths = sorted((folder / "statistics").glob("block-*.safetensors"))
+    return {int(path.stem.split("-")[1]): path for path in paths}
+
+
+def read_block(path: Path) -> BlockStatistics:
+    """Return one block's sums."""
+    with safe_open(path, "pt") as file:
+        branches = tuple(file.metadata()["branches"].split(","))
+    return BlockStatistics.from_state(branches, load_file(path))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from toolkit.diagnosis.run import Run
@@ -20,13 +20,7 @@ STATUS_ORDER = ("failed", "passed", "not applicable")
 
 def render(run: Run, figures: Mapping[str, str]) -> str:
     """The report of `run` as HTML; `figures` maps table names to SVG text, which is set inline."""
-    environment = Environment(
-        loader=PackageLoader("toolkit.report", "."), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["error"] = _error
-    environment.filters["megabytes"] = lambda size: f"{size / 1e6:,.0f} MB"
-    template = environment.get_template("report.html")
-    return template.render(
+    return template("toolkit.report", "report.html").render(
         run=run,
         info=run.info,
         headline=_headline(run),
@@ -41,6 +35,17 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
         smallest_set=smallest_set(run.rank_search) if run.rank_search else "",
         checks=sorted(run.checks, key=lambda c: STATUS_ORDER.index(c.status)),
     )
+
+
+def template(package: str, name: str) -> Template:
+    """Return the page `name` of `package`, which may include the report's style."""
+    loaders = [PackageLoader(folder, ".") for folder in (package, "toolkit.report")]
+    environment = Environment(
+        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["error"] = _error
+    environment.filters["megabytes"] = lambda size: f"{size / 1e6:,.0f} MB"
+    return environment.get_template(name)
 
 
 def _error(sem: float | None, form: str) -> str:

@@ -11,8 +11,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
@@ -190,12 +192,17 @@ def log_scale(axes: Axes) -> None:
     positive = heights[heights > 0]
     if len(positive):
         axes.set_yscale("log", nonpositive="mask")
-        if positive.max() < 50 * positive.min():  # few powers of ten: figures between them
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_ticks(axes.yaxis, positive)
     elif len(heights):
         axes.text(0.5, 0.6, "zero everywhere", ha="center", transform=axes.transAxes)
+
+
+def plain_ticks(axis: Axis, values: Any) -> None:
+    """Number a logarithmic axis of `values` above 0, between powers of ten where these are few."""
+    if max(values) < 50 * min(values):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_line(axes: Axes, frame: pd.DataFrame, x: str, y: str, **style: Any) -> None:
@@ -235,3 +242,13 @@ def clip_shares(axes: Axes) -> None:
     heights = drawn_heights(axes)
     if len(heights):
         axes.set_ylim(max(EDGE - 0.13, min(0.0, heights.min()) - 0.06), 1.08)
+
+
+def number_at_edge(axes: Axes, place: float, value: float, color: str) -> None:
+    """The value above its arrow, and above the numbers that stand there already."""
+    notes = [note for note in axes.texts if isinstance(note, Annotation) and note.xy[1] == EDGE]
+    taken = sum(0.7 < (note.xy[0] + 1) / (place + 1) < 1.4 for note in notes)
+    axes.annotate(
+        f"{value:.1f}".replace("-", "−"), (place, EDGE), xytext=(0, 7 + 13 * taken),
+        textcoords="offset points", ha="center", fontsize=10.5, color=color,
+    )  # fmt: skip

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 from matplotlib.ticker import NullLocator
 
 from toolkit.tables.drawing import (
@@ -24,6 +23,7 @@ from toolkit.tables.drawing import (
     finish,
     house_style,
     make_panels,
+    number_at_edge,
 )
 from toolkit.tables.series import rank_words, sorted_ranks
 from toolkit.tables.spec import TableSpec
@@ -134,17 +134,7 @@ def _points(axes: Axes, rows: pd.DataFrame, x: str, style: dict[str, Any]) -> No
     axes.plot(rows[x][low], heights[low], **arrow)
     if low.sum() <= 6:
         for place, value in zip(rows[x][low], rows.recovered[low], strict=True):
-            _number_at_edge(axes, place, value, style["color"])
-
-
-def _number_at_edge(axes: Axes, place: float, value: float, color: str) -> None:
-    """The value above its arrow, and above the numbers that stand there already."""
-    notes = [note for note in axes.texts if isinstance(note, Annotation) and note.xy[1] == EDGE]
-    taken = sum(0.7 < (note.xy[0] + 1) / (place + 1) < 1.4 for note in notes)
-    axes.annotate(
-        f"{value:.1f}".replace("-", "−"), (place, EDGE), xytext=(0, 7 + 13 * taken),
-        textcoords="offset points", ha="center", fontsize=10.5, color=color,
-    )  # fmt: skip
+            number_at_edge(axes, place, value, style["color"])
 
 
 def _share_frame(axes: Axes) -> None:
