@@ -8,6 +8,7 @@ import typer
 from rich.table import Table as Grid
 
 from toolkit.cli import distil as _distil  # noqa: F401 - registers its command
+from toolkit.cli.export import export
 from toolkit.cli.figures import figures
 from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.cli.steer import TestFile, finetune, steer_app, table
@@ -22,6 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.add_typer(steer_app, name="steer")
 app.command()(finetune)
 app.command()(table)
+app.command()(export)
 app.command()(figures)
 
 BaseArgument = Annotated[str | None, typer.Argument(help=MODEL, metavar="BASE")]

@@ -5,8 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.positions import Positions
+from toolkit.models.loading import load_model, load_tokenizer, parse_dtype
+from toolkit.runtime.console import quiet_transformers
 
 Level = Literal["exact", "approximate", "refused"]
 
@@ -18,6 +22,12 @@ class Base:
     model: Any
     tokenizer: Any
     name: str = ""
+
+    @classmethod
+    def load(cls, name: str, dtype: str = "float32", device: str | torch.device = "cpu") -> "Base":
+        """Load a hub id, a folder, a ``.gguf`` file or a packaged model."""
+        with quiet_transformers():
+            return cls(load_model(name, parse_dtype(dtype), device), load_tokenizer(name), name)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,13 @@
 """The formats of export by name."""
 
 from toolkit.export.format import Format
+from toolkit.export.peft import Peft
+from toolkit.export.weights import Weights
 
-FORMATS: dict[str, Format] = {f.name: f for f in ()}
+FORMATS: dict[str, Format] = {
+    made.name: made
+    for made in (
+        Peft(),
+        Weights(),
+    )
+}
