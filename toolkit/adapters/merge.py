@@ -44,7 +44,10 @@ def weight_change_of(model: nn.Module, adapters: Adapters) -> WeightChange:
     or where it is not the matrix alone that writes it (a norm or a scale comes after it).
     """
     sites, location = resolve(model), adapters.location
-    blocks, names = sites.blocks, {module: name for name, module in causal_lm(model).named_modules()}
+    blocks, names = (
+        sites.blocks,
+        {module: name for name, module in causal_lm(model).named_modules()},
+    )
     by_module, biases = {}, {}
     for layer, adapter in sorted(adapters.by_layer.items()):
         if (found := affine(adapter)) is None:
@@ -72,7 +75,7 @@ def weight_change_of(model: nn.Module, adapters: Adapters) -> WeightChange:
         "exact",
         adapters.rank if isinstance(adapters.rank, int) else str(adapters.rank),
         tuple(names[block] for block in blocks),
-        getattr(causal_lm(model).config, "_name_or_path", ""),
+        getattr(inner.config, "_name_or_path", ""),
         any(is_transposed(blocks[layer].get_submodule(name)) for layer, name in by_module),
         biases,
     )

@@ -37,7 +37,7 @@ def export(
         from toolkit.adapters.collection import Adapters
         from toolkit.documents.corpus import Corpus
         from toolkit.documents.documents import read_documents
-        from toolkit.export.export import export as write
+        from toolkit.export.write import export as write
         from toolkit.export.format import Base
         from toolkit.export.formats import FORMATS
 

@@ -6,7 +6,7 @@ none; and it writes what it holds. `export` refuses what is not exact, or writes
 to and measures the difference.
 """
 
-from toolkit.export.export import export
+from toolkit.export.write import export
 from toolkit.export.format import Base, Fidelity, Format
 from toolkit.export.formats import FORMATS
 

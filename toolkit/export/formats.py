@@ -1,5 +1,6 @@
 """The formats of export by name."""
 
+from toolkit.export.folder import Folder
 from toolkit.export.format import Format
 from toolkit.export.peft import Peft
 from toolkit.export.weights import Weights
@@ -9,5 +10,6 @@ FORMATS: dict[str, Format] = {
     for made in (
         Peft(),
         Weights(),
+        Folder(),
     )
 }

@@ -10,6 +10,7 @@ from toolkit.errors import InputError
 from toolkit.export.format import Base
 from toolkit.export.formats import FORMATS
 from toolkit.export.loss import loss
+from toolkit.runtime.console import quiet_transformers
 from toolkit.runtime.output import own_folder
 from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
@@ -63,7 +64,8 @@ def export(
         "versions": versions(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    form.write(found.held, base, out)
+    with quiet_transformers():
+        form.write(found.held, base, out)
     write_json(record, out / RECORD)
     return record
 
