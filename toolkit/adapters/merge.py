@@ -44,10 +44,8 @@ def weight_change_of(model: nn.Module, adapters: Adapters) -> WeightChange:
     or where it is not the matrix alone that writes it (a norm or a scale comes after it).
     """
     sites, location = resolve(model), adapters.location
-    blocks, names = (
-        sites.blocks,
-        {module: name for name, module in causal_lm(model).named_modules()},
-    )
+    blocks, inner = sites.blocks, causal_lm(model)
+    names = {module: name for name, module in inner.named_modules()}
     by_module, biases = {}, {}
     for layer, adapter in sorted(adapters.by_layer.items()):
         if (found := affine(adapter)) is None:
