@@ -38,6 +38,7 @@ SMALL = {
     "steer distil": "--steps 2 --batch-size 2 --new-tokens 4 --quiet",
     "steer eval": "--quiet",
     "weights": "",
+    "export": "",
 }
 LONG = ("table", "demo", "figures")  # minutes to hours, or into the repository: parsed, not run
 
