@@ -16,14 +16,12 @@ from tests.support.steered import batch_of, steered_logits
 from tests.support.steering import PROMPTS, generate
 from toolkit import InputError
 from toolkit.adapters.attach import steer
-from toolkit.adapters.positions import Positions
 from toolkit.export import FORMATS, Base, export
 
 FAMILIES = ("llama", "gemma3", "gpt2")
 NO_MAP = "a nonlinear adapter is no affine map"
 STREAM = "reads the residual stream, which no one matrix writes"
 NORM = "a norm or a scale stands between it and"
-NO_BIAS = "this family's configuration gives their matrices no bias"
 
 
 def in_weights(family, kind, location):
@@ -35,21 +33,18 @@ def in_weights(family, kind, location):
     return NORM if family == "gemma3" and location != "heads" else ""
 
 
-def kept_weights(family, kind, location):
-    """The same of a plain model: Llama and GPT-2 keep every bias, Gemma attention's."""
-    return in_weights(family, kind, location)
-
-
 def everything(family, kind, location):
     return ""
 
 
-REFUSED = {"peft": in_weights, "weights": kept_weights, "folder": everything}
+REFUSED = {"peft": in_weights, "weights": in_weights, "folder": everything}
+# All cells in Llama; of the other families, each kind where it is most at home.
+AT_HOME = [(kind, where) for kind, where in CASES if where in ("post_mlp", "heads")]
 TABLE = [
     (family, form, kind, location)
     for family in FAMILIES
     for form in REFUSED
-    for kind, location in CASES
+    for kind, location in (CASES if family == "llama" else AT_HOME)
 ]
 HELD = [cell for cell in TABLE if not REFUSED[cell[1]](cell[0], *cell[2:])]
 NOT_HELD = [cell for cell in TABLE if cell not in HELD]
@@ -74,9 +69,7 @@ def loaded(form, base, folder):
 
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
 @pytest.mark.parametrize(("family", "form", "kind", "location"), HELD)
-def test_the_consumer_does_what_the_held_adapters_do(
-    bases, family, form, kind, location, tmp_path
-):
+def test_the_consumer_does_what_the_held_adapters_do(bases, family, form, kind, location, tmp_path):
     """Logits at every token of a padded batch, and the same tokens in generation."""
     base = bases[family]
     adapters = randomised(base.model, kind, location, "every")
@@ -90,9 +83,10 @@ def test_the_consumer_does_what_the_held_adapters_do(
     assert not torch.allclose(expected, bare, atol=1e-3)
     found = model(**batch_of()).logits[tokens]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    with steer(base.model, adapters):
-        said = generate(base.model)
-    assert torch.equal(generate(model), said)
+    if location in ("post_mlp", "heads") and family == "llama":
+        with steer(base.model, adapters):
+            said = generate(base.model)
+        assert torch.equal(generate(model), said)
 
 
 @pytest.mark.parametrize(("family", "form", "kind", "location"), NOT_HELD)
@@ -106,37 +100,86 @@ def test_what_a_format_cannot_hold_is_refused(bases, family, form, kind, locatio
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("form", "kind", "location"), sorted({cell[1:] for cell in HELD if cell[1] != "folder"})
-)
+WEIGHTS = [cell for cell in HELD if cell[0] == "llama" and cell[1] != "folder"]
+
+
+@pytest.mark.parametrize(("family", "form", "kind", "location"), WEIGHTS)
 def test_all_but_the_first_token_is_an_approximation_in_weights(
-    bases, form, kind, location, tmp_path
+    bases, family, form, kind, location
 ):
-    """Refused unless it is asked for; then the KL is that of steering the first token too."""
+    adapters = randomised(bases[family].model, kind, location, "all")
+    found = FORMATS[form].fidelity(adapters, bases[family])
+    assert (found.level, str(found.held.positions)) == ("approximate", "every")
+    assert found.held.by_layer is adapters.by_layer
+    assert "also steers each sequence's first token" in found.reason
+
+
+@pytest.mark.parametrize("positions", ["last_prompt", "first_last(2)"])
+@pytest.mark.parametrize("form", ["peft", "weights"])
+def test_positions_of_a_prompt_are_refused_in_weights(bases, form, positions, tmp_path):
+    adapters = randomised(bases["llama"].model, "linear", "post_mlp", positions)
+    with pytest.raises(InputError, match="cannot steer at positions"):
+        export(adapters, form, tmp_path / "out", bases["llama"], approximate=True)
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
+@pytest.mark.parametrize(("kind", "location"), [("linear", "post_mlp"), ("head_vector", "heads")])
+def test_the_loss_is_the_divergence_from_our_steering(bases, kind, location, tmp_path):
+    """Refused unless it is asked for; then it is the KL of steering the first token too."""
     base = bases["llama"]
     adapters = randomised(base.model, kind, location, "all")
-    with pytest.raises(InputError, match="also steers each sequence's first token"):
-        export(adapters, form, tmp_path / "out", base)
-    found = export(adapters, form, tmp_path / "out", base, PROMPTS[:1], approximate=True)
+    with pytest.raises(InputError, match="Give --approximate"):
+        export(adapters, "peft", tmp_path / "out", base)
+    found = export(adapters, "peft", tmp_path / "out", base, PROMPTS[:1], approximate=True)
     assert found["fidelity"] == "approximate"
     assert (found["adapters"]["positions"], found["exported"]["positions"]) == ("all", "every")
-    by_hand = nats(base.model, adapters, Positions.parse("every"), PROMPTS[0], 32)
+    model = loaded("peft", base, tmp_path / "out")
+    said, by_hand = nats(base.model, adapters, model, PROMPTS[0], 32)
     assert found["loss"]["kl"] == pytest.approx(by_hand, rel=1e-6)
-    assert found["loss"]["kl"] > 0
+    assert found["loss"]["kl"] > 0 and found["loss"]["tokens"] == said
 
 
-def nats(model, adapters, positions, prompt, n_new):
-    """KL(ours ‖ at other positions) a token, along our own greedy tokens, in whole passes."""
-    ids = list(prompt)
+def nats(model, adapters, exported, prompt, n_new):
+    """Tokens, and KL(ours ‖ `exported`) of each, along our own greedy tokens, in whole passes."""
     with steer(model, adapters):
-        for _ in range(n_new):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] == tiny.EOS:
-                break
-        ours = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-    other = type(adapters)(
-        adapters.location, adapters.by_layer, adapters.fit, adapters.info, positions
-    )
-    with steer(model, other):
-        theirs = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-    return float((ours.exp() * (ours - theirs)).sum(-1).mean())
+        ids = model.generate(
+            input_ids=torch.tensor([prompt]), max_new_tokens=n_new, do_sample=False
+        )
+        ours = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    theirs = exported(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return len(ours), float((ours.exp() * (ours - theirs)).sum(-1).mean())
+
+
+def test_adapters_of_another_width_are_refused(bases, tmp_path):
+    adapters = randomised(bases["llama"].model, "vector", "post_mlp", "every")
+    adapters.by_layer[0].bias.data = torch.ones(tiny.D_MODEL + 1)
+    for form in REFUSED:
+        with pytest.raises(InputError, match="of another width"):
+            export(adapters, form, tmp_path / "out", bases["llama"])
+
+
+def test_a_format_that_reads_the_model_asks_for_it(bases, tmp_path):
+    adapters = randomised(bases["llama"].model, "vector", "post_mlp", "every")
+    with pytest.raises(InputError, match="give --base"):
+        export(adapters, "peft", tmp_path / "out")
+    with pytest.raises(InputError, match="expected one of peft"):
+        export(adapters, "unknown", tmp_path / "out", bases["llama"])
+
+
+@pytest.mark.parametrize(("family", "kept"), [("qwen3", "heads"), ("phi3", "")])
+def test_families_that_would_lose_a_bias_are_refused(family, kept, tmp_path):
+    """Qwen 3's configuration gives attention biases, and the MLP none; Phi-3's gives none."""
+    base = Base(tiny.make_model(family), tiny.make_tokenizer(), "base")
+    for kind, location in (("head_vector", "heads"), ("vector", "post_mlp")):
+        adapters = randomised(base.model, kind, location, "every")
+        if location == kept:
+            export(adapters, "weights", tmp_path / family, base)
+            model = loaded("weights", base, tmp_path / family)
+            tokens = batch_of()["attention_mask"].bool()
+            expected = steered_logits(base.model, adapters)[tokens]
+            found = model(**batch_of()).logits[tokens]
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+            assert base.model.config.attention_bias is False
+        else:
+            with pytest.raises(InputError, match="configuration gives their matrices no bias"):
+                export(adapters, "weights", tmp_path / "out", base)

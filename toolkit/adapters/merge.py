@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.adapters.affine import affine
+from toolkit.adapters.attach import require_fit
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.weight_change import WeightChange, apply
 from toolkit.blocks.read import affine as weights_of
@@ -45,6 +46,7 @@ def weight_change_of(model: nn.Module, adapters: Adapters) -> WeightChange:
     """
     sites, location = resolve(model), adapters.location
     blocks, inner = sites.blocks, causal_lm(model)
+    require_fit(inner, adapters, sites)
     names = {module: name for name, module in inner.named_modules()}
     by_module, biases = {}, {}
     for layer, adapter in sorted(adapters.by_layer.items()):
@@ -84,11 +86,8 @@ def _matrix(sites: Sites, location: str, layer: int) -> Any:
     carrier = (READS | WRITES).get(location)
     if carrier is None:
         raise InputError(f"no one matrix reads or writes the state at {location}")
-    for name in (location, carrier):
-        if reason := sites.unavailable.get(name):
-            raise InputError(f"this model has no {name!r}: {reason}")
-    if (carrier, layer) not in sites.at:
-        raise InputError(f"this model has blocks 0 to {sites.n_layers - 1}, not {layer}")
+    if reason := sites.unavailable.get(carrier):
+        raise InputError(f"this model has no {carrier!r}: {reason}")
     module = sites.at[carrier, layer].module
     if not is_linear(module):
         raise InputError(f"block {layer} has a {type(module).__name__} there, not a matrix")

@@ -37,9 +37,9 @@ def export(
         from toolkit.adapters.collection import Adapters
         from toolkit.documents.corpus import Corpus
         from toolkit.documents.documents import read_documents
-        from toolkit.export.write import export as write
         from toolkit.export.format import Base
         from toolkit.export.formats import FORMATS
+        from toolkit.export.write import export as write
 
         found = Adapters.from_pretrained(adapters)
         documents = read_documents(data) if data else None

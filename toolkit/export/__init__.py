@@ -6,8 +6,8 @@ none; and it writes what it holds. `export` refuses what is not exact, or writes
 to and measures the difference.
 """
 
-from toolkit.export.write import export
 from toolkit.export.format import Base, Fidelity, Format
 from toolkit.export.formats import FORMATS
+from toolkit.export.write import export
 
 __all__ = ["FORMATS", "Base", "Fidelity", "Format", "export"]

@@ -40,12 +40,12 @@ class Folder(Format):
         model, sites = causal_lm(base.model), resolve(base.model)
         if not all(hasattr(transformers, type(part).__name__) for part in (model, model.config)):
             return refused(f"a {type(model).__name__} is no class of transformers to build upon")
-        if reason := sites.unavailable.get(adapters.location):
-            return refused(f"this model has no {adapters.location!r}: {reason}")
         ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
         site = sites.at[adapters.location, min(adapters.by_layer)]
         if state_at(site, lambda: model(input_ids=ids, use_cache=False)).ndim > 3:
-            return refused("parallel streams pass this model's blocks, which its code does not know")
+            return refused(
+                "parallel streams pass this model's blocks, which its code does not know"
+            )
         return Fidelity(adapters)
 
     def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:

@@ -5,11 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from toolkit.adapters.attach import require_fit
 from toolkit.adapters.collection import Adapters
 from toolkit.errors import InputError
 from toolkit.export.format import Base
 from toolkit.export.formats import FORMATS
 from toolkit.export.loss import loss
+from toolkit.models.locations import causal_lm, resolve
 from toolkit.runtime.console import quiet_transformers
 from toolkit.runtime.output import own_folder
 from toolkit.runtime.provenance import versions
@@ -41,6 +43,8 @@ def export(
     if (out / RECORD).exists():
         raise InputError(f"{out} holds an export already: give --out another name")
     out = own_folder(out, RECORD)
+    if base is not None:
+        require_fit(causal_lm(base.model), adapters, resolve(base.model))
     found = form.fidelity(adapters, base)
     if found.held is None:
         raise InputError(f"{to} cannot hold these adapters: {found.reason}")
