@@ -2,7 +2,8 @@
 
 The rooms of the package, each of which reads only those before it: errors, runtime, documents,
 tables, statistics, models, blocks, lockstep, analysis, adapters, fitting, evaluation, training,
-diagnosis, report, runs, planning, theory, jobs, cli. The docstring of each says what happens there.
+diagnosis, report, runs, planning, theory, export, jobs, cli. The docstring of each says what
+happens there.
 
 A run, from two models to an adapter that steers the base model::
 

@@ -39,6 +39,7 @@ SMALL = {
     "steer eval": "--quiet",
     "weights": "",
     "compare": "--quiet",
+    "export": "",
 }
 LONG = ("table", "demo", "figures")  # minutes to hours, or into the repository: parsed, not run
 

@@ -13,7 +13,7 @@ from toolkit.adapters.head_vector import HeadVector
 from toolkit.adapters.kinds import KINDS
 from toolkit.adapters.linear import Linear
 from toolkit.adapters.loreft import LoReFT
-from toolkit.adapters.merge import merge_into_down
+from toolkit.adapters.merge import merge_into_weights
 from toolkit.adapters.nonlinear import NonLinear
 from toolkit.adapters.oracle import steer_by_oracle
 from toolkit.adapters.positions import Positions
@@ -31,7 +31,7 @@ __all__ = [
     "LoReFT",
     "NonLinear",
     "Positions",
-    "merge_into_down",
+    "merge_into_weights",
     "steer",
     "steer_by_oracle",
 ]

@@ -29,7 +29,7 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
     """
     sites = sites or resolve(model)
     language_model = causal_lm(model)
-    _require_fit(language_model, adapters, sites)
+    require_fit(language_model, adapters, sites)
     tokens = _Tokens(adapters.positions)
     with ExitStack() as stack:
         stack.enter_context(within(language_model, tokens.enter, tokens.leave))
@@ -46,7 +46,7 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
 
 
 @torch.no_grad()
-def _require_fit(model: Any, adapters: Adapters, sites: Sites) -> None:
+def require_fit(model: Any, adapters: Adapters, sites: Sites) -> None:
     """Raise InputError where the model lacks the adapters' location, a block or their width."""
     if reason := sites.unavailable.get(adapters.location):
         raise InputError(f"this model has no {adapters.location!r}: {reason}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from toolkit.blocks.read import is_linear, is_transposed
 from toolkit.errors import InputError
 from toolkit.models.locations import Sites, resolve
 
-WeightFit = Literal["metric", "plain"]
+WeightFit = Literal["metric", "plain", "exact"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class WeightChange:
     """What is added to the matrices of a model's blocks: ``up @ down``, by block and module.
 
     `by_module` maps (layer, name of the module in the block) to up `[out, r]` and down `[r, in]`;
-    ranks may differ. `fit` says in which metric it was cut to its rank, `rank` is the one of all
-    modules, or in words the mean of theirs. Biases and norms are not changed. `blocks` are the full
-    names of the model's blocks, `base` is the model's own name and `transposed` says that it keeps
-    its matrices as `[in, out]` (GPT-2): files need them.
+    ranks may differ. `fit` says in which metric it was cut to its rank (exact: it was not), `rank`
+    is the one of all modules, or in words the mean of theirs. `blocks` are the full names of the
+    model's blocks, `base` is the model's own name and `transposed` says that it keeps its matrices
+    as `[in, out]` (GPT-2): files need them. `biases` `[out]` are added to those modules' own, or
+    are theirs where they have none; their modules are in `by_module` too, with r = 0 at least.
     """
 
     by_module: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
@@ -34,6 +35,7 @@ class WeightChange:
     blocks: tuple[str, ...] = ()
     base: str = ""
     transposed: bool = False
+    biases: Mapping[tuple[int, str], Tensor] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -47,10 +49,14 @@ class WeightChange:
     @property
     def parameters(self) -> int:
         """Count the numbers that the change holds."""
-        return sum(part.numel() for parts in self.by_module.values() for part in parts)
+        factors = sum(part.numel() for parts in self.by_module.values() for part in parts)
+        return factors + sum(bias.numel() for bias in self.biases.values())
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a LoRA's folder, made if it is not there, as PEFT reads it: every scale is 1."""
+        """Write a LoRA's folder, made if it is not there, as PEFT reads it: every scale is 1.
+
+        Biases are PEFT's ``lora_bias``; a module that has nothing else gets factors of zeros.
+        """
         if not self.parameters:
             raise InputError("this change is of rank 0 everywhere: there is no LoRA to save")
         if not self.blocks:
@@ -58,22 +64,34 @@ class WeightChange:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
-        for name, (up, down) in self._named().items():
-            for side, factor in (("A", down), ("B", up)):
-                key = f"base_model.model.{name}.lora_{side}.weight"
-                tensors[key] = factor.detach().cpu().contiguous()
-        self._config().save_pretrained(str(folder))
+        named = self._named()
+        for name, (up, down, bias) in named.items():
+            key = f"base_model.model.{name}.lora"
+            tensors[f"{key}_A.weight"], tensors[f"{key}_B.weight"] = down, up
+            if self.biases:
+                tensors[f"{key}_B.bias"] = bias
+        self._config({name: len(down) for name, (_, down, _) in named.items()}).save_pretrained(
+            str(folder)
+        )
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    def _named(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the factors by the full names of their modules, where a module has any."""
-        found = self.by_module.items()
-        return {f"{self.blocks[k]}.{name}": both for (k, name), both in found if len(both[1])}
+    def _named(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Return factors and bias by the full names of their modules, where a module has any."""
+        found = {}
+        for (layer, name), (up, down) in self.by_module.items():
+            bias = self.biases.get((layer, name))
+            if len(down) == 0 and bias is None:
+                continue
+            if len(down) == 0:
+                up, down = up.new_zeros(len(up), 1), down.new_zeros(1, down.shape[1])
+            bias = up.new_zeros(len(up)) if bias is None else bias
+            found[f"{self.blocks[layer]}.{name}"] = up, down, bias
+        return found
 
-    def _config(self) -> Any:
+    def _config(self, ranks: dict[str, int]) -> Any:
         from peft import LoraConfig
 
-        ranks = {name: len(down) for name, (_, down) in self._named().items()}
         widest = max(ranks.values())
         return LoraConfig(
             base_model_name_or_path=self.base or None,
@@ -85,6 +103,7 @@ class WeightChange:
             alpha_pattern=dict(ranks),
             target_modules=sorted(ranks),
             fan_in_fan_out=self.transposed,
+            lora_bias=bool(self.biases),
         )
 
 
@@ -97,16 +116,34 @@ def changed(model: nn.Module, change: WeightChange, sites: Sites | None = None) 
     In half precision the sum is rounded to it, as merging a LoRA does. `sites` saves looking the
     blocks up again. Raises InputError, before anything is changed, where a module does not fit.
     """
+    with ExitStack() as stack:
+        for module, name, parameter in _parameters(model, change, sites):
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, parameter)
+        yield
+
+
+def apply(model: nn.Module, change: WeightChange, sites: Sites | None = None) -> None:
+    """Add `change` to the weights of `model` for good; see `changed`."""
+    for module, name, parameter in _parameters(model, change, sites):
+        setattr(module, name, parameter)
+
+
+def _parameters(
+    model: nn.Module, change: WeightChange, sites: Sites | None
+) -> Iterator[tuple[Any, str, nn.Parameter]]:
+    """Yield each module that changes, the name of its parameter, and the new one.
+
+    Raises InputError before the first is made.
+    """
     blocks = (sites or resolve(model)).blocks
     modules = {place: _module_at(blocks, *place) for place in change.by_module}
     for place, (up, down) in change.by_module.items():
         _require_fit(place, modules[place], up, down)
-    with ExitStack() as stack:
-        for place, (up, down) in change.by_module.items():
-            module = modules[place]
-            stack.callback(setattr, module, "weight", module.weight)
-            module.weight = _moved(module, up, down)
-        yield
+    for place, (up, down) in change.by_module.items():
+        yield modules[place], "weight", _moved(modules[place], up, down)
+    for place, bias in change.biases.items():
+        yield modules[place], "bias", _shifted(modules[place], bias)
 
 
 def _module_at(blocks: tuple[nn.Module, ...], layer: int, name: str) -> Any:
@@ -142,4 +179,15 @@ def _moved(module: Any, up: Tensor, down: Tensor) -> nn.Parameter:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     delta = up.to(weight.device, dtype) @ down.to(weight.device, dtype)
     total = weight.to(dtype) + (delta.T if is_transposed(module) else delta)
+    return nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad)
+
+
+@torch.no_grad()
+def _shifted(module: Any, bias: Tensor) -> nn.Parameter:
+    """Return the module's bias, if it has one, and `bias` added up, in the weights' precision."""
+    weight = module.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    total = bias.to(weight.device, dtype)
+    if module.bias is not None:
+        total = total + module.bias.to(dtype)
     return nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad)

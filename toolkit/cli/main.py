@@ -10,6 +10,7 @@ from rich.table import Table as Grid
 
 from toolkit.cli import distil as _distil  # noqa: F401 - registers its command
 from toolkit.cli.compare import compare
+from toolkit.cli.export import export
 from toolkit.cli.figures import figures
 from toolkit.cli.options import MODEL, Device, Quiet
 from toolkit.cli.steer import TestFile, finetune, steer_app, table
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(steer_app, name="steer")
 app.command()(finetune)
 app.command()(table)
+app.command()(export)
 app.command()(figures)
 app.command()(compare)
 
