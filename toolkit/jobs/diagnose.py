@@ -19,6 +19,7 @@ from toolkit.models.pair import ModelPair
 from toolkit.planning.estimate import RunPlan, plan
 from toolkit.planning.free_memory import require_memory
 from toolkit.report.folder import publish
+from toolkit.report.next_steps import paths_from
 from toolkit.runtime.console import errors
 from toolkit.runtime.processes import LostProcessError, Processes, joined
 
@@ -112,9 +113,17 @@ def _run_in(processes: Processes, job: Job) -> Run:
     if processes.first:
         run.info["data"].update(file=str(job.data), sha256=data.sha256)
         run.info["other_data"] = other.identity
+        run.info["paths"] = _paths(job)
         publish(run, workspace.folder)
         workspace.close()
     return run
+
+
+def _paths(job: Job) -> dict[str, str]:
+    """Return where the run's inputs are, from its folder: its report's commands name them so."""
+    questions = job.other.test or job.other.answers
+    more = {"questions": questions} if questions else {}
+    return paths_from(job.out, base=job.base, tuned=job.tuned, data=job.data, **more)
 
 
 def _ask_for_memory(job: Job, known: Outline, corpus: Corpus) -> None:

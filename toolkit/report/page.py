@@ -10,6 +10,7 @@ from markupsafe import Markup
 from toolkit.diagnosis.run import Run
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.report.headline import beside, floors, headline, smallest_set, weights_beside
+from toolkit.report.next_steps import code, commands
 from toolkit.report.verdict import PLACES, verdict
 from toolkit.report.where import where_it_sits
 from toolkit.tables.spec import specs
@@ -27,6 +28,8 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
         beside=_beside(run),
         verdict=verdict(run.recommendation),
         recommendation=run.recommendation,
+        code=code(run),
+        commands=commands(run),
         names=NAMES,
         where=where_it_sits(run),
         sections=[_section(run, name, figures) for name in specs()],
@@ -65,6 +68,8 @@ def summary(run: Run) -> dict[str, Any]:
         "figures": {name: f"figures/{name}.svg" for name in specs()},
         "adapters": "adapters" if run.adapters else None,
         "rank_set": _rank_search(run.rank_search) if run.rank_search else None,
+        "code": code(run),
+        "commands": commands(run),
     }
 
 

@@ -1,0 +1,94 @@
+"""The code and the commands of a report run as they stand, in the folder of the run."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+import typer
+
+from tests.support import tiny
+from tests.support.commands import oracle
+from toolkit import Adapters
+from toolkit.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose folders have names that a shell would take apart."""
+    root = tiny.save_request(tmp_path_factory.mktemp("it's a run"))
+    questions = root / "my questions.jsonl"
+    rows = [{"prompt": f"w{n} w5", "response": " w7", "answer": "w7"} for n in (9, 11, 12)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = oracle(
+        "diagnose", root / "base", root / "tuned", "--data", root / "data.jsonl", "--out",
+        root / "run", "--new-tokens", 4, "--sample", 0, "--answers", questions, "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def said(finished):
+    return json.loads((finished / "report.json").read_text())
+
+
+def test_the_page_has_what_the_json_has(finished, said):
+    blocks = re.findall(r"<pre>(.*?)</pre>", (finished / "report.html").read_text(), re.DOTALL)
+    shown = [unescape(block) for block in blocks]
+    assert shown[0] == said["code"]
+    for step, command in said["commands"].items():
+        assert f"# {step}\n{command}\n" in shown[1]
+
+
+def test_the_code_runs_in_the_folder_of_the_run(finished, said):
+    found = subprocess.run(
+        [sys.executable, "-c", said["code"]], cwd=finished, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip()
+
+
+def test_every_command_is_one_that_there_is(said):
+    assert said["commands"].keys() == {"refit", "distil", "judge", "export"}
+    for step, command in said["commands"].items():
+        program, *words = shlex.split(command)
+        assert program == "oracle"
+        if words[0] not in typer.main.get_command(app).commands:
+            assert step == "export"
+            continue
+        _parse(words)
+
+
+def _parse(words):
+    """Read a command as its program does; what it does not know raises."""
+    found = typer.main.get_command(app)
+    context = None
+    while hasattr(found, "commands"):
+        context = found.make_context(words[0], words[:1], parent=context, resilient_parsing=True)
+        found, words = found.commands[words[0]], words[1:]
+    found.make_context(found.name, list(words), parent=context)
+
+
+def test_refit_gives_the_recommended_adapters_again(finished, said, monkeypatch):
+    """So do judge and distil run."""
+    monkeypatch.chdir(finished)
+    ours = Adapters.from_pretrained("adapters")
+    for step in ("refit", "judge"):
+        result = oracle(*shlex.split(said["commands"][step])[1:])
+        assert result.exit_code == 0, result.output
+    again = Adapters.from_pretrained("refitted")
+    assert (again.location, again.kind, again.rank) == (ours.location, ours.kind, ours.rank)
+    if said["run"]["recommendation"]["fit"] in ("forced", "sequential"):
+        for layer, adapter in ours.by_layer.items():
+            for name, tensor in adapter.state_dict().items():
+                other = again.by_layer[layer].state_dict()[name]
+                assert (other - tensor).abs().max() <= 1e-4 * tensor.abs().max()
