@@ -22,10 +22,16 @@ class Vector(ctypes.Structure):
 
 
 class Info(ctypes.Structure):
-    """common_control_vector_load_info: strength, and a std::string."""
+    """common_control_vector_load_info: strength, and a std::string (a pointer to its text)."""
 
-    _fields_ = [("strength", ctypes.c_float), ("text", POINTER), ("size", SIZE),
-                ("capacity", SIZE), ("spare", SIZE)]  # fmt: skip
+    _fields_ = [("strength", ctypes.c_float), ("text", POINTER)]
+
+
+class Text(ctypes.Structure):
+    """What that pointer points into, in the ABI of manylinux2014: length, room, uses, text."""
+
+    _fields_ = [("length", SIZE), ("capacity", SIZE), ("uses", ctypes.c_int64),
+                ("text", ctypes.c_char * 4096)]  # fmt: skip
 
 
 class Data(ctypes.Structure):
@@ -38,12 +44,6 @@ class Large(ctypes.Structure):
     """Parameters by value, of whatever size they have in this version of llama.cpp."""
 
     _fields_ = [("bytes", ctypes.c_byte * 1024)]
-
-
-class Batch(ctypes.Structure):
-    """llama_batch."""
-
-    _fields_ = [("count", ctypes.c_int32)] + [(name, POINTER) for name in "abcdef"]
 
 
 def functions():
@@ -62,9 +62,9 @@ def functions():
 
 def control_vector(function, path):
     """Width and values as llama.cpp's own ``common_control_vector_load`` reads them."""
-    text = ctypes.create_string_buffer(str(path).encode())
-    size = len(text) - 1
-    info = Info(1.0, ctypes.addressof(text), size, size, 0)
+    name = str(path).encode()
+    text = Text(len(name), len(name), 1, name)
+    info = Info(1.0, ctypes.addressof(text) + Text.text.offset)
     start = ctypes.addressof(info)
     infos = Vector(start, start + ctypes.sizeof(info), start + ctypes.sizeof(info))
     found = function(READER, Data, ctypes.POINTER(Vector))(ctypes.byref(infos))
@@ -82,7 +82,9 @@ def logits(model_path, ids, steering=None):
     parameters = function("llama_context_default_params", Large)()
     raw = bytes(parameters.bytes)
     halves = b"\1\0\0\0" * 2 + bytes(16)  # the cache's two types, float16, before two null pointers
-    assert raw.count(halves) == 1
+    automatic = b"\xff" * 16  # four choices left to llama.cpp: the last is flash attention, of halves
+    assert raw.count(halves) == raw.count(automatic) == 1
+    parameters.bytes[raw.index(automatic) + 12 : raw.index(automatic) + 16] = bytes(4)
     parameters.bytes[raw.index(halves)] = parameters.bytes[raw.index(halves) + 4] = 0  # float32
     context = function("llama_init_from_model", POINTER, POINTER, Large)(model, parameters)
     function("llama_set_n_threads", None, POINTER, ctypes.c_int32, ctypes.c_int32)(context, 1, 1)
@@ -100,8 +102,8 @@ def logits(model_path, ids, steering=None):
         put = function("llama_set_adapters_lora", ctypes.c_int32, POINTER,
                        ctypes.POINTER(POINTER), SIZE, ctypes.POINTER(ctypes.c_float))  # fmt: skip
         assert put(context, (POINTER * 1)(lora), 1, (ctypes.c_float * 1)(1.0)) == 0
-    decode = function("llama_decode", ctypes.c_int32, POINTER, Batch)
-    get_one = function("llama_batch_get_one", Batch, POINTER, ctypes.c_int32)
+    decode = function("llama_decode", ctypes.c_int32, POINTER, Large)
+    get_one = function("llama_batch_get_one", Large, POINTER, ctypes.c_int32)
     last = function("llama_get_logits_ith", ctypes.POINTER(ctypes.c_float), POINTER, ctypes.c_int32)
     vocabulary = function("llama_model_get_vocab", POINTER, POINTER)(model)
     count = function("llama_vocab_n_tokens", ctypes.c_int32, POINTER)(vocabulary)
