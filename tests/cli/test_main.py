@@ -51,6 +51,10 @@ def test_recommended_adapters_steer(finished, folders):
     report = json.loads((finished / "report.json").read_text())
     adapters = Adapters.from_pretrained(finished / "adapters")
     assert adapters.location == report["run"]["recommendation"]["location"]
+    share = report["run"]["recommendation"]["reported"]
+    assert adapters.info["recovered"]["low"] == share["low"]
+    card = (finished / "adapters" / "README.md").read_text()
+    assert f"recovered: {share['estimate']:.3f} (95 % interval {share['low']:.3f} to" in card
     pair = ModelPair.load(folders / "base", folders / "tuned")
     ids = torch.arange(5, 15)[None]
     plain = pair.base(input_ids=ids).logits

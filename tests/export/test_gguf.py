@@ -124,7 +124,9 @@ def why(kind, location):
 def test_what_llama_cpp_cannot_hold_is_refused(base, kind, location, tmp_path):
     """Constants among them: these adapters all have one."""
     adapters = randomised(base.model, kind, location, "every")
-    with pytest.raises(InputError, match=f"gguf cannot hold these adapters: .*{why(kind, location)}"):
+    with pytest.raises(
+        InputError, match=f"gguf cannot hold these adapters: .*{why(kind, location)}"
+    ):
         export(adapters, "gguf", tmp_path / "out", base, approximate=True)
 
 

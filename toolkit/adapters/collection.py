@@ -1,6 +1,7 @@
 """Adapters of one kind at one location, a block each, in memory and on disk."""
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.adapters.adapter import Adapter
+from toolkit.adapters.card import write_card
+from toolkit.adapters.hub import upload
 from toolkit.adapters.kinds import KINDS
 from toolkit.adapters.positions import Positions
 from toolkit.errors import InputError
@@ -62,7 +65,10 @@ class Adapters:
         return cls(location, by_layer, "identity", positions=Positions.parse(positions))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapters into `folder`, which is made: safetensors, and what rebuilds them."""
+        """Write the adapters into `folder`, which is made: safetensors, what rebuilds them, a card.
+
+        A ``README.md`` that is not ours stays as it is.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -84,6 +90,23 @@ class Adapters:
         }
         save_file(tensors, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_card(folder, config)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Upload steering adapters",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the model `repo_id`; return its address.
+
+        The model is made, `private` or not, where it is missing; `token` is by default the one
+        that this machine is logged in with. A card on the hub that is not ours stays as it is.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, private, token, commit_message)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Adapters":

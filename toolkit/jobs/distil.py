@@ -65,7 +65,7 @@ def distil_adapters(
     )  # fmt: skip
     adapters, how = done.adapters, {"options": asdict(options), **asdict(done.training)}
     record = {**(asked.about or {}), **how, **_judged(pair, corpus, adapters)}
-    adapters.info.update(asked.about or {}, recovered=record["recovered"])
+    adapters.info.update(asked.about or {}, recovered=record["recovered"], versions=versions())
     adapters.save_pretrained(out)
     write_json({**record, "versions": versions()}, out / RECORD)
     return {**record, "parameters": adapters.parameters}

@@ -1,7 +1,7 @@
 """From a run to the files that the main command leaves, and back."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,7 @@ from toolkit.diagnosis.workspace import RUN, read_statistics
 from toolkit.errors import InputError
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.report import page as report
+from toolkit.report.origin import origin
 from toolkit.runtime.check import Check
 from toolkit.runtime.records import write_json
 from toolkit.tables import drawing as draw
@@ -27,7 +28,8 @@ def publish(run: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(run.tables.values(), folder / "tables")
     if run.adapters:
-        run.adapters.save_pretrained(folder / "adapters")
+        said = {**run.adapters.info, **origin(run)}
+        replace(run.adapters, info=said).save_pretrained(folder / "adapters")
     if run.rank_search:
         save_rank_set(run.rank_search, folder / RANK_SET)
     figures = folder / "figures"

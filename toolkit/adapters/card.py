@@ -1,0 +1,122 @@
+"""The model card that stands beside adapters on disk and on a hub."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+CARD = "README.md"
+MARK = "<!-- Written by oracle-toolkit. Without this line it is never overwritten. -->"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+ADDED_AT = {
+    "heads": "before attention's output projection",
+    "pre_mlp": "before the MLP",
+    "post_mlp": "after the MLP, before the skip",
+    "post_block": "after the block",
+}
+KEPT = {
+    "base": "base",
+    "tuned": "fine-tune",
+    "task": "task",
+    "data": "data",
+    "data_sha256": "sha256 of the data",
+}
+HOW = """\
+```python
+from toolkit import Adapters, steer
+from toolkit.models.loading import load_model, load_tokenizer
+model, tokenizer = load_model({base!r}), load_tokenizer({base!r})
+with steer(model, Adapters.from_pretrained(".")):  # the folder of this card
+    said = model.generate(**tokenizer("What is 2 + 3?", return_tensors="pt"), max_new_tokens=32)
+```
+"""
+
+
+def write_card(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the card of the adapters with `config` into `folder`, unless another's is there."""
+    path = folder / CARD
+    if not path.exists() or is_ours(path):
+        path.write_text(card(config), encoding="utf-8")
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether the card at `path` is one that `write_card` may write again."""
+    return MARK in path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def card(config: Mapping[str, Any]) -> str:
+    """Return the card, Markdown with the hub's front matter; `config` is ``adapters.json``."""
+    info = config["info"]
+    base = str(info.get("base", ""))
+    front = ModelCardData(
+        base_model=base if _on_hub(base) else None,
+        library_name="oracle-toolkit",
+        tags=["activation-steering", config["kind"]],
+    )
+    lines = [f"- {name}: {value}" for name, value in _facts(config).items()]
+    how = HOW.format(base=base or "BASE")
+    return (
+        f"---\n{front.to_yaml()}\n---\n{MARK}\n\n# Steering adapters{_of(base)}\n\n"
+        "They are added to the hidden states of the base model, whose weights stay as they are.\n\n"
+        + "\n".join(lines)
+        + f"\n\n## How to load them\n\n{how}\nFrom a hub, give `Adapters.from_pretrained` the "
+        "folder that `huggingface_hub.snapshot_download` returns.\n"
+    )
+
+
+def _facts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the card lists, by name; what `info` does not say is left out."""
+    info, layers = config["info"], sorted(map(int, config["layers"]))
+    whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
+    blocks = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
+    found = {
+        "place": f"`{config['location']}`, {ADDED_AT[config['location']]}",
+        "kind": f"`{config['kind']}`, rank {config['rank']}",
+        "positions": f"`{config['positions']}`",
+        "blocks": blocks,
+        "parameters": f"{config['parameters']:,}",
+        "made by": f"`{config['fit']}`",
+        "recovered": _recovered(info.get("recovered")),
+    }
+    if answers := info.get("accuracy"):
+        found["accuracy on the task"] = (
+            "{share:.3f} (95 % interval {low:.3f} to {high:.3f})".format(**answers)
+        )
+    for name, title in KEPT.items():
+        if value := info.get(name):
+            found[title] = _code(value)
+    for name, value in (info.get("versions") or {}).items():
+        found[f"version of {name}"] = _code(value)
+    return {name: value for name, value in found.items() if value}
+
+
+def _recovered(share: Any) -> str:
+    """Write the share of KL(tuned ‖ base) that is recovered, with what is known of its error."""
+    if not share:
+        return ""
+    mean, sem = f"{share['mean']:.3f}", share.get("sem")
+    if share.get("low") is not None:
+        error = _interval(share)
+    else:
+        error = f" ± {sem:.3f} (one standard error)" if sem is not None and sem == sem else ""
+    return f"{mean}{error} of KL(tuned ‖ base), on held-out prompts"
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f" (95 % interval {found['low']:.3f} to {found['high']:.3f})"
+
+
+def _of(base: str) -> str:
+    return f" of {_code(base)}" if base else ""
+
+
+def _code(value: Any) -> str:
+    """Write `value` as code on one line, so that it is never markup."""
+    return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
+
+
+def _on_hub(name: str) -> bool:
+    """Return whether `name` is a hub's, and no folder here: the hub refuses cards with others."""
+    return bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
