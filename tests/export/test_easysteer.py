@@ -36,6 +36,7 @@ def tensors_of(data):
 
 def selected(apply, length):
     """Which tokens of a prompt are steered, bool."""
+
     def where(places, window):
         start, stop = window or (0, 0)
         return torch.tensor([

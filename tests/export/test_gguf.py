@@ -106,9 +106,11 @@ def test_block_0_and_the_first_token_are_approximations(base):
     found = FORMATS["gguf"].fidelity(randomised(base.model, "vector", "post_block", "all"), base)
     assert (found.level, str(found.held.positions)) == ("approximate", "every")
     assert set(found.held.by_layer) == {1, 2}
-    assert "no direction for block 0" in found.reason and "first token" in found.reason
+    assert "no direction for block 0" in found.reason
+    assert "first token" in found.reason
     lora = FORMATS["gguf"].fidelity(made(base, "linear", "post_mlp", "all"), base)
-    assert lora.level == "approximate" and "first token" in lora.reason
+    assert lora.level == "approximate"
+    assert "first token" in lora.reason
 
 
 def why(kind, location):
@@ -124,7 +126,9 @@ def why(kind, location):
 def test_what_llama_cpp_cannot_hold_is_refused(base, kind, location, tmp_path):
     """Constants among them: these adapters all have one."""
     adapters = randomised(base.model, kind, location, "every")
-    with pytest.raises(InputError, match=f"gguf cannot hold these adapters: .*{why(kind, location)}"):
+    with pytest.raises(
+        InputError, match=f"gguf cannot hold these adapters: .*{why(kind, location)}"
+    ):
         export(adapters, "gguf", tmp_path / "out", base, approximate=True)
 
 

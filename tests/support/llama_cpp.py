@@ -82,7 +82,9 @@ def logits(model_path, ids, steering=None):
     parameters = function("llama_context_default_params", Large)()
     raw = bytes(parameters.bytes)
     halves = b"\1\0\0\0" * 2 + bytes(16)  # the cache's two types, float16, before two null pointers
-    automatic = b"\xff" * 16  # four choices left to llama.cpp: the last is flash attention, of halves
+    automatic = (
+        b"\xff" * 16
+    )  # four choices left to llama.cpp: the last is flash attention, of halves
     assert raw.count(halves) == raw.count(automatic) == 1
     parameters.bytes[raw.index(automatic) + 12 : raw.index(automatic) + 16] = bytes(4)
     parameters.bytes[raw.index(halves)] = parameters.bytes[raw.index(halves) + 4] = 0  # float32
