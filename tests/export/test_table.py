@@ -136,7 +136,8 @@ def test_the_loss_is_the_divergence_from_our_steering(bases, kind, location, tmp
     model = loaded("peft", base, tmp_path / "out")
     said, by_hand = nats(base.model, adapters, model, PROMPTS[0], 32)
     assert found["loss"]["kl"] == pytest.approx(by_hand, rel=1e-6)
-    assert found["loss"]["kl"] > 0 and found["loss"]["tokens"] == said
+    assert found["loss"]["kl"] > 0
+    assert found["loss"]["tokens"] == said
 
 
 def nats(model, adapters, exported, prompt, n_new):

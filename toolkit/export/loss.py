@@ -41,7 +41,8 @@ def loss(
 ) -> Loss:
     """Measure how far the model steered by `held` is from the one steered by `adapters`."""
     model = base.model
-    exported, unsteered = [], []
+    exported: list[Divergences] = []
+    unsteered: list[Divergences] = []
     for batch in Reference(model, base.tokenizer, prompts, n_new).batches:
         with steer(model, adapters):
             steered, counted = batch.read, batch.generated.counted
