@@ -49,7 +49,7 @@ class Gguf(Format):
             return refused("the adapters have a constant, and llama.cpp's LoRAs have no biases")
         if base.model.config.model_type not in ARCHITECTURES:
             return refused(
-                f"no LoRA of the family {base.model.config.model_type} has been tried in llama.cpp"
+                f"llama.cpp's name of the family {base.model.config.model_type} is not known here"
             )
         return steering_only("every", adapters)
 
