@@ -49,7 +49,7 @@ class Gguf(Format):
             return refused("the adapters have a constant, and llama.cpp's LoRAs have no biases")
         if base.model.config.model_type not in ARCHITECTURES:
             return refused(
-                f"no LoRA of the family {base.model.config.model_type} has been tried in llama.cpp"
+                f"llama.cpp's name of the family {base.model.config.model_type} is not known here"
             )
         return steering_only("every", adapters)
 
@@ -87,7 +87,8 @@ def _write_control_vector(adapters: Adapters, model: Any, path: Path) -> None:
         writer.add_uint32("controlvector.layer_count", resolve(model).n_layers)
         for layer, adapter in sorted(adapters.by_layer.items()):
             found = affine(adapter)
-            assert found is not None and layer > 0
+            assert found is not None
+            assert layer > 0
             writer.add_tensor(f"direction.{layer}", _float32(found.bias))
 
 

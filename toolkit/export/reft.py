@@ -78,6 +78,6 @@ def _config(model: Any, representations: list[list], keys: list[str]) -> dict[st
         "mode": "parallel",
         "sorted_keys": keys,
         "intervention_dimensions": [width] * len(keys),
-        "intervention_constant_sources": [False] * len(keys),
+        "intervention_constant_sources": [True] * len(keys),
         "model_type": str(type(model)),
     }
