@@ -15,7 +15,7 @@ from tests.support import gguf_model, tiny
 from tests.support.kinds import CASES, randomised
 from tests.support.steered import batch_of, steered_logits
 from tests.support.steering import PROMPTS
-from toolkit import InputError
+from toolkit import Adapters, InputError
 from toolkit.export import FORMATS, Base, export
 
 IDS = PROMPTS[0]
@@ -158,3 +158,12 @@ def test_llama_cpp_gives_our_steered_logits(base, kind, location, tmp_path):
     expected = steered_logits(base.model, adapters)[0]
     torch.testing.assert_close(steered, expected, rtol=0, atol=2e-5)
     assert (steered - plain).abs().max() > 1e-2
+
+
+def test_adapters_that_change_nothing_and_unknown_families_are_refused(base):
+    """Before anything is written: a LoRA without a matrix, a vector of a family without a name."""
+    nothing = Adapters.identity("vector", "post_mlp", [1], tiny.D_MODEL, "every")
+    assert "change nothing" in FORMATS["gguf"].fidelity(nothing, base).reason
+    unknown = Base(tiny.make_model("opt"), base.tokenizer)
+    vector = randomised(unknown.model, "vector", "post_block", "every")
+    assert "the family opt" in FORMATS["gguf"].fidelity(vector, unknown).reason

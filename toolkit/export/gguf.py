@@ -18,7 +18,7 @@ from gguf import MODEL_ARCH_NAMES, GGUFType, GGUFWriter, Keys, get_tensor_name_m
 from toolkit.adapters.affine import affine
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.merge import weight_change_of
-from toolkit.errors import InputError
+from toolkit.adapters.weight_change import WeightChange
 from toolkit.export.format import Base, Fidelity, Format, refused, steering_only
 from toolkit.export.peft import in_weights
 from toolkit.models.locations import resolve
@@ -40,6 +40,8 @@ class Gguf(Format):
     def fidelity(self, adapters: Adapters, base: Base | None) -> Fidelity:
         """Hold vectors after blocks but the first, and affine maps that have no constant."""
         assert base is not None
+        if (family := base.model.config.model_type) not in ARCHITECTURES:
+            return refused(f"llama.cpp's name of the family {family} is not known here")
         if adapters.location == "post_block":
             return _after_blocks(adapters)
         change = in_weights(adapters, base)
@@ -47,10 +49,10 @@ class Gguf(Format):
             return change
         if change.biases:
             return refused("the adapters have a constant, and llama.cpp's LoRAs have no biases")
-        if base.model.config.model_type not in ARCHITECTURES:
-            return refused(
-                f"llama.cpp's name of the family {base.model.config.model_type} is not known here"
-            )
+        if not change.parameters:
+            return refused("the adapters change nothing, and llama.cpp has no empty LoRA")
+        if None in _names(change, base.model).values():
+            return refused("llama.cpp has no name for one of the matrices that change")
         return steering_only("every", adapters)
 
     def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
@@ -65,7 +67,7 @@ class Gguf(Format):
 def _after_blocks(adapters: Adapters) -> Fidelity:
     """Return what control vectors hold of adapters at ``post_block``: all blocks but block 0."""
     for adapter in adapters.by_layer.values():
-        if (found := affine(adapter)) is None or len(found.down):
+        if (change := affine(adapter)) is None or len(change.down):
             return refused(
                 f"a {adapter.kind} adapter at post_block depends on the state: control vectors "
                 "are constants"
@@ -98,20 +100,27 @@ def _write_lora(adapters: Adapters, model: Any, path: Path) -> None:
     llama.cpp scales each by alpha over its own rank: alpha is the largest, and B makes up for it.
     """
     change = weight_change_of(model, adapters)
-    architecture = ARCHITECTURES[model.config.model_type]
-    by_name = {name: number for number, name in MODEL_ARCH_NAMES.items()}
-    names = get_tensor_name_map(by_name[architecture], resolve(model).n_layers)
+    names = _names(change, model)
     alpha = max(len(down) for _, down in change.by_module.values())
-    with _writer(path, architecture) as writer:
+    with _writer(path, ARCHITECTURES[model.config.model_type]) as writer:
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
-        for (layer, module), (up, down) in sorted(change.by_module.items()):
-            name = names.get_name(f"{change.blocks[layer]}.{module}")
-            if name is None:
-                raise InputError(f"llama.cpp has no name for {module} of {architecture}")
-            writer.add_tensor(f"{name}.weight.lora_a", _float32(down))
-            writer.add_tensor(f"{name}.weight.lora_b", _float32(up * (len(down) / alpha)))
+        for place, (up, down) in sorted(change.by_module.items()):
+            name = f"{names[place]}.weight"
+            writer.add_tensor(f"{name}.lora_a", _float32(down))
+            writer.add_tensor(f"{name}.lora_b", _float32(up * (len(down) / alpha)))
+
+
+def _names(change: WeightChange, model: Any) -> dict[tuple[int, str], str | None]:
+    """Return llama.cpp's name of each matrix that changes, by its block and module."""
+    numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
+    number = numbers[ARCHITECTURES[model.config.model_type]]
+    names = get_tensor_name_map(number, resolve(model).n_layers)
+    return {
+        (layer, module): names.get_name(f"{change.blocks[layer]}.{module}")
+        for layer, module in change.by_module
+    }
 
 
 def _float32(values: torch.Tensor) -> np.ndarray:
