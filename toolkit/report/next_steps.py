@@ -41,7 +41,7 @@ def commands(run: Run) -> dict[str, str]:
     """Write the commands that refit, distil, judge and export the recommended adapters.
 
     A step that the run lacks the files for is left out: documents in memory give no refit, a run
-    without a task no judge. `oracle steer fit` fits every block, and counts every token.
+    without a task no judge. ``oracle steer fit`` fits every block, and counts every token.
     """
     r, info = run.recommendation, run.info
     if r is None:
@@ -51,7 +51,7 @@ def commands(run: Run) -> dict[str, str]:
     precision = ["--dtype", info["base"]["dtype"], "--device", info["device"]]
     reading = [*_option(options, "max_length"), *_option(options, "seed")]
     found: dict[str, list[Any]] = {}
-    if data and r["layers"] == "all":
+    if data and r["layers"] == "all" and options.get("positions", "all") == "all":
         size = [] if r["kind"] == "vector" else ["--rank", r["rank"]]
         form = r["fit"] if r["fit"] in BY_FIT else "best"
         found["refit"] = [
@@ -91,9 +91,7 @@ def _option(options: dict[str, Any], name: str) -> list[Any]:
 
 def _seen_from(out: Path, source: str | Path) -> str:
     path = Path(source)
-    if not path.exists():
-        return str(source)
-    return os.path.relpath(path.resolve(), out)
+    return os.path.relpath(path.resolve(), out) if path.exists() else str(source)
 
 
 def _exact_format(r: dict[str, Any], family: str) -> str:
