@@ -67,7 +67,7 @@ def commands(run: Run) -> dict[str, str]:
         name = "jsonl" if task["name"] == "answers" else task["name"]
         file = info.get("paths", {}).get("questions", task["file"])
         found["judge"] = [
-            "steer", "eval", base, name, "--adapters", "adapters", "--tuned", tuned,
+            "steer", "eval", base, "--task", name, "--adapters", "adapters", "--tuned", tuned,
             *(["--test", file] if file else []), "--n", task["questions"], *precision,
         ]  # fmt: skip
     form = _exact_format(r, info["family"])
