@@ -29,7 +29,8 @@ def finished(tmp_path_factory):
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = oracle(
         "diagnose", root / "base", root / "tuned", "--data", root / "data.jsonl", "--out",
-        root / "run", "--new-tokens", 4, "--sample", 0, "--answers", questions, "--quiet",
+        root / "run", "--new-tokens", 4, "--sample", 0, "--shared-sample", 0, "--answers",
+        questions, "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return root / "run"

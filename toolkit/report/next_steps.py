@@ -12,8 +12,6 @@ from toolkit.diagnosis.run import Run
 
 ASKED = "What is 2 + 3?"
 BY_FIT = ("forced", "sequential")  # what ``oracle steer fit`` calls these forms, too
-# A norm stands behind the MLP of these, so that no change of its last weights is the adapter.
-NORMED = ("Gemma2", "Gemma3", "Olmo2", "Olmo3", "Glm4")
 
 
 def paths_from(out: Path, **sources: str | Path) -> dict[str, str]:
@@ -70,9 +68,9 @@ def commands(run: Run) -> dict[str, str]:
             "steer", "eval", base, "--task", name, "--adapters", "adapters", "--tuned", tuned,
             *(["--test", file] if file else []), "--n", task["questions"], *precision,
         ]  # fmt: skip
-    form = _exact_format(r, info["family"])
+    # The one format that holds every kind exactly, with the first token left alone.
     found["export"] = [
-        "export", "adapters", "--to", form, "--out", f"exported-{form}", "--base", base, *precision,
+        "export", "adapters", "--to", "folder", "--out", "exported", "--base", base, *precision,
     ]  # fmt: skip
     return {step: shlex.join(["oracle", *map(str, words)]) for step, words in found.items()}
 
@@ -92,9 +90,3 @@ def _option(options: dict[str, Any], name: str) -> list[Any]:
 def _seen_from(out: Path, source: str | Path) -> str:
     path = Path(source)
     return os.path.relpath(path.resolve(), out) if path.exists() else str(source)
-
-
-def _exact_format(r: dict[str, Any], family: str) -> str:
-    """Return a format that holds the adapters exactly: PEFT where it does, else a model folder."""
-    places = ("post_mlp", "post_block") if r["kind"] == "vector" else ("post_mlp",)
-    return "peft" if r["location"] in places and not family.startswith(NORMED) else "folder"
