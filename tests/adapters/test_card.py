@@ -36,13 +36,13 @@ def test_a_card_says_what_the_adapters_are(tmp_path):
     adapters, text = written(tmp_path, INFO)
     data = ModelCard(text).data
     assert (data.base_model, data.library_name) == ("someone/base", "oracle-toolkit")
-    assert "- place: `post_mlp`, after the MLP, before the skip\n- kind: `linear`, rank 3" in text
+    assert "- place: post_mlp, after the MLP, before the skip\n- kind: linear, rank 3" in text
     assert f"- blocks: 0 to {tiny.N_LAYERS - 1}\n- parameters: {adapters.parameters:,}" in text
     assert "- recovered: 0.951 (95 % interval 0.930 to 0.970) of KL(tuned" in text
     assert "- accuracy on the task: 0.500 (95 % interval 0.400 to 0.600)" in text
     assert "- fine-tune: `'<script>' # tuned`\n" in text
     assert "- sha256 of the data: `383a`" in text
-    assert "- version of torch: `2.13.0`" in text
+    assert "- versions: `torch 2.13.0`" in text
 
 
 def test_what_is_not_known_is_left_out(tmp_path):

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from tests.support import tiny
 from toolkit import Options, diagnose
+from toolkit.diagnosis.headline import smallest_set
 from toolkit.documents.tokens import encode_all
 from toolkit.errors import InputError
 from toolkit.evaluation.candidates import Candidate
 from toolkit.evaluation.compare import evaluate
 from toolkit.evaluation.rank_search import RankSearch, search, smallest_ranks
 from toolkit.report.folder import load_rank_set, save_rank_set
-from toolkit.report.headline import smallest_set
 
 DOCUMENTS = tiny.make_documents(40)
 

@@ -10,8 +10,8 @@ import pytest
 from tests.support.blank import blanked
 from tests.support.plausible import candidates, frames
 from toolkit import Check, Run, Table
+from toolkit.diagnosis.headline import beside, floors, headline, weights_beside
 from toolkit.report.folder import publish, read_run
-from toolkit.report.headline import beside, floors, headline, weights_beside
 from toolkit.report.page import render
 from toolkit.tables.spec import specs
 

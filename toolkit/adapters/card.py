@@ -23,6 +23,7 @@ KEPT = {
     "data": "data",
     "data_sha256": "sha256 of the data",
 }
+TEXTS = {*KEPT.values(), "versions"}  # of others: written as code
 HOW = """\
 ```python
 from toolkit import Adapters, steer
@@ -55,7 +56,10 @@ def card(config: Mapping[str, Any]) -> str:
         library_name="oracle-toolkit",
         tags=["activation-steering", config["kind"]],
     )
-    lines = [f"- {name}: {value}" for name, value in _facts(config).items()]
+    lines = [
+        f"- {name}: {_code(value) if name in TEXTS else value}"
+        for name, value in facts(config).items()
+    ]
     how = HOW.format(base=base or "BASE")
     return (
         f"---\n{front.to_yaml()}\n---\n{MARK}\n\n# Steering adapters{_of(base)}\n\n"
@@ -66,35 +70,35 @@ def card(config: Mapping[str, Any]) -> str:
     )
 
 
-def _facts(config: Mapping[str, Any]) -> dict[str, str]:
+def facts(config: Mapping[str, Any]) -> dict[str, str]:
     """Return what the card lists, by name; what `info` does not say is left out."""
     info, layers = config["info"], sorted(map(int, config["layers"]))
     whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
     blocks = f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))
     found = {
-        "place": f"`{config['location']}`, {ADDED_AT[config['location']]}",
-        "kind": f"`{config['kind']}`, rank {config['rank']}",
-        "positions": f"`{config['positions']}`",
+        "place": f"{config['location']}, {ADDED_AT[config['location']]}",
+        "kind": f"{config['kind']}, rank {config['rank']}",
+        "positions": config["positions"],
         "blocks": blocks,
         "parameters": f"{config['parameters']:,}",
-        "made by": f"`{config['fit']}`",
+        "made by": config["fit"],
         "recovered": _recovered(info.get("recovered")),
     }
-    if answers := info.get("accuracy"):
+    if isinstance(answers := info.get("accuracy"), Mapping):
         found["accuracy on the task"] = (
             "{share:.3f} (95 % interval {low:.3f} to {high:.3f})".format(**answers)
         )
     for name, title in KEPT.items():
         if value := info.get(name):
-            found[title] = _code(value)
-    for name, value in (info.get("versions") or {}).items():
-        found[f"version of {name}"] = _code(value)
+            found[title] = str(value)
+    versions = (info.get("versions") or {}).items()
+    found["versions"] = ", ".join(f"{name} {version}" for name, version in versions)
     return {name: value for name, value in found.items() if value}
 
 
 def _recovered(share: Any) -> str:
     """Write the share of KL(tuned ‖ base) that is recovered, with what is known of its error."""
-    if not share:
+    if not isinstance(share, Mapping):
         return ""
     mean, sem = f"{share['mean']:.3f}", share.get("sem")
     if share.get("low") is not None:

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.adapters.adapter import Adapter
-from toolkit.adapters.card import write_card
+from toolkit.adapters.card import facts, write_card
 from toolkit.adapters.hub import upload
 from toolkit.adapters.kinds import KINDS
 from toolkit.adapters.positions import Positions
 from toolkit.errors import InputError
 from toolkit.models.locations import POINTS
+from toolkit.runtime import html
 
 Fit = Literal[
     "free",
@@ -76,21 +77,10 @@ class Adapters:
             for layer, adapter in self.by_layer.items()
             for name, tensor in adapter.state_dict().items()
         }
-        config = {
-            "format": FORMAT,
-            "location": self.location,
-            "point": POINTS[self.location],
-            "positions": str(self.positions),
-            "kind": self.kind,
-            "rank": self.rank,
-            "fit": self.fit,
-            "layers": {str(layer): a.config for layer, a in sorted(self.by_layer.items())},
-            "parameters": self.parameters,
-            "info": self.info,
-        }
         save_file(tensors, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_card(folder, config)
+        text = json.dumps(self._config, indent=2) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_card(folder, self._config)
 
     def push_to_hub(
         self,
@@ -152,6 +142,25 @@ class Adapters:
     def modules(self) -> nn.ModuleDict:
         """The adapters as one module, by block."""
         return nn.ModuleDict({str(layer): adapter for layer, adapter in self.by_layer.items()})
+
+    def _repr_html_(self) -> str:
+        return html.card("Steering adapters", html.facts(facts(self._config)))
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        """What ``adapters.json`` holds."""
+        return {
+            "format": FORMAT,
+            "location": self.location,
+            "point": POINTS[self.location],
+            "positions": str(self.positions),
+            "kind": self.kind,
+            "rank": self.rank,
+            "fit": self.fit,
+            "layers": {str(layer): a.config for layer, a in sorted(self.by_layer.items())},
+            "parameters": self.parameters,
+            "info": self.info,
+        }
 
 
 def _fill(by_layer: dict[int, Adapter], tensors: dict[str, Tensor], path: Path) -> None:

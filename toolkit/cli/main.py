@@ -319,7 +319,7 @@ def show_answer(run: Any, out: Path) -> None:
     console.print()
     console.print(report.summary(run)["headline"], style="bold", soft_wrap=True)
     if run.rank_search:
-        from toolkit.report.headline import smallest_set
+        from toolkit.diagnosis.headline import smallest_set
 
         console.print(smallest_set(run.rank_search), soft_wrap=True)
         if run.rank_search.ranks:

@@ -1,8 +1,8 @@
 """The diagnosis of a pair: one march, every analysis, every candidate, one answer.
 
 `options` says what can be asked for, `grid` which adapters are fitted, `survey` what happens in a
-block, `workspace` how an interrupted run goes on, `run` what comes out; `diagnose` leads
-through it.
+block, `workspace` how an interrupted run goes on, `run` what comes out, `headline` the
+answer in a sentence; `diagnose` leads through it.
 """
 
 from toolkit.diagnosis.diagnose import diagnose

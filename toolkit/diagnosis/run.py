@@ -4,9 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.adapters.collection import Adapters
+from toolkit.diagnosis.headline import headline
 from toolkit.evaluation.rank_search import RankSearch
+from toolkit.runtime import html
 from toolkit.runtime.check import Check
 from toolkit.tables.table import Table
+
+N_SHOWN = 6
+SHOWN = ("location", "kind", "rank", "fit", "layers", "parameters", "recovered", "recovered_sem")
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,25 @@ class Run:
         if name not in tables:
             raise AttributeError(f"a run has no {name!r}: its tables are {', '.join(tables)}")
         return tables[name]
+
+    @property
+    def headline(self) -> str:
+        """The answer in a sentence or two."""
+        changed = bool(self.spectrum.frame.rms.any())
+        nothing = not changed and self.recommendation is None
+        unsteered = self.steerability.frame.query("kind == 'none'").kl
+        return headline(self.recommendation, nothing, float(unsteered.iloc[0]))
+
+    def _repr_html_(self) -> str:
+        failed = [check.name for check in self.checks if check.status == "failed"]
+        found = {
+            "pair": f"{self.info['base']['name']} → {self.info['tuned']['name']}",
+            "adapters": f"{self.adapters.parameters:,} parameters" if self.adapters else "none",
+            "held-out prompts": self.info["data"]["prompts"],
+            "checks": f"failed: {', '.join(failed)}" if failed else "none failed",
+            "tables": ", ".join(self.tables),
+        }
+        frame = self.steerability.frame.query("kind in ('vector', 'linear')")
+        best = frame.sort_values("recovered", ascending=False).head(N_SHOWN)
+        rows = best[list(SHOWN)].astype(object).itertuples(index=False)
+        return html.card(self.headline, html.facts(found), html.grid(SHOWN, rows))

@@ -35,6 +35,7 @@ from toolkit.models.peft_adapter import WroteToBaseError, is_adapter, with_adapt
 from toolkit.models.runner import BlockRunner
 from toolkit.models.verify import prove
 from toolkit.models.vocabulary import LeftOut, share_vocabulary
+from toolkit.runtime import html
 from toolkit.runtime.check import Check
 from toolkit.runtime.console import quiet_transformers
 
@@ -230,6 +231,18 @@ class ModelPair:
     def n_parameters(self) -> int:
         """How many parameters the base model has."""
         return sum(parameter.numel() for parameter in self.base.parameters())
+
+    def _repr_html_(self) -> str:
+        lacking = ", ".join(f"{name} ({reason})" for name, reason in self.unavailable.items())
+        found = {
+            "model": f"{type(self.base).__name__}, {self.n_layers} blocks of width {self.d_model}",
+            "parameters": self.n_parameters,
+            "precision": f"{dtype_name(self.dtype)} on {self.device}",
+            "checks": ", ".join(f"{check.name}: {check.status}" for check in self.checks),
+            "not applicable": lacking or None,
+        }
+        shown = {name: value for name, value in found.items() if value}
+        return html.card(f"{self.base_name} → {self.tuned_name}", html.facts(shown))
 
 
 def _runner(model: nn.Module, offload: Offload | None) -> BlockRunner:

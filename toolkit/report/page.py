@@ -7,9 +7,9 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from toolkit.diagnosis.headline import beside, floors, smallest_set, weights_beside
 from toolkit.diagnosis.run import Run
 from toolkit.evaluation.rank_search import RankSearch
-from toolkit.report.headline import beside, floors, headline, smallest_set, weights_beside
 from toolkit.report.next_steps import code, commands
 from toolkit.report.verdict import PLACES, verdict
 from toolkit.report.where import where_it_sits
@@ -24,7 +24,7 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
     return template("toolkit.report", "report.html").render(
         run=run,
         info=run.info,
-        headline=_headline(run),
+        headline=run.headline,
         beside=_beside(run),
         verdict=verdict(run.recommendation),
         recommendation=run.recommendation,
@@ -60,7 +60,7 @@ def summary(run: Run) -> dict[str, Any]:
     """Return what the report says, for programs."""
     tables = run.tables
     return {
-        "headline": _headline(run),
+        "headline": run.headline,
         "beside": _beside(run),
         "verdict": verdict(run.recommendation),
         "findings": {name: tables[name].finding() for name in specs()},
@@ -80,13 +80,6 @@ def _rank_search(found: RankSearch) -> dict[str, Any]:
         "finding": smallest_set(found),
         "adapters": "rank_set/adapters" if found.adapters else None,
     }
-
-
-def _headline(run: Run) -> str:
-    changed = bool(run.spectrum.frame.rms.any())
-    nothing = not changed and run.recommendation is None
-    unsteered = run.steerability.frame.query("kind == 'none'").kl
-    return headline(run.recommendation, nothing, float(unsteered.iloc[0]))
 
 
 def _beside(run: Run) -> list[str]:

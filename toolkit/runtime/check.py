@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from toolkit.runtime import html
+
 Status = Literal["passed", "failed", "not applicable"]
 
 
@@ -13,6 +15,9 @@ class Check:
     name: str
     status: Status
     detail: str
+
+    def _repr_html_(self) -> str:
+        return html.card(f"{self.status}: {self.name}", html.paragraph(self.detail))
 
 
 def check(name: str, holds: bool, detail: str) -> Check:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from io import BytesIO
+from io import BytesIO, StringIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,20 @@ class Plot(Figure):
         return buffer.getvalue()
 
 
+def svg(figure: Figure) -> str:
+    """Return `figure` as SVG text, the same every time."""
+    file = StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
 def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
     """Write `figure` as .svg and .png, the same bytes every time; return both paths."""
     base = Path(path_without_suffix)
     paths = [base.with_name(base.name + suffix) for suffix in (".svg", ".png")]
+    paths[0].write_text(svg(figure), encoding="utf-8")
     with matplotlib.rc_context(STYLE):
-        figure.savefig(paths[0], metadata={"Date": None, "Creator": None})
         figure.savefig(paths[1], dpi=150, metadata={"Software": None})
     return paths
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from toolkit.runtime import html
 from toolkit.tables.spec import specs
 from toolkit.tables.words import NOT_APPLICABLE, NOT_IN_RUN, NOT_MEASURED
+
+N_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,13 @@ class Table:
     def finding(self) -> str:
         """Say what the table shows in one sentence, or that its run has none."""
         return specs()[self.name].finding(self.frame) if self.measured else NOT_IN_RUN
+
+    def _repr_html_(self) -> str:
+        first = self.frame.head(N_SHOWN)
+        figure = self.plot()
+        return html.card(
+            self.finding(),
+            html.picture(figure, specs()[self.name].title),
+            html.grid(list(first.columns), first.astype(object).itertuples(index=False)),
+            html.paragraph(f"{len(first)} of {len(self.frame):,} rows of the table {self.name}"),
+        )
