@@ -69,7 +69,9 @@ def replacement(
         logits += prompts.rows * n * shape.vocabulary * (work.everywhere + talking + singles)
     return [
         Stage(f"{name}: reading", "block", read),
-        Stage(f"{name}: token by token", "decode", said),
+        Stage(
+            f"{name}: token by token", "decode", said, passes=len(work.prompts) * talking * (n - 1)
+        ),
         Stage(f"{name}: divergences", "logit", LOGIT * logits),
     ]
 
@@ -94,23 +96,30 @@ def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
         read += LOOKED_AT * (passes + head(shape, batch.n))
     return [
         replace(compared, operations=read),
-        Stage(f"{name}: token by token", "decode", said),
+        Stage(
+            f"{name}: token by token",
+            "decode",
+            said,
+            passes=len(work.reporting) * N_GENERATED * (n - 1),
+        ),
         replace(logits, operations=N_LOGITS / (LOOKED_AT - 1) * logits.operations),
     ]
 
 
 def forward_passes(shape: ModelShape, work: Workload) -> float:
-    """Count passes in generation and replacement: each runs through the blocks once, whatever the
+    """Count passes in generation, replacement and close look: each runs through the blocks once, whatever the
     number of its tokens. One that starts at block l counts for the share that it runs through.
     """
     reading = work.everywhere + 1
     talking = reading if work.talking is None else work.talking
     each = 2 * reading + talking * (work.new_tokens - 1) + (3 if work.single else 2)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
-    return len(work.prompts) * (each + singles)
+    return len(work.prompts) * (each + singles) + _looking_passes(work)
 
 
-def talking_passes(work: Workload) -> float:
-    """Count the passes that read one token of each prompt: those of models that say their own."""
-    talking = work.everywhere + 1 if work.talking is None else work.talking
-    return float(len(work.prompts) * talking * (work.new_tokens - 1))
+def _looking_passes(work: Workload) -> int:
+    """Count the passes of the close look: each round's, and one of each batch of documents."""
+    compared = 2 * LOOKED_AT + 2
+    generated = N_GENERATED * (work.new_tokens - 1)
+    each = compared + N_PROMPTS_READ + N_CONTINUATIONS_READ + generated
+    return len(work.reporting) * each + len(work.answered) * LOOKED_AT

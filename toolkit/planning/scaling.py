@@ -13,7 +13,7 @@ from toolkit.documents.tokens import Encoded
 from toolkit.planning import operations
 from toolkit.planning.estimate import workload_of
 from toolkit.planning.memory import disk, memory, streams
-from toolkit.planning.prompt_operations import forward_passes, talking_passes
+from toolkit.planning.prompt_operations import forward_passes
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.stages import ANALYSES, Stage
 from toolkit.planning.workload import Workload
@@ -93,13 +93,13 @@ def stage_seconds(
     shape: ModelShape, work: Workload, machine: Machine, size: int
 ) -> dict[str, float]:
     """Return the seconds of every stage, by its name, for models of `size` bytes a number."""
-    weights = size * float(shape.parameters) * talking_passes(work)
-    return {s.name: machine.seconds(s, weights) for s in operations.run(shape, work)}
+    weights = size * float(shape.parameters)
+    return {s.name: machine.seconds(s, weights * s.passes) for s in operations.run(shape, work)}
 
 
 def bytes_read(shape: ModelShape, work: Workload, size: int) -> float:
     """From disk, where blocks are read as they are reached: both halves once in the march, the
-    blocks of one half at every forward pass of generation and replacement.
+    blocks of one half at every forward pass of generation, replacement and close look.
     """
     blocks = size * sum(block.parameters for block in shape.blocks)
     halves = 2 if work.adapter is None else 1

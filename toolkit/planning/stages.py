@@ -15,12 +15,14 @@ class Stage:
     """Operations of one part of a run, and at which measured rate they are done.
 
     `decomposed` are those of them that decompositions need, which run below the rate of a product.
+    `passes` are those through the whole model that make one token each.
     """
 
     name: str
     kind: Kind
     operations: float
     decomposed: float = 0.0
+    passes: int = 0
 
 
 def scores(shape: ModelShape, queries: int, keys: int) -> float:
