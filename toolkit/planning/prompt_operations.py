@@ -107,8 +107,9 @@ def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
 
 
 def forward_passes(shape: ModelShape, work: Workload) -> float:
-    """Count passes in generation, replacement and close look: each runs through the blocks once, whatever the
-    number of its tokens. One that starts at block l counts for the share that it runs through.
+    """Count passes in generation, replacement and close look, whatever the number of their tokens.
+
+    Each runs through the blocks once; one that starts at block l counts for the share of them.
     """
     reading = work.everywhere + 1
     talking = reading if work.talking is None else work.talking
