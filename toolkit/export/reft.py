@@ -62,6 +62,7 @@ class Reft(Format):
                 "bias": form.bias.float(),
                 "rotate_layer": form.rows.T.contiguous().float(),
             }
+            # A pickle: pyreft reads nothing else. This package writes it here, and reads none.
             torch.save(tensors, out / f"intkey_{key}.bin")
             representations.append([layer, component, "pos", 1, len(form.rows), *[None] * 9])
             keys.append(key)
