@@ -1,7 +1,6 @@
 """One thread, no network, quiet libraries, and every result that several tests look at, once."""
 
 import os
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Kernels and commands that tests start share two cores with the other worker: threads would wait.
@@ -15,6 +14,7 @@ from hypothesis import settings
 from transformers.utils import logging as transformers_logging
 
 from tests.support import tiny
+from tests.support.pictures import save_blank
 from toolkit.tables import drawing
 
 # Files that start processes or kernels, train, or make many runs: `make quick` leaves them out.
@@ -27,7 +27,7 @@ SLOW = {
     "workspace",
 }  # fmt: skip
 
-# Files that look at pictures; drawing a run's takes ten times as long as a small run itself.
+# Files that look at pictures.
 PICTURES = {"comparison", "estimate", "figures", "main", "plot"}
 
 transformers_logging.set_verbosity_error()
@@ -68,14 +68,6 @@ def _blank_pictures(request):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(drawing, "save", save_blank)
         yield
-
-
-def save_blank(figure, path_without_suffix):
-    """Write an empty .svg and .png in place of `figure`."""
-    paths = [Path(f"{path_without_suffix}{suffix}") for suffix in (".svg", ".png")]
-    for path in paths:
-        path.write_text('<svg width="1" height="1"/>' if path.suffix == ".svg" else "")
-    return paths
 
 
 @pytest.fixture(autouse=True)

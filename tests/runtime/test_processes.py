@@ -17,6 +17,7 @@ from toolkit.errors import InputError
 from toolkit.runtime.processes import ALONE, Processes, Rota
 from toolkit.tables.store import read_tables
 
+PROGRAM = "tests.support.pictures"  # `oracle` without its pictures
 QUICK = ("--new-tokens", "4", "--sample", "2", "--shared-sample", "8", "--batch-tokens", "128")
 
 
@@ -74,13 +75,13 @@ def request_folder(tmp_path_factory):
 
 def command(folder, out, n=1):
     """``oracle diagnose`` in n processes, as ``torchrun`` starts them."""
-    launcher = ["-m", "toolkit"]
+    launcher = ["-m", PROGRAM]
     if n > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={n}"]
-        launcher += [f"--master-port={port}", "-m", "toolkit"]
+        launcher += [f"--master-port={port}", "-m", PROGRAM]
     paths = [str(folder / name) for name in ("base", "tuned")]
     data = ["--data", str(folder / "data.jsonl"), "--out", str(out)]
     return [sys.executable, *launcher, "diagnose", *paths, *data, *QUICK]

@@ -20,6 +20,7 @@ from pathlib import Path
 import interp_engine.model  # noqa: F401
 import torch
 
+from tests.support.pictures import save_blank
 from toolkit.diagnosis.options import Options
 from toolkit.jobs.diagnose import Job, run_job
 from toolkit.tables import drawing as draw
@@ -35,7 +36,7 @@ def start(folder: Path, name: str) -> int:
         torch.set_num_threads(1)
         # Pictures would take most of so small a run's time, and no later start reads them.
         Table.plot = lambda table, noise: None
-        draw.save = lambda figure, path: path.with_suffix(".svg").write_text("<svg/>")
+        draw.save = save_blank
         paths = str(folder / "base"), str(folder / "tuned"), folder / "data.jsonl", folder / name
         with contextlib.redirect_stderr(io.StringIO()):
             run_job(Job(*paths, OPTIONS, show=False))
