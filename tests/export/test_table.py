@@ -184,3 +184,15 @@ def test_families_that_would_lose_a_bias_are_refused(family, kept, tmp_path):
         else:
             with pytest.raises(InputError, match="configuration gives their matrices no bias"):
                 export(adapters, "weights", tmp_path / "out", base)
+
+
+def test_an_export_that_fails_leaves_no_folder(bases, tmp_path, monkeypatch):
+    """So that the same command can be given again."""
+    base, out = bases["llama"], tmp_path / "out"
+    adapters = randomised(base.model, "linear", "post_mlp", "every")
+    with monkeypatch.context() as broken:
+        broken.setattr(base.model, "save_pretrained", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export(adapters, "folder", out, base)
+    assert not out.exists()
+    assert export(adapters, "folder", out, base)["fidelity"] == "exact"

@@ -1,5 +1,6 @@
 """Writing adapters in a format: exactly, or approximately with the loss measured, or not at all."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,9 +69,13 @@ def export(
         "versions": versions(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers():
-        form.write(found.held, base, out)
-    write_json(record, out / RECORD)
+    try:
+        with quiet_transformers():
+            form.write(found.held, base, out)
+        write_json(record, out / RECORD)
+    except BaseException:  # a folder without its record would be refused the next time
+        shutil.rmtree(out)
+        raise
     return record
 
 
