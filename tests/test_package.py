@@ -1,4 +1,4 @@
-"""What people install: a wheel that holds what the commands need, wherever it is installed."""
+"""A wheel and an sdist hold what the commands need, wherever they are installed."""
 
 import shutil
 import subprocess

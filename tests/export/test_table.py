@@ -57,7 +57,7 @@ def bases():
 
 
 def loaded(form, base, folder):
-    """What the format's consumer makes of a folder, in float64."""
+    """Load a folder as the format's consumer does, in float64."""
     if form == "peft":
         twin = tiny.copy_of(base.model)
         return PeftModel.from_pretrained(twin, folder, low_cpu_mem_usage=True)

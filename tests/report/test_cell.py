@@ -1,4 +1,4 @@
-"""What objects show as a notebook's cell output: the answer first, and no markup of others."""
+"""Objects show themselves as a cell's output: the answer first, and no markup of others."""
 
 import html
 import re

@@ -28,7 +28,7 @@ class Info(ctypes.Structure):
 
 
 class Text(ctypes.Structure):
-    """What that pointer points into, in the ABI of manylinux2014: length, room, uses, text."""
+    """Lay out a string as the ABI of manylinux2014 does: length, room, uses, text."""
 
     _fields_ = [("length", SIZE), ("capacity", SIZE), ("uses", ctypes.c_int64),
                 ("text", ctypes.c_char * 4096)]  # fmt: skip

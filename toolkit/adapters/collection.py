@@ -148,7 +148,7 @@ class Adapters:
 
     @property
     def _config(self) -> dict[str, Any]:
-        """What ``adapters.json`` holds."""
+        """Return the content of ``adapters.json``."""
         return {
             "format": FORMAT,
             "location": self.location,

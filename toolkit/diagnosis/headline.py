@@ -7,7 +7,7 @@ import pandas as pd
 
 from toolkit.analysis.divergence import FLOOR_NATS
 from toolkit.evaluation.rank_search import RankSearch
-from toolkit.tables.words import NAMES, candidate_name, nats, plus_minus
+from toolkit.tables.words import NAMES, candidate_name, nats, plus_minus, share_words
 
 PLACES = {
     "pre_mlp": "before the MLP (pre-MLP, the attention branch)",
@@ -94,7 +94,7 @@ def _interval(shown: dict[str, Any]) -> str:
     """Write an estimate with its interval, in as many digits as the interval's width asks for."""
     low, high = shown["low"], shown["high"]
     if low is None:
-        return _share(shown["estimate"])
+        return share_words(shown["estimate"])
     digits = 3 if high - low < 0.02 else 2
     numbers = (f"{value:.{digits}f}".replace("-", "−") for value in (shown["estimate"], low, high))
     return "{} (95 % interval {} to {})".format(*numbers)
@@ -155,9 +155,9 @@ def floors(frame: pd.DataFrame, distillation: dict[str, Any] | None) -> str:
             more = distilled[(distilled.location == location) & (distilled["rank"] == rank)]
             if here.empty or here.isna().all():
                 continue
-            text = f"{size} {name} {_share(here.max())}"
+            text = f"{size} {name} {share_words(here.max())}"
             if len(more):
-                text += f", distillation {_share(more.recovered.max())}"
+                text += f", distillation {share_words(more.recovered.max())}"
             parts.append(text)
     if not parts:
         return ""
@@ -192,10 +192,6 @@ def weights_beside(frame: pd.DataFrame) -> str:
     if not parts:
         return ""
     return f"The best low-rank change of the weights in closed form recovers {'; '.join(parts)}."
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 def _duration(seconds: float) -> str:

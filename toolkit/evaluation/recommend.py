@@ -2,12 +2,11 @@
 
 Where other prompts report what is chosen, each candidate's own bound at 95 % chooses: what it is
 worth is then seen where it had no part. Where the same prompts do both, the bound holds over all
-candidates looked at: from
-the distribution of the largest of their absolute t statistics, drawn with the correlation that the
-errors of candidates have over prompts (a parametric single-step max-t, Westfall and Young 1993),
-and the jackknife's standard errors. Two-sided, as the errors of few prompts are skewed. It holds in
-92 to 95 of 100 draws of 16 to 50 prompts, and in fewer of 4 or 8, 77 and 88
-(``data/recipes/coverage.py``).
+candidates looked at: from the distribution of the largest of their absolute t statistics, drawn
+with the correlation that the errors of candidates have over prompts (a parametric single-step
+max-t, Westfall and Young 1993), and the jackknife's standard errors. Two-sided, as the errors of
+few prompts are skewed. It holds in 92 to 95 of 100 draws of 16 to 50 prompts, and in fewer of 4 or
+8, 77 and 88 (``data/recipes/coverage.py``).
 """
 
 from collections.abc import Sequence

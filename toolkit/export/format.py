@@ -1,4 +1,4 @@
-"""What an export format is, and how faithfully it holds given adapters."""
+"""Define an export format, and how faithfully it holds given adapters."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace

@@ -20,7 +20,7 @@ from toolkit.documents.tasks import make_task
 from toolkit.documents.tasks.task import chance
 from toolkit.errors import InputError
 from toolkit.models.pair import ModelPair
-from toolkit.runtime.output import own_folder
+from toolkit.runtime.output import own_folder, own_request
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
 from toolkit.tables import drawing as draw
@@ -96,7 +96,8 @@ def make_table(
     """
     started = time.perf_counter()
     out = own_folder(out, "table.json", "runs/request.json")
-    _check(out, request)
+    asked = {name: value for name, value in _plain(request).items() if name != "methods"}
+    own_request(out / "runs" / "request.json", asked)
     bench = request.bench()
     workers = workers or _workers(bench)
     rows = {}
@@ -171,16 +172,6 @@ def forget_runs(out: Path) -> None:
     """Remove the finished runs of the table in `out`, so that all are run again."""
     if (out / "runs" / "request.json").is_file():
         shutil.rmtree(out / "runs")
-
-
-def _check(out: Path, request: TableRequest) -> None:
-    """Refuse a folder that holds the runs of another request."""
-    path = out / "runs" / "request.json"
-    asked = {k: v for k, v in _plain(request).items() if k != "methods"}
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != asked:
-        raise InputError(f"{out} holds runs of another request ({path}): choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
 
 def _plain(request: TableRequest) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 The result is an estimate, and says so: nothing is compared with a model that was really tuned.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ from torch import Tensor
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import Divergences
 from toolkit.diagnosis.workspace import TensorFolder
-from toolkit.documents.corpus import LEAST_TO_SPLIT, Corpus, DataFile
+from toolkit.documents.corpus import Corpus, DataFile
 from toolkit.documents.tokens import MAX_LENGTH, Encoded
 from toolkit.errors import InputError
 from toolkit.evaluation.response_loss import response_batches
 from toolkit.models.loading import fingerprint, load_model, load_tokenizer, parse_dtype
 from toolkit.models.locations import resolve
 from toolkit.runtime.console import quiet_transformers
-from toolkit.runtime.output import own_folder
+from toolkit.runtime.output import own_folder, own_request
 from toolkit.runtime.progress import progress
 from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
@@ -110,7 +109,7 @@ def estimate(request: EstimateRequest, out: Path, show_progress: bool = True) ->
         "base_sha256": fingerprint(sorted(model.state_dict().items())),
         "data": data.sha256,
     }
-    _open(out / TRIALS, asked)
+    own_request(out / TRIALS / "request.json", asked)
     trials = list(_trials(bench, request, out / TRIALS, show_progress))
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     found = _conclude(trials, request.recover, choosing is not reporting, n_parameters)
@@ -127,9 +126,8 @@ def sides(corpus: Corpus) -> tuple[list[Encoded], list[Encoded]]:
             "--train has no held-out document with a response: expected JSON lines with "
             '"prompt" and "response", a few dozen of them'
         )
-    choosing, reporting = ([d for d in held if d.reports == side] for side in (False, True))
-    few = min(len(choosing), len(reporting)) < LEAST_TO_SPLIT
-    return (held, held) if few else (choosing, reporting)
+    reporting = replace(corpus, encoded=tuple(held)).reporting()
+    return ([d for d in held if not d.reports], reporting) if reporting else (held, held)
 
 
 def _rows(corpus: Corpus) -> list[dict[str, list[int]]]:
@@ -183,15 +181,6 @@ def _trial(method: Method, kept: Mapping[str, Tensor]) -> Trial:
         Divergences(kept[f"{side}.nats"], kept[f"{side}.counted"]) for side in SIDES
     )
     return Trial(method, int(kept["parameters"]), choosing, reporting)
-
-
-def _open(folder: Path, asked: dict[str, Any]) -> None:
-    """Make the folder of finished trainings; refuse one that another request has begun."""
-    path = folder / "request.json"
-    if path.is_file() and json.loads(path.read_text("utf-8")) != json.loads(json.dumps(asked)):
-        raise InputError(f"{folder.parent} holds another estimate: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(asked, path)
 
 
 def _conclude(trials: Sequence[Trial], share: float, apart: bool, n_parameters: int) -> Estimate:

@@ -10,6 +10,8 @@ did not tell which is best.
 import math
 from typing import Any
 
+from toolkit.tables.words import share_words
+
 STEERABLE, IN_PART = 0.9, 0.5
 STUDY = "docs/validity.md"
 PLACES = (
@@ -32,7 +34,7 @@ def verdict(recommendation: dict[str, Any] | None) -> dict[str, str] | None:
     low = r["reported"]["low"] if r["reported"]["apart"] else r["lower"]
     if low is None or math.isnan(low):
         return _of("not shown", "these prompts give no interval")
-    number = f"{low:.2f}".replace("-", "−")
+    number = share_words(low)
     share = f"at least {number} of the fine-tune is recovered"
     if low >= STEERABLE:
         return _of("steerable at this size", f"{share}: in the study training then reached .9")

@@ -38,6 +38,7 @@ from toolkit.tables.drawing import (
     make_panels,
 )
 from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import share_words
 
 LEADING = 8  # directions; a quarter of the dimensions where there are fewer than 32
 STATISTICS, ADAPTERS = "statistics", "adapters"
@@ -230,23 +231,19 @@ def finding(frame: pd.DataFrame) -> str:
     for location in (name for name in LOCATIONS if (pairs.location == name).any()):
         here = pairs[pairs.location == location]
         means = here.groupby(["run", "other"]).overlap.mean()
-        text = f"{LOCATIONS[location]} {_share(here.overlap.mean())}"
+        text = f"{LOCATIONS[location]} {share_words(here.overlap.mean())}"
         if len(means) > 1:
             (least, most) = ("{} and {}".format(*how) for how in (means.idxmin(), means.idxmax()))
-            text += f" (least {least} {_share(means.min())}, most {most} {_share(means.max())})"
-        text += f", by chance {_share(here.chance.mean())}"
+            low, high = share_words(means.min()), share_words(means.max())
+            text += f" (least {least} {low}, most {most} {high})"
+        text += f", by chance {share_words(here.chance.mean())}"
         own = shown[(shown.run == shown.other) & (shown.location == location)].overlap.mean()
         if np.isfinite(here.states.mean()):
-            text += f", drawn from the states {_share(here.states.mean())}, one run on other "
-            text += (
-                f"documents {_share(own)}; cosine of the means {_share(here.mean_cosine.mean())}"
-            )
+            text += f", drawn from the states {share_words(here.states.mean())}"
+            text += f", one run on other documents {share_words(own)}"
+            text += f"; cosine of the means {share_words(here.mean_cosine.mean())}"
         said.append(text)
     return f"Overlap of two runs, mean over blocks: {'. '.join(said)}."
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 SPEC = TableSpec(

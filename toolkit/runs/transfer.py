@@ -19,6 +19,7 @@ from toolkit.runtime.heap import release_freed
 from toolkit.runtime.progress import progress
 from toolkit.tables.drawing import LOWEST, house_style, make_panels
 from toolkit.tables.spec import TableSpec
+from toolkit.tables.words import share_words
 
 Row = dict[str, Any]
 
@@ -123,9 +124,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     for row, column in np.ndindex(*shares.shape):
         share = shares[row, column]
         color = "white" if abs(np.clip(share, LOWEST, 1)) > 0.6 else "black"
-        text = _share(share)
+        text = share_words(share)
         if np.isfinite(low[row, column]):
-            text += f"\n{_share(low[row, column])} to {_share(high[row, column])}"
+            text += f"\n{share_words(low[row, column])} to {share_words(high[row, column])}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=10.5)
     axes.set_xticks(range(len(onto)), onto)
     axes.set_yticks(range(len(whose)), whose)
@@ -145,9 +146,10 @@ def finding(frame: pd.DataFrame) -> str:
     text = f"Adapters recover {_range(others.recovered)} of another run's fine-tune"
     if len(own):
         text += f" and {_range(own.recovered)} of their own"
-    text += f". The best transfer is of {best.adapters} to {best.prompts}: {_share(best.recovered)}"
+    text += f". The best transfer is of {best.adapters} to {best.prompts}: "
+    text += share_words(best.recovered)
     if np.isfinite(best.recovered_low):
-        text += f" ({_share(best.recovered_low)} to {_share(best.recovered_high)})"
+        text += f" ({share_words(best.recovered_low)} to {share_words(best.recovered_high)})"
     if np.isfinite(best.more_than_own_low):
         more = [best.more_than_own, best.more_than_own_low, best.more_than_own_high]
         words = [f"{value:+.2f}".replace("-", "−") for value in more]
@@ -156,12 +158,8 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 def _range(shares: pd.Series) -> str:
-    low, high = _share(shares.min()), _share(shares.max())
+    low, high = share_words(shares.min()), share_words(shares.max())
     return low if low == high else f"{low} to {high}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 SPEC = TableSpec(

@@ -1,11 +1,14 @@
 """Folders and files that commands write: nothing that a command did not make is overwritten."""
 
 import fcntl
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import InputError
+from toolkit.runtime.records import write_json
 
 LOCK = "lock"
 
@@ -54,6 +57,19 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{there} cannot be written: {error.strerror}") from error
+
+
+def own_request(path: Path, asked: dict[str, Any]) -> None:
+    """Keep the request `asked` in `path`, whose folder is made, before its runs are kept there.
+
+    Raises InputError where runs of another request are there.
+    """
+    if path.is_file() and json.loads(path.read_text("utf-8")) != json.loads(json.dumps(asked)):
+        raise InputError(
+            f"{path.parents[1]} holds runs of another request ({path}): choose another --out"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(asked, path)
 
 
 def lock(folder: Path) -> None:

@@ -16,10 +16,15 @@ NOTHING = "Nothing changed: every delta is zero."
 NO_PATH = "Not applicable: the path from attention through the MLP cannot be read."
 
 
+def share_words(value: float) -> str:
+    """Write a share with two digits and a minus sign."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def plus_minus(value: float, sem: float | None) -> str:
     """A share with its standard error, to the error's digits; one prompt alone has none."""
     if sem is None or math.isnan(sem):
-        return f"{value:.2f}".replace("-", "−")
+        return share_words(value)
     digits = 2 if sem >= 0.005 else 3
     return f"{value:.{digits}f} ± {sem:.{digits}f}".replace("-", "−")
 
