@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from toolkit.analysis.shared_map import Problem, explained, fit_shared
+from toolkit.blocks.jacobian import Jacobian
 
 
-class Matrices:
+class Matrices(Jacobian):
     """A Jacobian that is written out, `[n, d_out, d_in]`."""
 
     def __init__(self, J):

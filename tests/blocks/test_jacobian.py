@@ -9,6 +9,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from toolkit.blocks.jacobian import Chain, FunctionJacobian, MLPJacobian, Skip, matrix_of
 from toolkit.blocks.mlp import MLP
+from toolkit.blocks.scaling_norm import MLPAfterNorm, ScalingNorm, after_norm
 
 N, D, D_FF = 4, 6, 10
 ACTIVATIONS = {
@@ -46,6 +47,22 @@ def make_chain(x):
     inner = Chain(MLPJacobian.at(mlp, norm(x)), FunctionJacobian(norm, x))
     whole = Chain(FunctionJacobian(post, mlp(norm(x))), inner)
     return whole, lambda t: post(mlp(norm(t)))
+
+
+def make_after_scaling(x, **options):
+    """An MLP after a norm that only scales: maps of few columns go round the norm."""
+    mlp, norm = make_mlp(**options), make_norm("rms")
+    found = after_norm(MLPJacobian.at(mlp, norm(x)), norm, x)
+    assert isinstance(found, MLPAfterNorm)
+    return found, lambda t: mlp(norm(t))
+
+
+def make_after_centring(x):
+    """An MLP after a norm that also centres."""
+    mlp, norm = make_mlp(), make_norm("layer")
+    found = after_norm(MLPJacobian.at(mlp, norm(x)), norm, x)
+    assert not isinstance(found, MLPAfterNorm)
+    return found, lambda t: mlp(norm(t))
 
 
 def make_wide(x):
@@ -87,6 +104,9 @@ KINDS = {
     "skip": make_skip,
     "general wide": make_general_wide,
     "map of norm": make_map_of_norm,
+    "after scaling": make_after_scaling,
+    "after scaling, no gate": lambda x: make_after_scaling(x, gated=False),
+    "after centring": make_after_centring,
     "norm": lambda x: (FunctionJacobian(make_norm("layer"), x), make_norm("layer")),
 }
 for activation in ACTIVATIONS:
@@ -136,6 +156,36 @@ def test_products_are_those_of_the_matrices(kind, k):
     pushed, pulled = torch.einsum("noi,n...i->n...o", J, v), torch.einsum("noi,n...o->n...i", J, u)
     torch.testing.assert_close(jacobian.push(v), pushed, atol=1e-10, rtol=0)
     torch.testing.assert_close(jacobian.pull(u), pulled, atol=1e-10, rtol=0)
+
+
+@each_kind
+@pytest.mark.parametrize("k", [0, 1, 2, 5])
+def test_products_of_a_shared_map_are_those_of_its_vectors(kind, k):
+    """Narrow maps (k of 0, 1, 2 here) and wide ones, a constant among them."""
+    jacobian, J = made(kind)
+    matrix, bias = draw(J.shape[2], k, seed=30), draw(J.shape[2], seed=31)
+    z, u = draw(N, k, seed=32), draw(N, J.shape[1], seed=33)
+    v, pulled = z @ matrix.T + bias, torch.einsum("noi,no->ni", J, u)
+    pushed = torch.einsum("noi,ni->no", J, v)
+    torch.testing.assert_close(jacobian.push_map(z, matrix, bias), pushed, atol=1e-10, rtol=0)
+    by_matrix, by_bias = jacobian.pull_map(u, z)
+    torch.testing.assert_close(by_matrix, pulled.T @ z, atol=1e-10, rtol=0)
+    torch.testing.assert_close(by_bias, pulled.sum(0), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_norms_that_scale_are_taken_for_such(dtype):
+    x = draw(N, D, seed=34).to(dtype)
+    norm, centring = (make_norm(kind).to(dtype) for kind in ("rms", "layer"))
+    assert ScalingNorm.of(norm, x) is not None
+    assert ScalingNorm.of(nn.Identity(), x) is not None
+    for function in (
+        centring,
+        lambda t: norm(t) + 1e-3,
+        lambda t: norm(t).tanh(),
+        lambda t: norm(t) + t - t.detach(),  # equal values, another derivative
+    ):
+        assert ScalingNorm.of(function, x) is None
 
 
 @each_kind

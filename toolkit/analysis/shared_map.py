@@ -150,8 +150,8 @@ class _Coordinates:
         return torch.linalg.solve_triangular(self.root, rows, upper=False, left=False).view(w.shape)
 
     def rescale(self, pulled: Tensor) -> Tensor:
-        """``root⁻¹ g`` of rows g: the adjoint of `unscale`."""
-        return torch.linalg.solve_triangular(self.root, pulled.T, upper=False).T
+        """``root⁻¹ g`` of columns g: the adjoint of `unscale`."""
+        return torch.linalg.solve_triangular(self.root, pulled, upper=False)
 
     def map(self, matrix: Tensor, bias: Tensor, remaining: Sequence[Tensor]) -> SharedMap:
         in_x = self.unscale((matrix @ self.whitener).T).T
@@ -185,11 +185,12 @@ def _cgls(
     """
 
     def effect(problem: Problem, z: Tensor, parameters: Parameters) -> Tensor:
-        return problem.jacobian.push(scale.unscale(z @ parameters[0].T + parameters[1]))
+        matrix, bias = scale.unscale(parameters[0].T).T, scale.unscale(parameters[1])
+        return problem.jacobian.push_map(z, matrix, bias)
 
     def gradient(left: Tensor) -> Parameters:
-        pulled = scale.rescale(problems[0].jacobian.pull(left))
-        return pulled.T @ features[0], pulled.sum(0)
+        matrix, bias = problems[0].jacobian.pull_map(left, features[0])
+        return scale.rescale(matrix), scale.rescale(bias[:, None])[:, 0]
 
     parameters = start
     left = remaining or [

@@ -17,7 +17,11 @@ from toolkit.blocks.mlp import MLP
 
 
 class Jacobian(Protocol):
-    """J at n tokens."""
+    """J at n tokens.
+
+    The products of a map ``v = M z + c`` that all tokens share have names of their own: where M has
+    few columns they cost less than those of the vectors that it gives.
+    """
 
     def push(self, v: Tensor) -> Tensor:
         """``J v``."""
@@ -26,6 +30,15 @@ class Jacobian(Protocol):
     def pull(self, u: Tensor) -> Tensor:
         """``Jᵀ u``."""
         ...
+
+    def push_map(self, z: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+        """``J (M z + c)`` of every token's `z` `[n, k]`; `matrix` is M `[d, k]`, `bias` c `[d]`."""
+        return self.push(z @ matrix.T + bias)
+
+    def pull_map(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``Σ (Jᵀ u) zᵀ`` `[d, k]` and ``Σ Jᵀ u`` `[d]` over tokens: the adjoint of `push_map`."""
+        pulled = self.pull(u)
+        return pulled.T @ z, pulled.sum(0)
 
     def dense(self) -> Tensor:
         """J itself, `[n, d_out, d_in]`: d² numbers a token."""
@@ -42,7 +55,7 @@ def matrix_of(jacobian: Jacobian) -> Callable[[int], Tensor]:
 
 
 @dataclass(frozen=True)
-class MLPJacobian:
+class MLPJacobian(Jacobian):
     """``A(h) = W_d (diag(σ'(a_g)⊙a_u) W_g + diag(σ(a_g)) W_u)`` at tokens h; make one with `at`.
 
     `by_gate` and `by_up` are the two diagonals, `[n, d_ff]`; `by_up` is None without a gate.
@@ -72,6 +85,27 @@ class MLPJacobian:
             pulled = pulled + (_each(self.by_up, u) * inner) @ self.mlp.up
         return pulled
 
+    def push_map(self, z: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+        if not is_narrow(z, matrix.shape[0]):
+            return super().push_map(z, matrix, bias)
+        mlp, by_up = self.mlp, self.by_up
+        inner = self.by_gate * (z @ (mlp.gate @ matrix).T + mlp.gate @ bias)
+        if mlp.up is not None and by_up is not None:
+            inner = inner.addcmul_(by_up, z @ (mlp.up @ matrix).T + mlp.up @ bias)
+        return inner @ mlp.down.T
+
+    def pull_map(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        if not is_narrow(z, self.mlp.gate.shape[1]):
+            return super().pull_map(u, z)
+        inner = u @ self.mlp.down
+        by_gate = self.by_gate * inner
+        matrix, bias = self.mlp.gate.T @ (by_gate.T @ z), self.mlp.gate.T @ by_gate.sum(0)
+        if self.mlp.up is not None and self.by_up is not None:
+            by_up = self.by_up * inner
+            matrix = matrix + self.mlp.up.T @ (by_up.T @ z)
+            bias = bias + self.mlp.up.T @ by_up.sum(0)
+        return matrix, bias
+
     def dense(self) -> Tensor:
         mlp, by_up = self.mlp, self.by_up
         found = self.by_gate.new_empty(len(self.by_gate), len(mlp.down), mlp.gate.shape[1])
@@ -88,7 +122,7 @@ class MLPJacobian:
 
 
 @dataclass(frozen=True)
-class FunctionJacobian:
+class FunctionJacobian(Jacobian):
     """Of any differentiable `function` from tokens `[..., d]` to tokens, at `x` `[n, d]`."""
 
     function: Callable[[Tensor], Tensor]
@@ -117,7 +151,7 @@ class FunctionJacobian:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Jacobian):
     """``outer ∘ inner``."""
 
     outer: Jacobian
@@ -129,6 +163,12 @@ class Chain:
     def pull(self, u: Tensor) -> Tensor:
         return self.inner.pull(self.outer.pull(u))
 
+    def push_map(self, z: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+        return self.outer.push(self.inner.push_map(z, matrix, bias))
+
+    def pull_map(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner.pull_map(self.outer.pull(u), z)
+
     def dense(self) -> Tensor:
         if isinstance(self.inner, FunctionJacobian):  # its products are the cheaper ones
             return self.inner.pull(self.outer.dense())
@@ -139,7 +179,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Skip:
+class Skip(Jacobian):
     """``I + J``: a branch with the residual stream around it."""
 
     branch: Jacobian
@@ -150,6 +190,13 @@ class Skip:
     def pull(self, u: Tensor) -> Tensor:
         return u + self.branch.pull(u)
 
+    def push_map(self, z: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+        return z @ matrix.T + bias + self.branch.push_map(z, matrix, bias)
+
+    def pull_map(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        matrix, bias = self.branch.pull_map(u, z)
+        return u.T @ z + matrix, u.sum(0) + bias
+
     def dense(self) -> Tensor:
         matrices = self.branch.dense()
         return matrices + torch.eye(
@@ -158,6 +205,15 @@ class Skip:
 
     def tokens(self, some: slice) -> "Skip":
         return Skip(self.branch.tokens(some))
+
+
+def is_narrow(z: Tensor, d: int) -> bool:
+    """Tell whether the products of a map of `z` `[n, k]` to d dimensions cost less than of vectors.
+
+    A matrix of f rows times the map and then the tokens is ``f k (d + n)`` products, else ``f n d``.
+    """
+    n, k = z.shape
+    return k * (d + n) < n * d
 
 
 def _each(diagonal: Tensor, vectors: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.blocks.jacobian import Chain, FunctionJacobian, Jacobian, MLPJacobian, Skip
 from toolkit.blocks.mlp import MLP
+from toolkit.blocks.scaling_norm import after_norm
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class MLPSublayer:
     def to_branch(self, x: Tensor) -> Jacobian:
         """``J_post A J_norm`` at tokens `x` `[n, d]`."""
         h = self.inputs(x)
-        found: Jacobian = MLPJacobian.at(self.mlp, h)
-        if self.norm:
-            found = Chain(found, FunctionJacobian(self.norm, x))
+        mlp = MLPJacobian.at(self.mlp, h)
+        found: Jacobian = after_norm(mlp, self.norm, x) if self.norm else mlp
         return Chain(FunctionJacobian(self.post, self.mlp(h)), found) if self.post else found
 
     def to_block(self, x: Tensor) -> Jacobian:

@@ -9,6 +9,7 @@ grows with d and not with d·d: norms, activations, skips, rotations by position
 from collections.abc import Sequence
 from dataclasses import replace
 
+from toolkit.analysis.linear_fit import Rank
 from toolkit.analysis.reachability import BUDGETS
 from toolkit.analysis.shared_map import SHARED_RANKS, probes_each
 from toolkit.diagnosis.block_statistics import MODES, PLACE_TOKENS, moment_pairs
@@ -43,8 +44,8 @@ FIT_PAIRS = [("x", "x"), ("t", "x")]  # the products that one fit reads
 
 # What a token is looked at with: `toolkit.diagnosis.reach_rows`, `toolkit.analysis.shared_map`.
 SHARED_FITS = len(TARGETS)  # from the MLP's input to each target
-CGLS_RUNS, CGLS_PRODUCTS = 6, 9.0  # five evaluations of 1 + 0.8 products a run
-PLACE_PRODUCTS = 9.0  # of the shared map before the MLP: four runs of one iteration
+CGLS_PRODUCTS = 9.0  # of a run of conjugate gradients: five evaluations of 1 + 0.8 products
+PLACE_PRODUCTS = 2.25  # of a run of one iteration: those of the shared map before the MLP
 ROUNDS = 2  # of the search for ranks, where its guess is near: each more costs as much as one
 
 
@@ -167,11 +168,33 @@ def reachability(shape: ModelShape, work: Workload) -> list[Stage]:
     return [Stage("reachability", "reach", work.sample * total, work.sample * decomposed)]
 
 
+def map_products(block: BlockShape, d: int, n: int, k: int) -> float:
+    """Return the operations of a Jacobian product of one map of k features at n tokens.
+
+    ``6 d f + 2 d²`` a token (4 without a gate). Where ``k (d + n) < n d`` only the down projection
+    is a product a token: ``2 d f + 4 f k`` and ``4 d f k`` once.
+    """
+    inner = 2 if block.gated else 1  # matrices into the MLP
+    if k * (d + n) < n * d:
+        return 2.0 * block.d_ff * (n * (d + inner * k) + inner * d * k)
+    return n * (2.0 * (inner + 1) * d * block.d_ff + 2.0 * d * d)
+
+
+def run_products(block: BlockShape, d: int, n: int, ranks: Sequence[Rank]) -> float:
+    """Return the operations of one product in each run that fits maps of `ranks`.
+
+    The map of all directions is fitted before those of less rank are cut from it.
+    """
+    features = [d, *(d if rank == "full" else min(rank, d) for rank in ranks)]
+    return sum(map_products(block, d, n, k) for k in features)
+
+
 def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
-    """One map for all tokens: `CGLS_RUNS` of conjugate gradients with `CGLS_PRODUCTS` Jacobian
-    products a token each, and what judges five ranks; a product is ``6 d f + 2 d²``. Then each
+    """One map for all tokens: a run of conjugate gradients for each of five ranks and one more, of
+    `CGLS_PRODUCTS` each (`map_products`), and what judges the ranks. Then each
     fit's coordinates (``10 d²`` a token and `SVD` d³), and W̄ᵀW̄ of gate and up. Before the MLP
-    `PLACE_PRODUCTS` on the tokens on which places are compared, and what judges three ranks.
+    `PLACE_PRODUCTS` a run on the tokens on which places are compared, what judges three ranks, and
+    the images of the norm's output (where the norm centres too, all products are of the wide kind).
     """
     n = min(work.shared_sample, work.counted(False))
     judges = min(work.shared_sample // 2, work.counted(True))
@@ -181,15 +204,18 @@ def shared_maps(shape: ModelShape, work: Workload) -> list[Stage]:
         if block.d_ff == 0 or n == 0:
             continue
         inner = 3 if block.gated else 2
-        product = 2.0 * inner * d * block.d_ff + 2.0 * d * d
+        product = map_products(block, d, 1, d)
         probes = probes_each(n)
-        products = n * (CGLS_RUNS * CGLS_PRODUCTS + probes + len(SHARED_RANKS))
-        products += 3 * len(SHARED_RANKS) * judges
+        products = n * (probes + len(SHARED_RANKS)) + 3 * len(SHARED_RANKS) * judges
+        runs = CGLS_PRODUCTS * run_products(block, d, n, SHARED_RANKS)
         coordinates = (SVD + 2 * CHOLESKY + PRODUCT + 4 * (PRODUCT + SOLVE)) * d**3
-        total += SHARED_FITS * (products * product + 2.0 * (1 + probes) * n * d * d + coordinates)
+        fitted = runs + products * product + 2.0 * (1 + probes) * n * d * d + coordinates
+        total += SHARED_FITS * fitted
         if shape.sublayer:
-            products = n_places * (PLACE_PRODUCTS + len(PLACE_RANKS) + probes_each(n_places))
+            products = n_places * (len(PLACE_RANKS) + probes_each(n_places))
             products += 3 * len(PLACE_RANKS) * judging
+            total += PLACE_PRODUCTS * run_products(block, d, n_places, PLACE_RANKS)
+            total += 2.0 * (inner - 1) * n_places * d * block.d_ff
             total += products * product + 12.0 * n_places * d * d + coordinates
         total += 2 * (4.0 * n_places * d * d + (FIT + SVD) * d**3)  # after the MLP
         total += (inner - 1) * 3 * PRODUCT * d * d * block.d_ff  # W̄ᵀW̄, and the identity through it
