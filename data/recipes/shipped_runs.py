@@ -1,18 +1,29 @@
-"""Diagnoses the shipped pairs, and a full fine-tune: makes data/demo-run, gemma-run and full-run.
+"""Diagnoses the shipped pairs, and full fine-tunes: makes data/demo-run, gemma-run, full-run, ...
 
     python data/recipes/shipped_runs.py demo-run      # about ten minutes on two cores
     python data/recipes/shipped_runs.py gemma-run     # about ten
     python data/recipes/shipped_runs.py full-run      # about ten, with the full fine-tune at hand
+    python data/recipes/shipped_runs.py gemma-full-run
+    python data/recipes/shipped_runs.py arc-run --arc-test arc_easy_test.jsonl
 
-The weights of the full fine-tune do not ship. In the repository's root this makes them, in about
-ten minutes more (the files are GSM8K as JSON lines with "prompt", "response", "answer"):
+The weights of the full fine-tunes do not ship. In the repository's root these make them, in ten to
+thirty minutes each (the files are JSON lines with "prompt", "response", "answer"):
 
     oracle finetune SmolLM2-135M-Instruct --method sft --task gsm8k --train gsm8k_train.jsonl \\
         --test gsm8k_test.jsonl --rate 5e-5 --batch-size 8 --micro-batch 4 --examples 480 \\
         --longer skip --out smollm2-gsm8k-full
+    oracle finetune gemma-3-270m --method sft --task gsm8k --train gsm8k_train.jsonl \\
+        --test gsm8k_test.jsonl --rate 5e-5 --batch-size 8 --micro-batch 2 --examples 320 \\
+        --validation 40 --longer skip --out gemma3-gsm8k-full
+    oracle finetune SmolLM2-135M-Instruct --method sft --task arc-easy \\
+        --train arc_easy_train.jsonl --test arc_easy_test.jsonl --rate 5e-5 --batch-size 8 \\
+        --examples 1200 --validation 100 --out smollm2-arc-easy-full
+
+The documents are those of data/gsm8k-demo.jsonl; of arc-run the first 120 lines of the test file,
+whose later lines are the questions.
 
 Of a run of `oracle diagnose` are kept the tables, run.json and report.json, whose names of models
-and data are relative to the repository's root.
+and data are relative to the repository's root, and what the training of a full fine-tune did.
 """
 
 import argparse
@@ -20,6 +31,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.other_data import OtherFiles
@@ -27,17 +39,21 @@ from toolkit.jobs.diagnose import Job, run_job
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = Path("data/gsm8k-demo.jsonl")
-ELSEWHERE = OtherFiles(elsewhere=(ROOT / "data" / "elsewhere.jsonl",))
+ELSEWHERE = (ROOT / "data" / "elsewhere.jsonl",)
 KEPT = ("tables", "run.json", "report.json")
+SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "gemma-3-270m"
+ARC_RUN, ARC_DOCUMENTS = "arc-run", 120
 # Base, tuned (from the root), and the options that are not diagnose's defaults.
-RUNS = {
-    "full-run": ("SmolLM2-135M-Instruct", "smollm2-gsm8k-full", {}),
-    "demo-run": ("SmolLM2-135M-Instruct", "data/smollm2-gsm8k-lora", {"shared_sample": 128}),
+RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "demo-run": (SMOLLM2, "data/smollm2-gsm8k-lora", {"shared_sample": 128}),
+    "full-run": (SMOLLM2, "smollm2-gsm8k-full", {}),
+    ARC_RUN: (SMOLLM2, "smollm2-arc-easy-full", {"shared_sample": 128, "new_tokens": 12}),
     "gemma-run": (
-        "gemma-3-270m",
+        GEMMA,
         "data/gemma3-gsm8k-lora",
         {"sample": 16, "shared_sample": 512, "max_prompts": 4, "new_tokens": 16},
     ),
+    "gemma-full-run": (GEMMA, "gemma3-gsm8k-full", {"shared_sample": 128}),
 }
 
 
@@ -53,23 +69,36 @@ def keep(run: Path, folder: Path) -> None:
             shutil.copyfile(source, target)
 
 
+def documents_of(name: str, arc_test: Path, scratch: Path) -> tuple[Path, OtherFiles]:
+    """Return a run's file of documents, and what is looked at beside them."""
+    if name != ARC_RUN:
+        return DOCUMENTS, OtherFiles(elsewhere=ELSEWHERE)
+    lines = arc_test.read_text("utf-8").splitlines(keepends=True)
+    documents = scratch / "arc-easy.jsonl"
+    documents.write_text("".join(lines[:ARC_DOCUMENTS]), "utf-8")
+    return documents, OtherFiles("arc-easy", arc_test, elsewhere=ELSEWHERE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="+", choices=RUNS, metavar="NAME", help=", ".join(RUNS))
     parser.add_argument("--out", type=Path, default=ROOT / "data", help="data/ by default")
+    parser.add_argument("--arc-test", type=Path, default=Path("arc_easy_test.jsonl"))
     args = parser.parse_args()
-    out = args.out.resolve()
+    out, arc_test = args.out.resolve(), args.arc_test.resolve()
     os.chdir(ROOT)  # so that the names that run.json keeps are relative to it
     for name in args.names:
         base, tuned, options = RUNS[name]
         with tempfile.TemporaryDirectory() as folder:
-            job = Job(
-                base, tuned, DOCUMENTS, Path(folder) / name, Options(**options), other=ELSEWHERE
-            )
-            run_job(job)
-            keep(Path(folder) / name, out / name)
+            run = Path(folder) / name
+            documents, other = documents_of(name, arc_test, Path(folder))
+            run_job(Job(base, tuned, documents, run, Options(**options), other=other))
+            keep(run, out / name)
+        trained = Path(tuned) / "training.json"
+        if trained.is_file() and not tuned.startswith("data/"):
+            shutil.copyfile(trained, out / name / trained.name)
 
 
 if __name__ == "__main__":

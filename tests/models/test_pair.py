@@ -165,6 +165,13 @@ def test_a_missing_model_is_refused(folders, tmp_path):
         ModelPair.load(folders / "base", tmp_path / "notes.txt")
 
 
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "SmolLM2-135M", "Gemma-3-270M"])
+def test_a_packaged_name_that_is_nearly_right_is_refused_without_asking_the_hub(folders, name):
+    known = {"s": "SmolLM2-135M-Instruct", "g": "gemma-3-270m"}[name[0].lower()]
+    with pytest.raises(InputError, match=f"is {known} meant"):
+        ModelPair.load(name, folders / "tuned")
+
+
 # --- a PEFT adapter as the tuned half
 
 

@@ -5,6 +5,7 @@ the comparison where a formula has it.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,15 +30,20 @@ from toolkit.diagnosis.mlp_statistics import MLPStatistics
 from toolkit.diagnosis.other_data import OtherData
 from toolkit.diagnosis.reach_rows import shared_reach_rows
 from toolkit.documents.batches import make_batches
+from toolkit.documents.documents import Document
+from toolkit.documents.tasks import make_task
+from toolkit.documents.tasks.task import Example
 from toolkit.documents.tokens import encode_all
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import FORCINGS, evaluate
+from toolkit.evaluation.elsewhere import distances
+from toolkit.evaluation.questions import Questions, task_rows
 from toolkit.evaluation.reference import Reference
 from toolkit.lockstep.march import March
 from toolkit.models.edits import shift
 from toolkit.planning import operations as cost
 from toolkit.planning import prompt_operations as prompt_cost
-from toolkit.planning.estimate import workload_of
+from toolkit.planning.estimate import with_other, workload_of
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.stages import block_pass, head
 from toolkit.planning.workload import BatchShape, Workload
@@ -280,6 +286,32 @@ def test_a_close_look_is_about_what_torch_counts(pair):
     reporting = Reporting(documents, said, apart=True)
     found = counted(lambda: close_look(pair, corpus, reporting, shown, 4, OtherData()))
     assert found == pytest.approx(products(prompt_cost.close_look(shape, work)), rel=0.1)
+
+
+def test_questions_and_prompts_from_elsewhere_are_about_what_torch_counts(pair):
+    """Answers of random models seldom end early; the base's logits are made once."""
+    rng = np.random.default_rng(2)
+    texts = [tiny.random_text(rng, n % 4 + 3) for n in range(70)]
+    task, shape = make_task("listops"), ModelShape.of(pair.base)
+    examples = [Example(text, "1", "1") for text in texts]
+    documents = [Document(prompt=text, response=".") for text in texts[:20]]
+    other = OtherData(Questions(task, examples, 0), {"some.jsonl": documents})
+    corpus = pair.corpus([{"prompt": t, "response": t} for t in texts])
+    work, _ = workload_of(shape, corpus, Options(new_tokens=4))
+    work = with_other(work, other, pair.tokenizer)
+    models = {
+        name: partial(Shown(name, NONE if name != "tuned" else None).model, pair)
+        for name in ("base", "tuned", "recommended", "runner-up")
+    }
+    asked = counted(lambda: task_rows(models, pair.tokenizer, other.questions))
+    assert asked == pytest.approx(products(prompt_cost.questions(shape, work)), rel=0.1)
+
+    def look():
+        for prompts in other.prompts(pair, 4).values():
+            distances(models, Reference(pair.tuned, pair.tokenizer, prompts, 4))
+
+    alone = replace(work, reporting=())
+    assert counted(look) == pytest.approx(products(prompt_cost.elsewhere(shape, alone)), rel=0.05)
 
 
 def products(stages):

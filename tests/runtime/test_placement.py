@@ -1,11 +1,12 @@
 """Analyses on a pretended GPU give what they give on the CPU, and mix no devices."""
 
+import pandas as pd
 import pytest
 import torch
 
 from tests.support import tiny
 from tests.support.pretended import GPU, pretended_gpu
-from toolkit import ModelPair
+from toolkit import ModelPair, Options, diagnose
 from toolkit.analysis.linear_fit import fit_linear
 from toolkit.analysis.reachability import reach
 from toolkit.analysis.shared_map import Problem, fit_shared
@@ -117,3 +118,18 @@ def test_a_march_with_sequential_fits(gpu, tokenizer):
             expected = theirs[spec].by_layer[layer]
             product = adapter.up.detach().cpu() @ adapter.down.detach().cpu()
             assert torch.allclose(product, expected.up.cpu() @ expected.down.cpu(), atol=1e-7)
+
+
+def test_a_whole_diagnosis(gpu, tokenizer):
+    """March, analyses, generation, replacement and close look: every table is the CPU's."""
+    documents = tiny.make_documents(60)
+    options = Options(new_tokens=3, sample=2, shared_sample=24, max_prompts=6)
+    base = tiny.make_model("llama")
+    tuned = tiny.tune(base)
+    found = {}
+    for device in (placement.CPU, GPU):
+        pair = ModelPair.from_models(base.to(device), tuned.to(device), tokenizer)
+        found[device] = diagnose(pair, documents, options).tables
+    for name, table in found[placement.CPU].items():
+        ours = found[GPU][name].frame
+        pd.testing.assert_frame_equal(ours, table.frame, rtol=1e-5, atol=1e-6, obj=name)

@@ -12,6 +12,7 @@ for all tokens), then B's left factor and c are fitted again. Rank 0 is one vect
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 
 import torch
@@ -26,6 +27,7 @@ _RELATIVE_RIDGE = 1e-4  # of the covariance of x, where it is whitened
 # Random pulls that estimate the mean JᵀJ, at most four a token, at least one of each: a few tokens
 # whose Jacobians are a hundred times larger would spoil the coordinates if they were left out.
 PROBES = 4096
+TOGETHER = 1024  # tokens whose products are made at a time: an MLP's inner states stay in the cache
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Problem:
     jacobian: Jacobian
     x: Tensor
     wanted: Tensor
+
+    @cached_property
+    def jacobians(self) -> list[Jacobian]:
+        """The Jacobian of `TOGETHER` tokens each."""
+        starts = range(0, len(self.x), TOGETHER)
+        return [self.jacobian.tokens(slice(start, start + TOGETHER)) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -186,10 +194,14 @@ def _cgls(
 
     def effect(problem: Problem, z: Tensor, parameters: Parameters) -> Tensor:
         matrix, bias = scale.unscale(parameters[0].T).T, scale.unscale(parameters[1])
-        return problem.jacobian.push_map(z, matrix, bias)
+        pieces = zip(problem.jacobians, z.split(TOGETHER), strict=True)
+        return torch.cat([jacobian.push_map(some, matrix, bias) for jacobian, some in pieces])
 
     def gradient(left: Tensor) -> Parameters:
-        matrix, bias = problems[0].jacobian.pull_map(left, features[0])
+        tokens = left.split(TOGETHER), features[0].split(TOGETHER)
+        pieces = zip(problems[0].jacobians, *tokens, strict=True)
+        pulled = [jacobian.pull_map(some, z) for jacobian, some, z in pieces]
+        matrix, bias = (torch.stack(parts).sum(0) for parts in zip(*pulled, strict=True))
         return scale.rescale(matrix), scale.rescale(bias[:, None])[:, 0]
 
     parameters = start

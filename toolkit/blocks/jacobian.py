@@ -210,7 +210,7 @@ class Skip(Jacobian):
 def is_narrow(z: Tensor, d: int) -> bool:
     """Tell whether the products of a map of `z` `[n, k]` to d dimensions cost less than of vectors.
 
-    A matrix of f rows times the map and then the tokens is ``f k (d + n)`` products, else ``f n d``.
+    With a matrix of f rows it is ``f k (d + n)`` products, of vectors ``f n d``.
     """
     n, k = z.shape
     return k * (d + n) < n * d

@@ -46,6 +46,10 @@ class ScalingNorm:
         same = _same(scale * plain, y) and _same(pushed, jacobian.push(v))
         return found if same else None
 
+    def tokens(self, some: slice) -> "ScalingNorm":
+        """Return the same at some of the tokens."""
+        return ScalingNorm(self.gain, self.scale[some], self.y[some], self.turn[some])
+
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Tell whether two are equal but for rounding; NaN equals nothing."""
@@ -65,36 +69,49 @@ class MLPAfterNorm(Chain):
             return super().push_map(z, matrix, bias)
         norm = self.scaling
         turned = ((norm.turn @ matrix) * z).sum(1, keepdim=True) + (norm.turn @ bias)[:, None]
-        scaled, shift = norm.gain[:, None] * matrix, norm.gain * bias
-        inner = torch.zeros_like(self.outer.by_gate)
-        for weight, diagonal, image in self._inner:
-            pushed = norm.scale * (z @ (weight @ scaled).T + weight @ shift)
-            inner.addcmul_(diagonal, pushed.addcmul_(image, turned))
+        columns, features = norm.gain[:, None] * _beside(matrix, bias[:, None]), self._features(z)
+        inner = self._turning * turned
+        for weight, diagonal in self._inner:
+            inner.addcmul_(diagonal, features @ (weight @ columns).T)
         return inner @ self.outer.mlp.down.T
 
     def pull_map(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         norm = self.scaling
         if not is_narrow(z, len(norm.gain)):
             return super().pull_map(u, z)
-        inner, turned = u @ self.outer.mlp.down, u.new_zeros(len(u))
-        matrix, bias = u.new_zeros(len(norm.gain), z.shape[1]), torch.zeros_like(norm.gain)
-        for weight, diagonal, image in self._inner:
-            pulled = diagonal * inner
-            turned += (image * pulled).sum(1)
-            pulled *= norm.scale
-            matrix += weight.T @ (pulled.T @ z)
-            bias += weight.T @ pulled.sum(0)
-        matrix = norm.gain[:, None] * matrix + norm.turn.T @ (turned[:, None] * z)
-        return matrix, norm.gain * bias + norm.turn.T @ turned
+        inner, features = u @ self.outer.mlp.down, self._features(z)
+        turned = (self._turning * inner).sum(1, keepdim=True)
+        columns = norm.turn.T @ (turned * _beside(z, torch.ones_like(turned)))
+        for weight, diagonal in self._inner:
+            columns += norm.gain[:, None] * (weight.T @ ((diagonal * inner).T @ features))
+        return columns[:, :-1], columns[:, -1]
+
+    def tokens(self, some: slice) -> "MLPAfterNorm":
+        parts = (part.tokens(some) for part in (self.outer, self.inner, self.scaling))
+        return MLPAfterNorm(*parts)  # type: ignore[arg-type]
+
+    def _features(self, z: Tensor) -> Tensor:
+        """Return each token's features and a constant, scaled as the norm scales, `[n, k + 1]`."""
+        return self.scaling.scale * _beside(z, z.new_ones(len(z), 1))
+
+    @property
+    def _inner(self) -> list[tuple[Tensor, Tensor]]:
+        """Each matrix into the MLP, and the factors of its outputs."""
+        mlp, outer = self.outer.mlp, self.outer
+        found = [(mlp.gate, outer.by_gate)]
+        if mlp.up is not None and outer.by_up is not None:
+            found.append((mlp.up, outer.by_up))
+        return found
 
     @cached_property
-    def _inner(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The matrices into the MLP, the factor of each one's outputs, and their images of its input."""
-        mlp, outer = self.outer.mlp, self.outer
-        found = [(mlp.gate, outer.by_gate, self.scaling.y @ mlp.gate.T)]
-        if mlp.up is not None and outer.by_up is not None:
-            found.append((mlp.up, outer.by_up, self.scaling.y @ mlp.up.T))
-        return found
+    def _turning(self) -> Tensor:
+        """What a change of the norm's scale does inside the MLP, `[n, d_ff]`."""
+        images = [diagonal * (self.scaling.y @ weight.T) for weight, diagonal in self._inner]
+        return torch.stack(images).sum(0)
+
+
+def _beside(left: Tensor, right: Tensor) -> Tensor:
+    return torch.cat([left, right], 1)
 
 
 def after_norm(mlp: MLPJacobian, norm: Callable[[Tensor], Tensor], x: Tensor) -> Chain:

@@ -44,13 +44,19 @@ class OtherData:
             asked = prompts_of(pair.tokenizer, self.questions.examples)
             task = self.questions.task
             pair.require_prompts(asked, task.new_tokens, f"the task {task.name}")
+        found = self.tokens(pair.tokenizer)
+        for name, prompts in found.items():
+            pair.require_prompts(prompts, n_new, name)
+        return found
+
+    def tokens(self, tokenizer: Any) -> dict[str, list[tuple[int, ...]]]:
+        """Tokenise the first prompts of each file; raises InputError where one has none."""
         found = {}
         for name, documents in self.elsewhere.items():
-            every = (encode(document, pair.tokenizer).prompt_ids for document in documents)
+            every = (encode(document, tokenizer).prompt_ids for document in documents)
             found[name] = [prompt for prompt in every if prompt]
             if not found[name]:
                 raise InputError(f"{name} has no prompt with a token")
-            pair.require_prompts(found[name], n_new, name)
         return found
 
 

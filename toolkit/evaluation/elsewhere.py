@@ -37,9 +37,9 @@ def distances(models: NamedModels, reference: Reference) -> Distances:
     parts: dict[tuple[str, str], list[Divergences]] = {}
     for batch in reference.batches:
         counted = batch.generated.counted.cpu()
-        base = Predictions(_logits(models, BASE, batch))
+        base = Predictions(base_logits := _logits(models, BASE, batch))
         for name in models:
-            logits = _logits(models, name, batch)
+            logits = base_logits if name == BASE else _logits(models, name, batch)
             for origin, predictions in ((TUNED, batch.read), (BASE, base)):
                 nats = predictions.divergence(logits).cpu()
                 parts.setdefault((origin, name), []).append(Divergences(nats, counted))

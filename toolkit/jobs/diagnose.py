@@ -8,7 +8,7 @@ import typer
 
 from toolkit.diagnosis.diagnose import diagnose
 from toolkit.diagnosis.options import Options
-from toolkit.diagnosis.other_data import OtherFiles
+from toolkit.diagnosis.other_data import OtherData, OtherFiles
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 from toolkit.documents.corpus import Corpus, DataFile
@@ -81,7 +81,7 @@ def _run_in(processes: Processes, job: Job) -> Run:
         known = outline(job.base, job.tuned)
         corpus = Corpus.of(data.documents, known.tokenizer, **job.options.reading)
         # The first process asks for all, before any of them has read a model.
-        processes.from_first(lambda: _ask_for_memory(job, known, corpus))
+        processes.from_first(lambda: _ask_for_memory(job, known, corpus, other))
     pair = ModelPair.load(job.base, job.tuned, job.dtype, job.device, job.offload)
     request = {
         "base": pair.hashes[0],
@@ -126,10 +126,10 @@ def _paths(job: Job) -> dict[str, str]:
     return paths_from(job.out, base=job.base, tuned=job.tuned, data=job.data, **more)
 
 
-def _ask_for_memory(job: Job, known: Outline, corpus: Corpus) -> None:
+def _ask_for_memory(job: Job, known: Outline, corpus: Corpus, other: OtherData) -> None:
     """Refuse a run that needs more memory than is free; one that cannot be planned goes on."""
     try:
-        places = _plan(job, known, corpus, False).places
+        places = _plan(job, known, corpus, other, False).places
     except Exception as error:  # a family whose shapes are not read yet may run all the same
         errors.print(f"the memory that this run needs is not known ({one_line(error)})")
         return
@@ -139,11 +139,11 @@ def _ask_for_memory(job: Job, known: Outline, corpus: Corpus) -> None:
 def plan_job(job: Job, timed: bool = True) -> RunPlan:
     """Plan what `job` would cost: no weights are read, nothing is written."""
     documents = DataFile.read(job.data).documents
-    job.other.read(documents)  # what cannot be read is said here too
-    return _plan(job, outline(job.base, job.tuned), documents, timed)
+    other = job.other.read(documents)
+    return _plan(job, outline(job.base, job.tuned), documents, other, timed)
 
 
-def _plan(job: Job, known: Outline, documents: Any, timed: bool) -> RunPlan:
+def _plan(job: Job, known: Outline, documents: Any, other: OtherData, timed: bool) -> RunPlan:
     return plan(
         known,
         documents,
@@ -153,6 +153,7 @@ def _plan(job: Job, known: Outline, documents: Any, timed: bool) -> RunPlan:
         timed=timed,
         offload=job.offload,
         keep_statistics=job.keep_statistics,
+        other=other,
     )
 
 

@@ -185,12 +185,23 @@ def plain_folder(source: str | Path) -> str:
         return str(converted(path, sha256_of(path)))
     if not path.exists() and str(source).startswith((".", "/", "~")):
         raise InputError(f"no such model folder: {source}")
+    if not path.exists() and "/" not in str(source) and (near := _nearly(str(source))):
+        raise InputError(f"there is no model {str(source)!r} here: is {near} meant?")
     if path.exists() and not path.is_dir():
         raise InputError(
             f"{path} is neither a model folder nor a .gguf file: "
             "give a hub id, a folder with config.json, or a .gguf file"
         )
     return str(source)
+
+
+def _nearly(name: str) -> str | None:
+    """Return the packaged model whose name is `name` but for its case or an ending left out.
+
+    The hub would be asked for such a name first, for half a minute where there is no network.
+    """
+    found = [known for known in PACKAGED if known.lower().startswith(name.lower())]
+    return found[0] if len(found) == 1 and len(name) >= len(found[0]) / 2 else None
 
 
 def model_source(source: str | Path) -> str:

@@ -15,9 +15,12 @@ from rich.table import Table as Grid
 
 from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.options import Options
+from toolkit.diagnosis.other_data import OtherData
 from toolkit.diagnosis.weight_candidates import n_weight_candidates
 from toolkit.documents.corpus import Corpus
+from toolkit.evaluation.accuracy import prompts_of
 from toolkit.evaluation.distributions import TOGETHER
+from toolkit.evaluation.questions import QUESTIONS_A_BATCH
 from toolkit.evaluation.reference import PROMPTS_A_BATCH
 from toolkit.evaluation.response_loss import response_batches
 from toolkit.models.loading import parse_dtype
@@ -115,7 +118,6 @@ class RunPlan:
             f"on disk while it runs: {gib(self.disk.total)}; kept: "
             f"{gib(self.disk.total - self.disk.streams)}, tables and report besides"
         )
-        yield "not counted: the questions of --task and the prompts of --elsewhere"
         if not self.counts_all:
             yield "--distil trains through the models, which is not counted here"
         if self.work.search:
@@ -141,10 +143,11 @@ def plan(
     timed: bool = True,
     offload: bool = False,
     keep_statistics: bool = False,
+    other: OtherData | None = None,
 ) -> RunPlan:
     """Plan what ``oracle diagnose`` of a pair on these documents needs; no weights are read.
 
-    `known` is the pair's `outline`; the other arguments are those of `ModelPair.load` and
+    `known` is the pair's `outline`; the arguments after it are those of `ModelPair.load` and
     `diagnose`. With `timed`, a few seconds of timing on `device` give the run's time.
     """
     options = options or Options()
@@ -157,6 +160,8 @@ def plan(
         documents = Corpus.of(documents, known.tokenizer, **options.reading)
     work, ranks = workload_of(shape, documents, options, known.adapter)
     work = replace(work, first_look=not offload)
+    if other:
+        work = with_other(work, other, known.tokenizer)
     size = dtype.itemsize
     needed = memory(shape, work, size, ranks, offload, torch.get_num_threads(), process_size())
     timing = measure(known.config, shape, work, dtype, device) if timed else None
@@ -206,6 +211,17 @@ def workload_of(
         ),
     )
     return work, [spec.rank for spec in specs]
+
+
+def with_other(work: Workload, other: OtherData, tokenizer: Any) -> Workload:
+    """Add what is looked at beside the documents."""
+    found = [_rounds(prompts, PROMPTS_A_BATCH) for prompts in other.tokens(tokenizer).values()]
+    work = replace(work, elsewhere=tuple(shape for rounds in found for shape in rounds))
+    if not other.questions:
+        return work
+    asked = sorted(prompts_of(tokenizer, other.questions.examples), key=len)
+    rounds = _rounds(asked, QUESTIONS_A_BATCH)
+    return replace(work, questions=rounds, answer_tokens=other.questions.task.new_tokens)
 
 
 def _rounds(prompts: Sequence[Sequence[int]], size: int) -> tuple[BatchShape, ...]:

@@ -13,7 +13,7 @@ from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.models.locations import INSIDE
 from toolkit.planning.operations import places, sequential_pairs
 from toolkit.planning.shapes import ModelShape
-from toolkit.planning.workload import Workload
+from toolkit.planning.workload import BatchShape, Workload
 
 DOUBLE = 8
 CACHES = 3  # of keys and values at a time: of the prompts, and copies that are gone on from
@@ -196,16 +196,22 @@ def adapters(shape: ModelShape, recipes: Sequence[Rank], size: int) -> float:
 
 def generation(shape: ModelShape, work: Workload, size: int) -> float:
     """Of the largest round of prompts: keys and values, every block's states of base and tuned
-    model, and logits: the tuned model's three times in float64, a candidate's twice.
+    model, and logits: the tuned model's three times in float64, a candidate's twice. Or of the
+    largest round of questions, whose keys and values are held once.
     """
+    cache = size * shape.n_layers * 2 * shape.kv_width
+    answering = max(
+        q.rows * (cache * (q.length + work.answer_tokens) + size * shape.vocabulary)
+        for q in (*work.questions, BatchShape(0, 0))
+    )
     if not work.prompts:
-        return 0.0
+        return float(answering)
     prompts = max(work.prompts, key=lambda p: p.rows * (p.length + work.new_tokens))
     tokens = prompts.rows * (prompts.length + work.new_tokens)
-    caches = CACHES * shape.n_layers * 2 * shape.kv_width * tokens
+    caches = CACHES * cache * tokens
     states = 2 * shape.n_layers * shape.d * tokens
     logits = prompts.rows * work.new_tokens * shape.vocabulary
-    return float(size * (caches + states) + logits * (3 * DOUBLE + 2 * size))
+    return max(caches + size * states + logits * (3.0 * DOUBLE + 2 * size), float(answering))
 
 
 @dataclass(frozen=True)

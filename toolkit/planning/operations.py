@@ -20,7 +20,7 @@ from toolkit.diagnosis.reach_rows import SCALES, TARGETS
 from toolkit.evaluation.allocation import PROBE_TOKENS
 from toolkit.evaluation.rank_search import AT_ONCE
 from toolkit.models.locations import INSIDE
-from toolkit.planning.prompt_operations import close_look, replacement
+from toolkit.planning.prompt_operations import close_look, elsewhere, questions, replacement
 from toolkit.planning.shapes import BlockShape, ModelShape
 from toolkit.planning.stages import Stage, block_pass, head
 from toolkit.planning.workload import BatchShape, Workload
@@ -330,6 +330,8 @@ def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
         weight_side,
         replacement,
         close_look,
+        questions,
+        elsewhere,
         rank_search,
     )
     return tuple(stage for part in parts for stage in part(shape, work) if stage.operations)

@@ -1,4 +1,6 @@
-"""What it costs to read prompts and to generate from them: the comparison, and the close look."""
+"""What it costs to read prompts and to generate from them: the comparison, the close look, and what
+is looked at beside the documents.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -106,6 +108,39 @@ def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
     ]
 
 
+def elsewhere(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Prompts from other files, and once more those that report: each model reads them and the
+    tuned model's tokens, the tuned model once more; from other files it generates them first.
+    """
+    if not work.elsewhere:
+        return []
+    read = said = logits = 0.0
+    for index, prompts in enumerate((*work.elsewhere, *work.reporting)):
+        once = _Once.of(shape, prompts, work.new_tokens)
+        read += (LOOKED_AT + 1) * (once.prompt + once.continuation)
+        said += once.generated if index < len(work.elsewhere) else 0.0
+        logits += 2.0 * LOOKED_AT * prompts.rows * work.new_tokens * shape.vocabulary
+    passes = len(work.elsewhere) * (work.new_tokens - 1)
+    return [
+        Stage("elsewhere: reading", "block", read),
+        Stage("elsewhere: token by token", "decode", said, passes=passes),
+        Stage("elsewhere: divergences", "logit", LOGIT * logits),
+    ]
+
+
+def questions(shape: ModelShape, work: Workload) -> list[Stage]:
+    """A task's questions: each model reads them and generates an answer of the greatest length."""
+    if not work.questions:
+        return []
+    each = [_Once.of(shape, prompts, work.answer_tokens) for prompts in work.questions]
+    passes = len(each) * LOOKED_AT * (work.answer_tokens - 1)
+    said = LOOKED_AT * sum(once.generated for once in each)
+    return [
+        Stage("questions: reading", "block", LOOKED_AT * sum(once.prompt for once in each)),
+        Stage("questions: token by token", "decode", said, passes=passes),
+    ]
+
+
 def forward_passes(shape: ModelShape, work: Workload) -> float:
     """Count passes in generation, replacement and close look, whatever the number of their tokens.
 
@@ -119,8 +154,13 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
 
 
 def _looking_passes(work: Workload) -> int:
-    """Count the passes of the close look: each round's, and one of each batch of documents."""
+    """Count the passes of the close look, and of what is looked at beside the documents."""
     compared = 2 * LOOKED_AT + 2
     generated = N_GENERATED * (work.new_tokens - 1)
     each = compared + N_PROMPTS_READ + N_CONTINUATIONS_READ + generated
-    return len(work.reporting) * each + len(work.answered) * LOOKED_AT
+    found = len(work.reporting) * each + len(work.answered) * LOOKED_AT
+    found += len(work.questions) * LOOKED_AT * work.answer_tokens
+    if work.elsewhere:
+        rounds = len(work.elsewhere) + len(work.reporting)
+        found += 2 * (LOOKED_AT + 1) * rounds + len(work.elsewhere) * (work.new_tokens - 1)
+    return found

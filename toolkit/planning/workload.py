@@ -30,7 +30,8 @@ class Workload:
     LoRA's factors in all blocks (None: the tuned half has weights of its own). weights: low-rank
     changes of the weights are made. first_look: there is a look at a few documents beforehand.
     search: ranks are looked for that hold a bound. reporting: rounds of the prompts that report.
-    answered: batches of their documents.
+    answered: batches of their documents. elsewhere: rounds of the prompts from other files.
+    questions: rounds of a task's questions, answered with `answer_tokens` each.
     """
 
     batches: tuple[BatchShape, ...]
@@ -49,6 +50,9 @@ class Workload:
     search: bool = False
     reporting: tuple[BatchShape, ...] = ()
     answered: tuple[BatchShape, ...] = ()
+    elsewhere: tuple[BatchShape, ...] = ()
+    questions: tuple[BatchShape, ...] = ()
+    answer_tokens: int = 0
 
     def counted(self, held_out: bool) -> int:
         """Counted tokens of one side."""
