@@ -56,7 +56,7 @@ SPEC = TableSpec(
     name="prompts",
     title="Where it sits: prompts",
     reading=(
-        "The nats of `tokens.csv`, of all tokens, summed over each prompt's answer. A prompt whose "
+        "The nats of tokens.csv, of all tokens, summed over each prompt's answer. A prompt whose "
         "two marks are close is one that steering does little for."
     ),
     columns={
