@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.core import ParameterSource
 from rich.table import Table as Grid
 
 from toolkit.cli import distil as _distil  # noqa: F401 - registers its command
@@ -286,11 +285,10 @@ def _run(job: "Job") -> None:
 
 def _given(ctx: typer.Context) -> dict[str, str]:
     """Return the options that stand on the command line, with the names of their parameters."""
-    return {
-        parameter.opts[0]: str(parameter.name)
-        for parameter in ctx.command.params
-        if ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
-    }
+    named = [(parameter.opts[0], str(parameter.name)) for parameter in ctx.command.params]
+    sources = {name: ctx.get_parameter_source(name) for _, name in named}
+    # By the word: which package has the enumeration depends on typer's version.
+    return {o: n for o, n in named if (found := sources[n]) and found.name == "COMMANDLINE"}
 
 
 def _take(ctx: typer.Context, way: str, names: tuple[str, ...]) -> None:

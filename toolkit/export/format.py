@@ -43,9 +43,9 @@ class Fidelity:
     """Say which adapters a format holds in place of given ones, and why; and write them.
 
     `held` are the given adapters (exact), others that are the format's nearest (approximate), or
-    None (refused); `reason` is a sentence, empty where they are exact. `write` writes them into a folder that
-    is there and empty: a reader of the format then does what `steer` does with them, or, where that
-    is not so to the last bit, what the context `attached` makes of the base model.
+    None (refused); `reason` is a sentence, empty where they are exact. `write` writes them into a
+    folder that is there and empty: a reader of the format then does what `steer` does with them,
+    or, where precision stands between, what the context `attached` makes of the base model.
     """
 
     held: Adapters | None
