@@ -53,9 +53,31 @@ def test_what_is_not_known_is_left_out(tmp_path):
     assert "recovered" not in card({**config, "info": {}})
 
 
-def test_the_lines_of_the_card_load_the_adapters(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"accuracy": {"gsm8k": 0.5}},
+        {"accuracy": {"share": 0.5, "low": None, "high": None}},
+        {"recovered": {"share": 0.9}},
+        {"recovered": {"mean": "much"}},
+        {"versions": "1.0"},
+    ],
+)
+def test_what_others_keep_under_the_same_names_is_left_out(tmp_path, info):
+    """`info` is anything worth keeping: it comes back, and the card is silent about it."""
+    adapters, text = written(tmp_path, info)
+    assert Adapters.from_pretrained(tmp_path).info == info
+    for word in ("accuracy", "recovered", "versions"):
+        assert word not in text
+    assert "post_mlp" in adapters._repr_html_()
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_the_lines_of_the_card_load_the_adapters(tmp_path, monkeypatch, absolute):
     tiny.save_pair(tmp_path)
-    adapters, text = written(tmp_path / "adapters", {"base": str(tmp_path / "base")})
+    monkeypatch.chdir(tmp_path)
+    base = str(tmp_path / "base") if absolute else "base"
+    adapters, text = written(tmp_path / "adapters", {"base": base})
     (lines,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path / "adapters")
     ran = {}

@@ -76,3 +76,35 @@ def test_another_format_is_refused(folder):
     (folder / "adapters.json").write_text(json.dumps(config | {"format": 99}))
     with pytest.raises(InputError, match="format 99"):
         Adapters.from_pretrained(folder)
+
+
+def test_what_json_cannot_hold_is_an_error_before_any_file(tmp_path):
+    adapters = random_adapters("post_mlp")
+    adapters.info["kept"] = {1, 2}
+    with pytest.raises(TypeError, match="JSON"):
+        adapters.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_config_is_json_for_every_reader(tmp_path):
+    """JSON has no NaN, which a standard error over one prompt is."""
+    adapters = random_adapters("post_mlp")
+    adapters.info["recovered"] = {"mean": 0.5, "sem": float("nan")}
+    adapters.save_pretrained(tmp_path)
+    assert "NaN" not in (tmp_path / "adapters.json").read_text()
+    assert Adapters.from_pretrained(tmp_path).info["recovered"] == {"mean": 0.5, "sem": None}
+
+
+@pytest.mark.parametrize("text", ["[]", '{"format": 2}', '{"format": 2, "layers": {}}', "\xff"])
+def test_a_config_of_something_else_is_refused(folder, text):
+    (folder / "adapters.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError):
+        Adapters.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("layers", [["a"], {"0": 3}, {"zero": {"width": 4}}])
+def test_layers_that_are_none_are_refused(folder, layers):
+    config = json.loads((folder / "adapters.json").read_text())
+    (folder / "adapters.json").write_text(json.dumps(config | {"layers": layers}))
+    with pytest.raises(InputError, match="no known adapter"):
+        Adapters.from_pretrained(folder)

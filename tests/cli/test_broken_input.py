@@ -123,6 +123,17 @@ def test_a_valid_input_reaches_the_diagnosis(valid, tmp_path, monkeypatch):
     assert REACHED in result.stderr
 
 
+def test_an_interrupt_says_how_to_go_on(valid, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toolkit.jobs.diagnose.diagnose", interrupted)
+    command = ["diagnose", valid / "base", valid / "tuned", "--data", valid / "data.jsonl"]
+    result = CliRunner().invoke(app, [*map(str, command), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 130, result.output
+    assert "interrupted; the same command goes on from" in result.stderr.splitlines()[-1]
+
+
 def test_an_error_that_nobody_expected_is_one_line_with_a_log(valid, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise ZeroDivisionError("of ours")

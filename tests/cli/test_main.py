@@ -1,6 +1,7 @@
 """The commands as a user gives them, on tiny models in folders."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -110,3 +111,41 @@ def test_module_is_the_command():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "diagnose" in done.stdout
     assert "demo" in done.stdout
+
+
+def test_from_writes_over_nobodys_files(finished, tmp_path):
+    kept = tmp_path / "mine" / "report.html"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    result = oracle("diagnose", "--from", finished, "--out", tmp_path / "mine")
+    assert (result.exit_code, kept.read_text()) == (2, "mine")
+    assert "is not a run" in result.stderr
+    shutil.copytree(finished, tmp_path / "other")
+    (tmp_path / "other" / "tables" / "stale.csv").write_text("")
+    result = oracle("diagnose", "--from", finished, "--out", tmp_path / "other")
+    assert result.exit_code == 2
+    assert "--overwrite" in result.stderr
+    result = oracle("diagnose", "--from", finished, "--out", tmp_path / "other", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "other" / "tables" / "stale.csv").exists()
+    inside = oracle("diagnose", "--from", finished / "x", "--out", finished)
+    assert inside.exit_code == 2
+
+
+def test_a_run_that_is_redone_elsewhere_names_its_inputs_from_there(finished, folders, tmp_path):
+    out = tmp_path / "deep" / "again"
+    assert oracle("diagnose", "--from", finished, "--out", out).exit_code == 0
+    paths = json.loads((out / "run.json").read_text())["paths"]
+    assert (out / paths["base"]).resolve() == (folders / "base").resolve()
+    assert (out / paths["data"]).resolve() == (folders / "data.jsonl").resolve()
+    assert paths["data"] in json.loads((out / "report.json").read_text())["commands"]["distil"]
+
+
+def test_options_without_a_meaning_are_refused(finished, folders, tmp_path):
+    result = oracle("diagnose", "--from", finished, "--max-kl", 0.1, "--out", tmp_path / "again")
+    assert result.exit_code == 2
+    assert "--from takes no --max-kl" in result.stderr
+    result = diagnose(folders, tmp_path / "out", "--steps", 5)
+    assert result.exit_code == 2
+    assert "--steps belongs to --train" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     (folder / "away.jsonl").write_text('{"prompt": "w9 w8"}\n{"prompt": "w31 w5 w6"}\n')
     (folder / "texts.txt").write_text("w5 w6 w7 w8\nw9 w10\n")
     (folder / "empty.jsonl").write_text("")
+    (folder / "own prompts").write_text("w5 w6 w7\n")
     (folder / "numbers.jsonl").write_text('{"prompt": 3}\n')
     return folder
 
@@ -56,7 +57,10 @@ def test_all_that_is_asked_for_is_in_tables_and_words(folder, tmp_path):
         "On 2 prompts of away.jsonl",
     ):
         assert words in html
-    said = json.loads((out / "report.json").read_text())["run"]["checks"]
+    report = json.loads((out / "report.json").read_text())
+    # `oracle steer eval` would ask the question that the run left out as well.
+    assert "judge" not in report["commands"]
+    said = report["run"]["checks"]
     names = {check["name"]: check["status"] for check in said}
     for who in ("base", "tuned", "recommended"):
         assert names[f"prompts alone, padded and cached ({who})"] == "passed"
@@ -69,6 +73,10 @@ def test_all_that_is_asked_for_is_in_tables_and_words(folder, tmp_path):
 BAD = {
     "two kinds of questions": (["--answers", "answers.jsonl", "--task", "listops"], "give one"),
     "a test without a task": (["--test", "answers.jsonl"], "give --task"),
+    "a file that is not read": (
+        ["--task", "listops", "--test", "answers.jsonl"],
+        "draws its own examples",
+    ),
     "no such task": (["--task", "chess"], "no task is called"),
     "no questions": (["--task", "listops", "--questions", "0"], "expected 1 or more"),
     "questions of no task": (["--questions", "9"], "give --task or --answers"),
@@ -77,6 +85,7 @@ BAD = {
     "no file of prompts": (["--elsewhere", "none.jsonl"], "no such data file"),
     "no prompts": (["--elsewhere", "empty.jsonl"], "is empty"),
     "prompts that are no texts": (["--elsewhere", "numbers.jsonl"], "expected an object"),
+    "the data's own name": (["--elsewhere", "own prompts"], "tables call the data's prompts so"),
     "one name twice": (["--elsewhere", "away.jsonl", "--elsewhere", "away.jsonl"], "rename one"),
 }
 

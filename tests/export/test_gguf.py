@@ -36,7 +36,7 @@ def made(base, kind, location, positions="every"):
         later = {layer: adapter for layer, adapter in adapters.by_layer.items() if layer}
         return replace(adapters, by_layer=later)
     for adapter in adapters.by_layer.values():
-        if adapter.bias is not None:
+        if getattr(adapter, "bias", None) is not None:
             adapter.bias.data.zero_()
     return adapters
 
@@ -167,3 +167,18 @@ def test_adapters_that_change_nothing_and_unknown_families_are_refused(base):
     unknown = Base(tiny.make_model("opt"), base.tokenizer)
     vector = randomised(unknown.model, "vector", "post_block", "every")
     assert "the family opt" in FORMATS["gguf"].fidelity(vector, unknown).reason
+
+
+def test_a_block_that_changes_nothing_has_no_tensors(base, tmp_path):
+    """Both gates of a head may be closed, and llama.cpp reads no empty tensor."""
+    adapters = made(base, "gated_heads", "heads")
+    for adapter in adapters.by_layer.values():
+        adapter.vector.data.zero_()
+    adapters.by_layer[1].gates.data.fill_(-9.0)
+    assert export(adapters, "gguf", tmp_path / "out", base)["fidelity"] == "exact"
+    _, tensors = read(tmp_path / "out", "lora.gguf")
+    assert {name.split(".")[1] for name in tensors} == {"0", "2"}
+    found = llama_cpp_steers(base.model, tmp_path / "out")
+    tokens = batch_of()["attention_mask"].bool()
+    expected = steered_logits(base.model, adapters)[tokens]
+    torch.testing.assert_close(found[tokens], expected, rtol=0, atol=1e-6)

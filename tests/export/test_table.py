@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.support import tiny
+from tests.support.commands import oracle
 from tests.support.kinds import CASES, randomised
 from tests.support.steered import batch_of, steered_logits
 from tests.support.steering import PROMPTS, generate
-from toolkit import InputError
+from toolkit import Adapters, InputError
 from toolkit.adapters.attach import steer
 from toolkit.export import FORMATS, Base, export
 
@@ -146,8 +147,8 @@ def nats(model, adapters, exported, prompt, n_new):
         ids = model.generate(
             input_ids=torch.tensor([prompt]), max_new_tokens=n_new, do_sample=False
         )
-        ours = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-    theirs = exported(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        ours = model(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+    theirs = exported(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
     return len(ours), float((ours.exp() * (ours - theirs)).sum(-1).mean())
 
 
@@ -196,3 +197,62 @@ def test_an_export_that_fails_leaves_no_folder(bases, tmp_path, monkeypatch):
             export(adapters, "folder", out, base)
     assert not out.exists()
     assert export(adapters, "folder", out, base)["fidelity"] == "exact"
+
+
+def test_weights_in_16_bits_are_rounded_and_the_loss_is_that_of_the_file(tmp_path):
+    """A small change may vanish between two numbers of bfloat16: the file's logits judge."""
+    model = tiny.make_model("llama", torch.bfloat16)
+    base = Base(model, tiny.make_tokenizer(), "base")
+    adapters = randomised(tiny.make_model("llama"), "linear", "post_mlp", "every", size=0.002)
+    adapters.modules.float()
+    with pytest.raises(InputError, match="in bfloat16 the change is rounded"):
+        export(adapters, "weights", tmp_path / "out", base)
+    found = export(adapters, "weights", tmp_path / "out", base, PROMPTS[:1], approximate=True)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    _, by_hand = nats(model, adapters, read.requires_grad_(False), PROMPTS[0], 32)
+    assert found["loss"]["kl"] > 0
+    assert found["loss"]["kl"] == pytest.approx(by_hand, rel=0.2)
+    assert str(adapters.positions) == found["exported"]["positions"] == "every"
+
+
+def test_prompts_past_the_learned_positions_are_refused(bases, tmp_path):
+    base = bases["gpt2"]
+    adapters = randomised(base.model, "linear", "post_mlp", "all")
+    prompts = [[5 + n % 50 for n in range(120)]]
+    with pytest.raises(InputError, match="passes the model's 128 learned positions"):
+        export(adapters, "peft", tmp_path / "out", base, prompts, approximate=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_that_change_nothing_are_no_interventions(bases, tmp_path):
+    vector = Adapters.identity("vector", "post_block", range(2), tiny.D_MODEL)
+    for form in ("reft", "easysteer", "gguf"):
+        with pytest.raises(InputError, match="change nothing"):
+            export(vector, form, tmp_path / "out", bases["llama"])
+    vector.by_layer[1].bias.data += 1
+    export(vector, "reft", tmp_path / "out", bases["llama"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [layer for layer, *_ in config["representations"]] == [1]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base, adapters with what one prompt says of them, and documents."""
+    folder = tiny.save_request(tmp_path_factory.mktemp("files"))
+    adapters = randomised(tiny.make_model("llama", torch.float32), "linear", "post_mlp", "all")
+    adapters.info.update(base=str(folder / "base"), recovered={"mean": 0.5, "sem": float("nan")})
+    adapters.save_pretrained(folder / "adapters")
+    return folder
+
+
+def test_the_command_says_what_is_known(files, tmp_path):
+    asked = ["export", files / "adapters", "--to", "peft", "--approximate", "--data",
+             files / "data.jsonl", "--out"]  # fmt: skip
+    done = oracle(*asked, tmp_path / "out", "--max-prompts", 1)
+    assert done.exit_code == 0, done.output
+    assert "on 1 prompts" in done.stdout
+    assert "recover 0.500 of KL" in done.stdout
+    assert "nan" not in done.stdout
+    refused = oracle(*asked, tmp_path / "other", "--max-prompts", -3)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "expected 1 or more" in refused.stderr

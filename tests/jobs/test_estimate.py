@@ -10,6 +10,7 @@ from tests.support import tiny
 from tests.support.commands import oracle
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import Divergences
+from toolkit.jobs.estimate import conclude
 from toolkit.training.methods import Method
 from toolkit.training.trials import Trial, most_of, smallest_with, trial_methods, trial_row
 
@@ -37,6 +38,24 @@ def test_the_smallest_adapter_near_the_largest_gain_is_chosen_on_the_documents_t
     assert smallest_with(trials, NONE, 0.9) is LARGE
     assert smallest_with(trials, NONE, 0.99) is LARGE  # none is so near: the nearest
     assert smallest_with([NONE, made_up("worse", 1, [5.0, 5.0], [9.0])], NONE, 0.5) is None
+
+
+def test_a_training_whose_loss_is_no_number_is_never_chosen():
+    lost = made_up("lost", 1, [float("nan"), float("nan")], [1.0, 1.0, 1.0])
+    assert smallest_with([lost, SMALL, LARGE], NONE, 0.9) is SMALL
+    assert most_of([NONE, lost, SMALL]) is SMALL
+    assert smallest_with([lost], NONE, 0.9) is None
+
+
+def test_the_headline_says_when_no_adapter_gains_the_share():
+    trials = [NONE, SMALL, LARGE, LORA]
+    reached = conclude(trials, 0.9, True, 1000)
+    assert "the smallest adapter to gain 0.9 of the most" in reached.headline
+    assert (reached.chosen, "large (90 parameters)" in reached.headline) == ("large", True)
+    nearest = conclude(trials, 0.99, True, 1000)
+    assert nearest.chosen == "large"
+    assert "no adapter gains 0.99 of the most" in nearest.headline
+    assert "smallest" not in nearest.headline
 
 
 def test_rows_are_of_the_documents_that_report():
@@ -86,6 +105,8 @@ def test_an_estimate_says_what_it_is_and_goes_on(folder, tmp_path):
         row = frame[frame.method == said["chosen"]].iloc[0]
         assert (kept.location, kept.parameters) == (row.location, row.parameters)
         assert kept.fit == "trained"
+        card = (out / "adapters" / "README.md").read_text()
+        assert f"- data: `{folder / 'train.jsonl'}`\n- sha256 of the data: `{said['data']}`" in card
     assert (out / "estimate.png").is_file()
     # Finished trainings are not run again: the marked loss of one is read.
     kept = out / "trials" / "pre_mlp-r1.safetensors"
@@ -102,6 +123,9 @@ def test_an_estimate_says_what_it_is_and_goes_on(folder, tmp_path):
 REFUSED = {
     "with a fine-tune": (["TUNED"], "train.jsonl", "without TUNED"),
     "no responses": ([], "texts.jsonl", "no held-out document with a response"),
+    "responses cut off": (["--max-length", "2"], "train.jsonl", "response within --max-length"),
+    "a plan": (["--dry-run"], "train.jsonl", "--train takes no --dry-run"),
+    "a task": (["--task", "listops", "--distil", "5"], "train.jsonl", "no --distil, --task"),
     "no steps": (["--steps", "0"], "train.jsonl", "1 or more steps"),
 }
 
@@ -114,3 +138,14 @@ def test_what_cannot_be_estimated_is_one_line(name, folder, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
     assert expected in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_documents_past_the_learned_positions_are_one_line(tmp_path):
+    tiny.save_pair(tmp_path, "gpt2")
+    words = " ".join(f"w{5 + i % 50}" for i in range(140))
+    rows = [{"prompt": f"w{n} {words}", "response": "w7 w8"} for n in range(5, 35)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = estimated(tmp_path, tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert "the model's learned positions end at 128: give --max-length 128" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
     """A run whose folders have names that a shell would take apart."""
     root = tiny.save_request(tmp_path_factory.mktemp("it's a run"))
     questions = root / "my questions.jsonl"
-    rows = [{"prompt": f"w{n} w5", "response": " w7", "answer": "w7"} for n in (9, 11, 12)]
+    rows = [{"prompt": f"w{n} w5", "answer": "w7"} for n in (9, 11, 12)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = oracle(
         "diagnose", root / "base", root / "tuned", "--data", root / "data.jsonl", "--out",

@@ -200,6 +200,49 @@ def test_files_are_a_page_and_its_tables(found, tmp_path):
     assert recovered.tolist() == found.recovery.recovered.tolist()
 
 
+def test_fewer_tables_leave_nothing_of_an_earlier_comparison(found, desk, tmp_path):
+    write_comparison(found, tmp_path)
+    assert (tmp_path / "figures" / "transfer.svg").is_file()
+    runs = [desk / "run-light", desk / "run-heavy"]
+    write_comparison(compare_runs(runs, show_progress=False), tmp_path)
+    assert not list(tmp_path.rglob("transfer.*"))
+
+
+def test_a_comparison_that_fails_leaves_nothing(found, tmp_path, monkeypatch):
+    """So that the same command can be given again; an earlier comparison stays."""
+
+    def stopped(figure, path):
+        raise KeyboardInterrupt
+
+    (tmp_path / "empty").mkdir()
+    ours = drawing.save
+    monkeypatch.setattr(drawing, "save", stopped)
+    for out in (tmp_path / "empty", tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            write_comparison(found, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert not list((tmp_path / "empty").iterdir())
+    monkeypatch.setattr(drawing, "save", ours)
+    write_comparison(found, tmp_path / "empty")
+    monkeypatch.setattr(drawing, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_comparison(found, tmp_path / "empty")
+    assert (tmp_path / "empty" / "compare.json").is_file()
+
+
+def test_transfer_onto_runs_without_adapters_of_their_own_is_said(desk):
+    """None of them has its own adapters' figures to be held against, and none is made up."""
+    alone = copied(desk / "run-heavy", "alone")
+    shutil.rmtree(alone / "adapters")
+    gone = copied(desk / "run-light", "gone", data={"file": "gone.jsonl"})
+    found = compare_runs([gone, alone], with_transfer=True, show_progress=False)
+    (row,) = found.transfer.itertuples()
+    assert (row.adapters, row.prompts) == ("gone", "alone")
+    assert "The best transfer is of gone to alone" in found.findings["transfer"]
+    assert "paired" not in found.findings["transfer"]
+    assert render(found, dict.fromkeys(found.findings, "<svg></svg>"))
+
+
 def test_places_stand_in_order_of_the_dose(found):
     doses = found.recovery.groupby("run").base_kl.first()
     names = list(doses.sort_values().index)

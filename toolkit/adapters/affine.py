@@ -1,6 +1,7 @@
 """Adapters as affine maps of the state: what weights, and the formats of others, can hold."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,15 @@ def affine(adapter: Adapter) -> Affine | None:
         rows = torch.eye(len(scale)).to(scale)[chosen]
         return Affine(rows.T, scale[chosen, None] * rows, bias)
     return None
+
+
+def affine_maps(by_layer: Mapping[int, Adapter]) -> dict[int, Affine] | None:
+    """Return the maps of the blocks that change anything, in order; None where one is no map."""
+    found = {layer: affine(adapter) for layer, adapter in sorted(by_layer.items())}
+    maps = {layer: one for layer, one in found.items() if one is not None}
+    if len(maps) < len(found):
+        return None
+    return {layer: one for layer, one in maps.items() if len(one.down) or one.bias.any()}
 
 
 @torch.no_grad()

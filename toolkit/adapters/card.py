@@ -1,11 +1,14 @@
 """The model card that stands beside adapters on disk and on a hub."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+
+from toolkit.runtime.output import seen_from
 
 CARD = "README.md"
 MARK = "<!-- Written by oracle-toolkit. Without this line it is never overwritten. -->"
@@ -37,9 +40,12 @@ with steer(model, Adapters.from_pretrained(".")):  # the folder of this card
 
 def write_card(folder: Path, config: Mapping[str, Any]) -> None:
     """Write the card of the adapters with `config` into `folder`, unless another's is there."""
-    path = folder / CARD
-    if not path.exists() or is_ours(path):
-        path.write_text(card(config), encoding="utf-8")
+    path, base = folder / CARD, str(config["info"].get("base", ""))
+    if path.exists() and not is_ours(path):
+        return
+    if base and not Path(base).is_absolute():  # its lines are run in the folder
+        base = seen_from(folder, base)
+    path.write_text(card(config, base), encoding="utf-8")
 
 
 def is_ours(path: Path) -> bool:
@@ -47,8 +53,11 @@ def is_ours(path: Path) -> bool:
     return MARK in path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
-def card(config: Mapping[str, Any]) -> str:
-    """Return the card, Markdown with the hub's front matter; `config` is ``adapters.json``."""
+def card(config: Mapping[str, Any], source: str = "") -> str:
+    """Return the card, Markdown with the hub's front matter; `config` is ``adapters.json``.
+
+    `source` is what its lines load the base from; by default its name.
+    """
     info = config["info"]
     base = str(info.get("base", ""))
     front = ModelCardData(
@@ -60,7 +69,7 @@ def card(config: Mapping[str, Any]) -> str:
         f"- {name}: {_code(value) if name in TEXTS else value}"
         for name, value in facts(config).items()
     ]
-    how = HOW.format(base=base or "BASE")
+    how = HOW.format(base=source or base or "BASE")
     return (
         f"---\n{front.to_yaml()}\n---\n{MARK}\n\n# Steering adapters{_of(base)}\n\n"
         "They are added to the hidden states of the base model, whose weights stay as they are.\n\n"
@@ -82,30 +91,34 @@ def facts(config: Mapping[str, Any]) -> dict[str, str]:
         "blocks": blocks,
         "parameters": f"{config['parameters']:,}",
         "made by": config["fit"],
-        "recovered": _recovered(info.get("recovered")),
+        "recovered": recovered_words(info.get("recovered")),
     }
-    if isinstance(answers := info.get("accuracy"), Mapping):
-        found["accuracy on the task"] = (
-            "{share:.3f} (95 % interval {low:.3f} to {high:.3f})".format(**answers)
-        )
+    if _has_numbers(answers := info.get("accuracy"), "share", "low", "high"):
+        found["accuracy on the task"] = f"{answers['share']:.3f}{_interval(answers)}"
     for name, title in KEPT.items():
         if value := info.get(name):
             found[title] = str(value)
-    versions = (info.get("versions") or {}).items()
-    found["versions"] = ", ".join(f"{name} {version}" for name, version in versions)
+    if isinstance(versions := info.get("versions"), Mapping):
+        found["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     return {name: value for name, value in found.items() if value}
 
 
-def _recovered(share: Any) -> str:
+def recovered_words(share: Any) -> str:
     """Write the share of KL(tuned ‖ base) that is recovered, with what is known of its error."""
-    if not isinstance(share, Mapping):
+    if not _has_numbers(share, "mean"):
         return ""
-    mean, sem = f"{share['mean']:.3f}", share.get("sem")
-    if share.get("low") is not None:
+    error = ""
+    if _has_numbers(share, "low", "high"):
         error = _interval(share)
-    else:
-        error = f" ± {sem:.3f} (one standard error)" if sem is not None and sem == sem else ""
-    return f"{mean}{error} of KL(tuned ‖ base), on held-out prompts"
+    elif _has_numbers(share, "sem"):
+        error = f" ± {share['sem']:.3f} (one standard error)"
+    return f"{share['mean']:.3f}{error} of KL(tuned ‖ base), on held-out prompts"
+
+
+def _has_numbers(found: Any, *names: str) -> bool:
+    """Tell whether `found` has finite numbers of these names: `info` may hold anything."""
+    values = [found.get(name) for name in names] if isinstance(found, Mapping) else [None]
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 def _interval(found: Mapping[str, float]) -> str:

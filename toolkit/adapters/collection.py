@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toolkit.adapters.adapter import Adapter
-from toolkit.adapters.card import facts, write_card
+from toolkit.adapters.card import CARD, card, facts, write_card
 from toolkit.adapters.hub import upload
 from toolkit.adapters.kinds import KINDS
 from toolkit.adapters.positions import Positions
 from toolkit.errors import InputError
 from toolkit.models.locations import POINTS
 from toolkit.runtime import html
+from toolkit.runtime.records import json_text, write_tensors, write_text
 
 Fit = Literal[
     "free",
@@ -70,17 +71,17 @@ class Adapters:
 
         A ``README.md`` that is not ours stays as it is.
         """
-        folder = Path(folder)
+        folder, config = Path(folder), self._config
+        text = json_text(config)  # `info` that JSON cannot hold is an error before any file
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{layer}.{name}": tensor.detach().cpu().contiguous()
             for layer, adapter in self.by_layer.items()
             for name, tensor in adapter.state_dict().items()
         }
-        save_file(tensors, folder / WEIGHTS)
-        text = json.dumps(self._config, indent=2) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        write_card(folder, self._config)
+        write_tensors(tensors, folder / WEIGHTS)
+        write_text(text, folder / CONFIG)
+        write_card(folder, config)
 
     def push_to_hub(
         self,
@@ -96,6 +97,8 @@ class Adapters:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            # A path to the base, if it is one, is none from a folder that is gone.
+            (Path(folder) / CARD).write_text(card(self._config), encoding="utf-8")
             return upload(Path(folder), repo_id, private, token, commit_message)
 
     @classmethod
@@ -105,8 +108,10 @@ class Adapters:
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS)
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} does not hold adapters ({error})") from error
+        if not isinstance(config, dict) or not config.get("layers"):
+            raise InputError(f"{folder / CONFIG} names no block with an adapter")
         if config.get("format") != FORMAT:
             raise InputError(
                 f"{folder} has adapter format {config.get('format')}, expected {FORMAT}"
@@ -118,7 +123,7 @@ class Adapters:
             location, fit, info = config["location"], config["fit"], config["info"]
             _ = POINTS[location]
             positions = Positions.parse(config["positions"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{folder / CONFIG} describes no known adapter: {error}") from error
         _fill(by_layer, tensors, folder / WEIGHTS)
         return cls(location, by_layer, fit, info, positions)

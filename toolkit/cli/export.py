@@ -7,6 +7,7 @@ import typer
 
 from toolkit.cli.options import MODEL, Device
 from toolkit.cli.steer import Dtype, Out
+from toolkit.errors import InputError
 from toolkit.runtime.console import bad_input, console
 
 
@@ -41,6 +42,8 @@ def export(
         from toolkit.export.formats import FORMATS
         from toolkit.export.write import export as write
 
+        if max_prompts is not None and max_prompts < 1:
+            raise InputError(f"--max-prompts is {max_prompts}: expected 1 or more")
         found = Adapters.from_pretrained(adapters)
         documents = read_documents(data) if data else None
         named = base or found.info.get("base")
@@ -54,16 +57,19 @@ def export(
 
 
 def _show(record: dict[str, Any], out: Path) -> None:
+    from toolkit.adapters.card import recovered_words
+    from toolkit.tables.words import nats
+
     level, reason = record["fidelity"], record["reason"]
     console.print(f"{record['format']}: {level}{': ' if reason else ''}{reason}", soft_wrap=True)
     if found := record["loss"]:
         console.print(
-            f"KL(steered ‖ exported) {found['kl']:.3g} ± {found['kl_sem']:.2g} nats a token on "
+            f"KL(steered ‖ exported) {nats(found['kl'], found['kl_sem'])} nats a token on "
             f"{found['prompts']} prompts; KL(steered ‖ base) {found['kl_base']:.3g}",
             soft_wrap=True,
         )
     elif level == "approximate":
         console.print("the loss is not measured: that takes --base and --data", soft_wrap=True)
-    if ours := record["recovered"]:
-        console.print(f"the adapters themselves recover {ours['mean']:.3f} ± {ours['sem']:.3f}")
+    if ours := recovered_words(record["recovered"]):
+        console.print(f"the adapters themselves recover {ours}", soft_wrap=True)
     console.print(f"export: {out.resolve()}", soft_wrap=True)

@@ -103,6 +103,7 @@ OffloadOption = Annotated[
     bool, typer.Option("--offload", help="Read blocks from disk when they are reached.")
 ]
 
+ESTIMATED = ("max_length", "recover", "dtype", "seed", "device")  # options of an estimate, too
 DEMO_SHARED_SAMPLE = 64  # a quarter of the default: the demonstration is to end within minutes
 
 
@@ -124,6 +125,7 @@ def _oracle(
 @app.command()
 # many parameters: a command's options are its parameters
 def diagnose(
+    ctx: typer.Context,
     base: BaseArgument = None,
     tuned: TunedArgument = None,
     data: DataOption = None,
@@ -164,16 +166,20 @@ def diagnose(
     """
     with bad_input():
         if from_ is not None:
-            _redo(from_, out or from_)
+            _take(ctx, "--from", ("from_", "out", "overwrite", "quiet"))
+            _redo(from_, out or from_, overwrite)
             return
         if train is not None:
             if tuned or data or not (base and out):
                 raise InputError("expected BASE --train FILE --out DIR, without TUNED and --data")
+            _take(ctx, "--train", ("base", "train", "steps", "out", *ESTIMATED, "quiet"))
             asked = {"max_length": max_length, "recover": recover, "dtype": dtype, "seed": seed}
             _estimate(base, train, steps, out, not quiet, {**asked, "device": device})
             return
         if not (base and tuned and data and (out or dry_run)):
             raise InputError("expected BASE TUNED --data FILE --out DIR (or --from DIR)")
+        if "--steps" in _given(ctx):
+            raise InputError("--steps belongs to --train: leave it out (or give --distil STEPS)")
         from toolkit.diagnosis.options import DISTIL_STEPS, Options
         from toolkit.diagnosis.other_data import OtherFiles
         from toolkit.jobs.diagnose import Job, plan_job
@@ -277,11 +283,25 @@ def _run(job: "Job") -> None:
         show_answer(run, job.out)
 
 
-def _redo(source: Path, out: Path) -> None:
-    from toolkit.report.folder import publish, read_run
+def _given(ctx: typer.Context) -> dict[str, str]:
+    """Return the options that stand on the command line, with the names of their parameters."""
+    named = [(parameter.opts[0], str(parameter.name)) for parameter in ctx.command.params]
+    sources = {name: ctx.get_parameter_source(name) for _, name in named}
+    # By the word: which package has the enumeration depends on typer's version.
+    return {o: n for o, n in named if (found := sources[n]) and found.name == "COMMANDLINE"}
+
+
+def _take(ctx: typer.Context, way: str, names: tuple[str, ...]) -> None:
+    """Raise InputError where an option is given that has no meaning with `way`."""
+    if others := [option for option, name in _given(ctx).items() if name not in names]:
+        raise InputError(f"{way} takes no {', '.join(others)}: leave out what it does not do")
+
+
+def _redo(source: Path, out: Path, overwrite: bool) -> None:
+    from toolkit.report.folder import read_run, republish
 
     run = read_run(source)
-    publish(run, out)
+    republish(run, source, out, overwrite)
     show_answer(run, out)
 
 

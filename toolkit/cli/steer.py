@@ -20,7 +20,10 @@ TaskName = Annotated[
     str,
     typer.Option(
         "--task",
-        help="listops, listops-worked, gsm8k, boolq, arc-easy, arc-challenge, winogrande or jsonl.",
+        help=(
+            "listops, listops-worked, gsm8k, boolq, arc-easy, arc-challenge, winogrande, answers "
+            "or jsonl."
+        ),
     ),
 ]
 TrainFile = Annotated[

@@ -17,6 +17,7 @@ from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import prompts_of
 from toolkit.evaluation.questions import Questions
 from toolkit.models.pair import ModelPair
+from toolkit.tables.words import OWN_PROMPTS
 
 N_QUESTIONS = 200
 MOST_PROMPTS = 24  # of each file from elsewhere, its first
@@ -91,6 +92,10 @@ class OtherFiles:
         for path in self.elsewhere:
             if path.name in elsewhere:
                 raise InputError(f"two files of --elsewhere are called {path.name}: rename one")
+            if path.name == OWN_PROMPTS:
+                raise InputError(
+                    f"--elsewhere {path}: tables call the data's prompts so: rename it"
+                )
             elsewhere[path.name] = _read_prompts(path)[:MOST_PROMPTS]
         if elsewhere:
             hashes = {name: _hash([d.content for d in found]) for name, found in elsewhere.items()}

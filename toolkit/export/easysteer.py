@@ -7,13 +7,14 @@ map is the algorithm ``lm_steer``, ``h + (h P1) P2ᵀ``, and then its constant `
 import base64
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
 from torch import Tensor
 
-from toolkit.adapters.affine import affine
+from toolkit.adapters.affine import Affine, affine_maps
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.positions import Positions
 from toolkit.export.format import Base, Fidelity, Format, refused
@@ -33,26 +34,27 @@ class EasySteer(Format):
         """Hold affine maps after blocks, at all positions."""
         if adapters.location != "post_block":
             return refused(f"it steers after blocks alone, not at {adapters.location}")
-        for adapter in adapters.by_layer.values():
-            if affine(adapter) is None:
-                return refused(f"a {adapter.kind} adapter is no affine map: no payload holds it")
-        return Fidelity(adapters)
+        maps = affine_maps(adapters.by_layer)
+        if maps is None:
+            return refused(f"a {adapters.kind} adapter is no affine map: no payload holds it")
+        if not maps:
+            return refused("the adapters change nothing")
+        return Fidelity(adapters, write=partial(_write, maps, adapters.positions))
 
-    def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
-        """Write the vectors in order: each block's map, then all constants."""
-        apply, vectors, constants = _apply(adapters.positions), [], {}
-        for layer, adapter in sorted(adapters.by_layer.items()):
-            found = affine(adapter)
-            assert found is not None
-            if len(found.down):
-                data = _payload("lowrank", {"projector1": found.down.T, "projector2": found.up})
-                vectors.append({"algorithm": "lm_steer", "layers": [layer], "data": data})
-            if found.bias.any():
-                constants[f"layer.{layer}"] = found.bias
-        if constants:
-            vectors.append({"algorithm": "direct", "data": _payload("direction", constants)})
-        spec = {"conflict": "sequential", "vectors": [{**v, "apply": apply} for v in vectors]}
-        (out / FILE).write_text(json.dumps(spec))
+
+def _write(maps: dict[int, Affine], positions: Positions, out: Path) -> None:
+    """Write ``steering.json`` with the vectors in order: each block's map, then all constants."""
+    apply, vectors, constants = _apply(positions), [], {}
+    for layer, found in maps.items():
+        if len(found.down):
+            data = _payload("lowrank", {"projector1": found.down.T, "projector2": found.up})
+            vectors.append({"algorithm": "lm_steer", "layers": [layer], "data": data})
+        if found.bias.any():
+            constants[f"layer.{layer}"] = found.bias
+    if constants:
+        vectors.append({"algorithm": "direct", "data": _payload("direction", constants)})
+    spec = {"conflict": "sequential", "vectors": [{**v, "apply": apply} for v in vectors]}
+    (out / FILE).write_text(json.dumps(spec))
 
 
 def _apply(positions: Positions) -> dict[str, Any]:

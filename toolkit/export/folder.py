@@ -1,6 +1,7 @@
 """The format ``folder``: a model of transformers with the adapters inside, and code of its own."""
 
 import json
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -10,12 +11,9 @@ import transformers
 from torch import Tensor
 
 from toolkit.adapters.adapter import Adapter
-from toolkit.adapters.affine import DIAGONAL, diagonal
+from toolkit.adapters.affine import DIAGONAL, affine, diagonal
 from toolkit.adapters.collection import Adapters
-from toolkit.adapters.linear import Linear
-from toolkit.adapters.loreft import LoReFT
 from toolkit.adapters.nonlinear import NonLinear
-from toolkit.adapters.vector import FixedVector
 from toolkit.export.format import Base, Fidelity, Format, refused
 from toolkit.models.hooks import state_at
 from toolkit.models.locations import causal_lm, resolve
@@ -46,60 +44,59 @@ class Folder(Format):
             return refused(
                 "parallel streams pass this model's blocks, which its code does not know"
             )
-        return Fidelity(adapters)
+        return Fidelity(adapters, write=partial(_write, adapters, base))
 
-    def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
-        """Write the model and the adapters' tensors, their places, the code, and the tokenizer."""
-        assert base is not None
-        model, sites = causal_lm(base.model), resolve(base.model)
-        names = {module: name for name, module in model.named_modules()}
-        layers: dict[str, Any] = {}
-        tensors: dict[str, Tensor] = {}
-        for layer, adapter in sorted(adapters.by_layer.items()):
-            parts, activation = parts_of(adapter)
-            site = sites.at[adapters.location, layer]
-            layers[str(layer)] = {
-                "module": names[site.module],
-                "side": site.side,
-                "activation": activation,
-                "shapes": {name: list(part.shape) for name, part in parts.items()},
-            }
-            tensors.update({f"steering.{layer}.{n}": p.contiguous() for n, p in parts.items()})
-        # The names that the model's class itself has: the steered class is not in the table by
-        # which transformers renames old files' tensors.
-        state = {**model.state_dict(), **tensors}
-        model.save_pretrained(out, state_dict=state, save_original_format=False)
-        base.tokenizer.save_pretrained(out)
-        _write_code(out, model)
-        _write_config(out, layers, adapters)
+
+def _write(adapters: Adapters, base: Base, out: Path) -> None:
+    """Write the model and the adapters' tensors, their places, the code, and the tokenizer."""
+    model, sites = causal_lm(base.model), resolve(base.model)
+    names = {module: name for name, module in model.named_modules()}
+    layers: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for layer, adapter in sorted(adapters.by_layer.items()):
+        parts, activation = _parts_of(adapter)
+        site = sites.at[adapters.location, layer]
+        layers[str(layer)] = {
+            "module": names[site.module],
+            "side": site.side,
+            "activation": activation,
+            "shapes": {name: list(part.shape) for name, part in parts.items()},
+        }
+        tensors.update({f"steering.{layer}.{n}": p.contiguous() for n, p in parts.items()})
+    # The names that the model's class itself has: the steered class is not in the table by which
+    # transformers renames old files' tensors.
+    state = {**model.state_dict(), **tensors}
+    model.save_pretrained(out, state_dict=state, save_original_format=False)
+    base.tokenizer.save_pretrained(out)
+    _write_code(out, model)
+    _write_config(out, layers, adapters)
 
 
 @torch.no_grad()
-def parts_of(adapter: Adapter) -> tuple[dict[str, Tensor], str | None]:
+def _parts_of(adapter: Adapter) -> tuple[dict[str, Tensor], str | None]:
     """Return the tensors of ``up σ(down h + inner) + scale ⊙ h + bias`` and the name of σ.
 
-    A tensor that the adapter does not need is left out, as is σ where it is the identity.
+    A tensor that the adapter does not need is left out, as is σ where it is the identity. As an
+    affine map a scale would be a matrix of the width's square.
     """
-    activation = None
+    activation, dtype = None, next(adapter.parameters()).dtype
     parts: dict[str, Tensor | None]
-    if isinstance(adapter, FixedVector):
-        parts = {"bias": adapter.bias}
-    elif isinstance(adapter, Linear):
-        parts = {"up": adapter.up, "down": adapter.down, "bias": adapter.bias}
-    elif isinstance(adapter, LoReFT):
-        rows = adapter.rows
-        parts = {"up": rows.T, "down": adapter.target - rows, "inner": adapter.bias}
-    elif isinstance(adapter, NonLinear):
+    if isinstance(adapter, NonLinear):
         activation = adapter.activation
         parts = {"up": adapter.up, "down": adapter.down, "inner": adapter.inner_bias,
                  "bias": adapter.bias}  # fmt: skip
     elif isinstance(adapter, DIAGONAL):
-        dtype = next(adapter.parameters()).dtype
-        scale, bias = (part.to(dtype) for part in diagonal(adapter))
+        scale, bias = diagonal(adapter)
         parts = {"scale": scale if scale.any() else None, "bias": bias}
+    elif found := affine(adapter):
+        bias, down = found.bias, found.down
+        parts = {"bias": bias if bias.any() or not len(down) else None}
+        if len(down):
+            full = torch.equal(down, torch.eye(len(bias)).to(down))
+            parts |= {"up": found.up, "down": None if full else down}
     else:
         raise TypeError(f"a {adapter.kind} adapter has no parts that the code knows")
-    return {n: p.detach().cpu() for n, p in parts.items() if p is not None}, activation
+    return {n: p.detach().to("cpu", dtype) for n, p in parts.items() if p is not None}, activation
 
 
 def _write_code(out: Path, model: Any) -> None:

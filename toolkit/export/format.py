@@ -1,18 +1,26 @@
 """Define an export format, and how faithfully it holds given adapters."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 
+from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.positions import Positions
 from toolkit.models.loading import load_model, load_tokenizer, parse_dtype
 from toolkit.runtime.console import quiet_transformers
 
 Level = Literal["exact", "approximate", "refused"]
+Write = Callable[[Path], None]
+
+
+def _nothing(out: Path) -> None:
+    """Write nothing into the folder: what is refused."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,18 @@ class Base:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Say which adapters a format holds in place of given ones, and in one sentence why.
+    """Say which adapters a format holds in place of given ones, and why; and write them.
 
     `held` are the given adapters (exact), others that are the format's nearest (approximate), or
-    None (refused); `reason` is empty where they are exact.
+    None (refused); `reason` is a sentence, empty where they are exact. `write` writes them into a
+    folder that is there and empty: a reader of the format then does what `steer` does with them,
+    or, where precision stands between, what the context `attached` makes of the base model.
     """
 
     held: Adapters | None
     reason: str = ""
+    write: Write = _nothing
+    attached: Callable[[], AbstractContextManager[None]] | None = None
 
     @property
     def level(self) -> Level:
@@ -47,6 +59,11 @@ class Fidelity:
         if self.held is None:
             return "refused"
         return "approximate" if self.reason else "exact"
+
+    def put_into(self, model: Any) -> AbstractContextManager[None]:
+        """Let `model`, the base, be what a reader of the format makes of it."""
+        assert self.held is not None
+        return self.attached() if self.attached else steer(model, self.held)
 
 
 class Format(ABC):
@@ -62,32 +79,24 @@ class Format(ABC):
         `base` is not None where `needs_base`.
         """
 
-    @abstractmethod
-    def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
-        """Write `adapters`, which are `held` by some `fidelity`, into the folder `out`.
-
-        `out` is there and empty. A reader of the format then does what `steer` does with them.
-        """
-
 
 def refused(reason: str) -> Fidelity:
     """Return that no adapters are held, and why."""
     return Fidelity(None, reason)
 
 
-def steering_only(positions: str, adapters: Adapters) -> Fidelity:
-    """Return what a format holds of `adapters` that steers ``all`` tokens, or ``every``, alone.
+def on_every_token(adapters: Adapters, write: Write) -> Fidelity:
+    """Return what a format holds of `adapters` that steers every token of a text.
 
-    ``all`` is approximated by ``every`` and the reverse: they differ in a sequence's first token.
+    The positions ``all`` are approximated: they leave a sequence's first token alone.
     """
-    ours, theirs = adapters.positions, Positions.parse(positions)
-    if ours == theirs:
-        return Fidelity(adapters)
+    ours = adapters.positions
+    if str(ours) == "every":
+        return Fidelity(adapters, write=write)
     if ours.first is not None:
         return refused(f"it cannot steer at positions {ours}: it steers every token of a text")
-    what = (
-        "it also steers each sequence's first token, which the adapters leave alone"
-        if theirs.sink
-        else "it leaves each sequence's first token alone, which the adapters steer"
+    return Fidelity(
+        replace(adapters, positions=Positions.parse("every")),
+        "it also steers each sequence's first token, which the adapters leave alone",
+        write,
     )
-    return Fidelity(replace(adapters, positions=theirs), what)

@@ -8,6 +8,7 @@ at every token; N = 0 is an error there. A LoRA has no biases.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -15,11 +16,10 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, GGUFType, GGUFWriter, Keys, get_tensor_name_map
 
-from toolkit.adapters.affine import affine
+from toolkit.adapters.affine import Affine, affine_maps
 from toolkit.adapters.collection import Adapters
-from toolkit.adapters.merge import weight_change_of
 from toolkit.adapters.weight_change import WeightChange
-from toolkit.export.format import Base, Fidelity, Format, refused, steering_only
+from toolkit.export.format import Base, Fidelity, Format, on_every_token, refused
 from toolkit.export.peft import in_weights
 from toolkit.models.locations import resolve
 
@@ -43,7 +43,7 @@ class Gguf(Format):
         if (family := base.model.config.model_type) not in ARCHITECTURES:
             return refused(f"llama.cpp's name of the family {family} is not known here")
         if adapters.location == "post_block":
-            return _after_blocks(adapters)
+            return _after_blocks(adapters, base.model)
         change = in_weights(adapters, base)
         if isinstance(change, Fidelity):
             return change
@@ -51,62 +51,60 @@ class Gguf(Format):
             return refused("the adapters have a constant, and llama.cpp's LoRAs have no biases")
         if not change.parameters:
             return refused("the adapters change nothing, and llama.cpp has no empty LoRA")
-        if None in _names(change, base.model).values():
+        names = _names(change, base.model)
+        if None in names.values():
             return refused("llama.cpp has no name for one of the matrices that change")
-        return steering_only("every", adapters)
-
-    def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
-        """Write ``control_vector.gguf`` or ``lora.gguf``."""
-        assert base is not None
-        if adapters.location == "post_block":
-            _write_control_vector(adapters, base.model, out / CONTROL_VECTOR)
-        else:
-            _write_lora(adapters, base.model, out / LORA)
+        architecture = ARCHITECTURES[family]
+        return on_every_token(adapters, partial(_write_lora, change, names, architecture))
 
 
-def _after_blocks(adapters: Adapters) -> Fidelity:
+def _after_blocks(adapters: Adapters, model: Any) -> Fidelity:
     """Return what control vectors hold of adapters at ``post_block``: all blocks but block 0."""
-    for adapter in adapters.by_layer.values():
-        if (change := affine(adapter)) is None or len(change.down):
-            return refused(
-                f"a {adapter.kind} adapter at post_block depends on the state: control vectors "
-                "are constants"
-            )
-    found = steering_only("every", adapters)
-    if found.held is None or 0 not in adapters.by_layer:
-        return found
+    maps = affine_maps(adapters.by_layer)
+    if maps is None or any(len(found.down) for found in maps.values()):
+        return refused(
+            f"a {adapters.kind} adapter at post_block depends on the state: control vectors are "
+            "constants"
+        )
+    found = on_every_token(adapters, partial(_write_control_vector, maps, model))
+    if found.held is None or 0 not in maps:
+        return found if maps else refused("the adapters change nothing")
     later = {layer: adapter for layer, adapter in adapters.by_layer.items() if layer}
-    if not later:
+    if maps.keys() == {0}:
         return refused("control vectors have no direction for block 0")
     reasons = ["control vectors have no direction for block 0, which is left out", found.reason]
-    return Fidelity(replace(found.held, by_layer=later), "; and ".join(filter(None, reasons)))
+    reason = "; and ".join(filter(None, reasons))
+    return replace(found, held=replace(found.held, by_layer=later), reason=reason)
 
 
-def _write_control_vector(adapters: Adapters, model: Any, path: Path) -> None:
-    """Write ``direction.N``, float32 `[d]`, of each block N."""
-    with _writer(path, "controlvector") as writer:
+def _write_control_vector(maps: dict[int, Affine], model: Any, out: Path) -> None:
+    """Write ``control_vector.gguf``: ``direction.N``, float32 `[d]`, of each block N but 0."""
+    with _writer(out / CONTROL_VECTOR, "controlvector") as writer:
         writer.add_string("controlvector.model_hint", model.config.model_type)
         writer.add_uint32("controlvector.layer_count", resolve(model).n_layers)
-        for layer, adapter in sorted(adapters.by_layer.items()):
-            found = affine(adapter)
-            assert found is not None
-            assert layer > 0
-            writer.add_tensor(f"direction.{layer}", _float32(found.bias))
+        for layer, found in maps.items():
+            if layer > 0:
+                writer.add_tensor(f"direction.{layer}", _float32(found.bias))
 
 
-def _write_lora(adapters: Adapters, model: Any, path: Path) -> None:
-    """Write ``lora_a`` `[r, in]` and ``lora_b`` `[out, r]` of each matrix that changes.
+def _write_lora(
+    change: WeightChange,
+    names: dict[tuple[int, str], str | None],
+    architecture: str,
+    out: Path,
+) -> None:
+    """Write ``lora.gguf``: ``lora_a`` `[r, in]`, ``lora_b`` `[out, r]` of matrices that change.
 
     llama.cpp scales each by alpha over its own rank: alpha is the largest, and B makes up for it.
     """
-    change = weight_change_of(model, adapters)
-    names = _names(change, model)
     alpha = max(len(down) for _, down in change.by_module.values())
-    with _writer(path, ARCHITECTURES[model.config.model_type]) as writer:
+    with _writer(out / LORA, architecture) as writer:
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
         for place, (up, down) in sorted(change.by_module.items()):
+            if not len(down):  # nothing changes here, and llama.cpp reads no empty tensor
+                continue
             name = f"{names[place]}.weight"
             writer.add_tensor(f"{name}.lora_a", _float32(down))
             writer.add_tensor(f"{name}.lora_b", _float32(up * (len(down) / alpha)))

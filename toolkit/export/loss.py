@@ -10,8 +10,9 @@ from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.divergence import Divergences, recovered
 from toolkit.evaluation.reference import Reference
-from toolkit.export.format import Base
+from toolkit.export.format import Base, Fidelity
 from toolkit.models.generation import continuation_logits, prefill
+from toolkit.models.readable import Readers
 
 NEW_TOKENS = 32
 
@@ -35,18 +36,19 @@ class Loss:
 def loss(
     base: Base,
     adapters: Adapters,
-    held: Adapters,
+    found: Fidelity,
     prompts: Sequence[Sequence[int]],
     n_new: int = NEW_TOKENS,
 ) -> Loss:
-    """Measure how far the model steered by `held` is from the one steered by `adapters`."""
+    """Measure how far what a format makes of the model is from the one steered by `adapters`."""
     model = base.model
+    Readers((model,), base.tokenizer).require_prompts(prompts, n_new)
     exported: list[Divergences] = []
     unsteered: list[Divergences] = []
     for batch in Reference(model, base.tokenizer, prompts, n_new).batches:
         with steer(model, adapters):
             steered, counted = batch.read, batch.generated.counted
-        for parts, context in ((exported, steer(model, held)), (unsteered, nullcontext())):
+        for parts, context in ((exported, found.put_into(model)), (unsteered, nullcontext())):
             with context:
                 start = prefill(model, batch.prompts)
                 logits = continuation_logits(model, batch.prompts, start, batch.generated)

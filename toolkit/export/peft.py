@@ -1,13 +1,12 @@
 """The format ``peft``: a LoRA's folder, with biases where adapters have constants."""
 
-from pathlib import Path
 from typing import ClassVar, final
 
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.merge import weight_change_of
 from toolkit.adapters.weight_change import WeightChange
 from toolkit.errors import InputError
-from toolkit.export.format import Base, Fidelity, Format, refused, steering_only
+from toolkit.export.format import Base, Fidelity, Format, on_every_token, refused
 
 
 @final
@@ -20,12 +19,9 @@ class Peft(Format):
     def fidelity(self, adapters: Adapters, base: Base | None) -> Fidelity:
         """Hold affine adapters before and after matrices, at every token."""
         change = in_weights(adapters, base)
-        return change if isinstance(change, Fidelity) else steering_only("every", adapters)
-
-    def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""
-        assert base is not None
-        weight_change_of(base.model, adapters).save_pretrained(out)
+        if isinstance(change, Fidelity):
+            return change
+        return on_every_token(adapters, change.save_pretrained)
 
 
 def in_weights(adapters: Adapters, base: Base | None) -> WeightChange | Fidelity:

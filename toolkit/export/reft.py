@@ -1,12 +1,13 @@
 """The format ``reft``: a folder that ``pyreft.ReftModel.load`` reads."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
 
-from toolkit.adapters.affine import affine
+from toolkit.adapters.affine import Affine, affine_maps
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.subspace import subspace
 from toolkit.export.format import Base, Fidelity, Format, refused
@@ -33,9 +34,11 @@ class Reft(Format):
         family = base.model.config.model_type
         if family not in FAMILIES:
             return refused(f"pyvene has no table of the family {family}")
-        for adapter in adapters.by_layer.values():
-            if affine(adapter) is None:
-                return refused(f"a {adapter.kind} adapter is no affine map: LoReFT cannot do it")
+        maps = affine_maps(adapters.by_layer)
+        if maps is None:
+            return refused(f"a {adapters.kind} adapter is no affine map: LoReFT cannot do it")
+        if not maps:
+            return refused("the adapters change nothing")
         sites = resolve(base.model)
         for layer in adapters.by_layer:
             site, block = sites.at[adapters.location, layer], sites.blocks[layer]
@@ -45,28 +48,26 @@ class Reft(Format):
                     f"{adapters.location} of block {layer} is not the output of a module that "
                     "pyvene knows"
                 )
-        return Fidelity(adapters)
-
-    def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
-        """Write ``config.json``, and a state dict a block, as pyreft 0.1 saves them."""
-        assert base is not None
         component = COMPONENTS[adapters.location]
-        representations, keys = [], []
-        for layer, adapter in sorted(adapters.by_layer.items()):
-            found = affine(adapter)
-            assert found is not None
-            form = subspace(found)
-            key = f"layer_{layer}_comp_{component}_unit_pos_nunit_1#0"
-            tensors = {
-                "weight": form.target.float(),
-                "bias": form.bias.float(),
-                "rotate_layer": form.rows.T.contiguous().float(),
-            }
-            # A pickle: pyreft reads nothing else. This package writes it here, and reads none.
-            torch.save(tensors, out / f"intkey_{key}.bin")
-            representations.append([layer, component, "pos", 1, len(form.rows), *[None] * 9])
-            keys.append(key)
-        (out / "config.json").write_text(json.dumps(_config(base.model, representations, keys)))
+        return Fidelity(adapters, write=partial(_write, maps, component, base.model))
+
+
+def _write(maps: dict[int, Affine], component: str, model: Any, out: Path) -> None:
+    """Write ``config.json``, and a state dict a block, as pyreft 0.1 saves them."""
+    representations, keys = [], []
+    for layer, found in maps.items():
+        form = subspace(found)
+        key = f"layer_{layer}_comp_{component}_unit_pos_nunit_1#0"
+        tensors = {
+            "weight": form.target.float(),
+            "bias": form.bias.float(),
+            "rotate_layer": form.rows.T.contiguous().float(),
+        }
+        # A pickle: pyreft reads nothing else. This package writes it here, and reads none.
+        torch.save(tensors, out / f"intkey_{key}.bin")
+        representations.append([layer, component, "pos", 1, len(form.rows), *[None] * 9])
+        keys.append(key)
+    (out / "config.json").write_text(json.dumps(_config(model, representations, keys)))
 
 
 def _config(model: Any, representations: list[list], keys: list[str]) -> dict[str, Any]:

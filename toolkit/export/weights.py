@@ -4,16 +4,17 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
 
 from toolkit.adapters.collection import Adapters
-from toolkit.adapters.merge import weight_change_of
 from toolkit.adapters.weight_change import WeightChange, changed
-from toolkit.export.format import Base, Fidelity, Format, refused, steering_only
+from toolkit.export.format import Base, Fidelity, Format, on_every_token, refused
 from toolkit.export.peft import in_weights
+from toolkit.models.loading import dtype_name
 from toolkit.models.locations import causal_lm, resolve
 
 # What configurations call the choice of giving the MLP's, or attention's, matrices biases.
@@ -28,28 +29,34 @@ class Weights(Format):
     needs_base: ClassVar[bool] = True
 
     def fidelity(self, adapters: Adapters, base: Base | None) -> Fidelity:
-        """Hold what a LoRA with biases holds, where the family's configuration keeps biases."""
+        """Hold what a LoRA with biases holds, where the family's configuration keeps biases.
+
+        In 16 bits the change is rounded with the weights, which a small one may not survive.
+        """
         change = in_weights(adapters, base)
         if isinstance(change, Fidelity):
             return change
         assert base is not None
-        if _with_places(causal_lm(base.model), change) is None:
+        placed = _with_places(causal_lm(base.model), change)
+        if placed is None:
             return refused(
                 "the adapters have a constant, and this family's configuration gives their "
                 "matrices no bias: it would be lost when the model is loaded"
             )
-        return steering_only("every", adapters)
+        found = on_every_token(adapters, partial(_write, base, *placed))
+        if found.held is None or base.model.dtype.itemsize > 2:
+            return found
+        rounded = f"in {dtype_name(base.model.dtype)} the change is rounded with the weights"
+        reason = "; and ".join(filter(None, [rounded, found.reason]))
+        return replace(found, reason=reason, attached=partial(changed, base.model, change))
 
-    def write(self, adapters: Adapters, base: Base | None, out: Path) -> None:
-        """Write the model with its changed weights, and the tokenizer."""
-        assert base is not None
-        model = causal_lm(base.model)
-        found = _with_places(model, weight_change_of(model, adapters))
-        assert found is not None
-        change, choice = found
-        with changed(model, change), _chosen(model.config, choice):
-            model.save_pretrained(out)
-        base.tokenizer.save_pretrained(out)
+
+def _write(base: Base, change: WeightChange, choice: str, out: Path) -> None:
+    """Write the model with its changed weights, and the tokenizer."""
+    model = causal_lm(base.model)
+    with changed(model, change), _chosen(model.config, choice):
+        model.save_pretrained(out)
+    base.tokenizer.save_pretrained(out)
 
 
 def _with_places(model: Any, change: WeightChange) -> tuple[WeightChange, str] | None:

@@ -1,6 +1,5 @@
 """Writing adapters in a format: exactly, or approximately with the loss measured, or not at all."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from toolkit.export.formats import FORMATS
 from toolkit.export.loss import loss
 from toolkit.models.locations import causal_lm, resolve
 from toolkit.runtime.console import quiet_transformers
-from toolkit.runtime.output import own_folder
+from toolkit.runtime.output import made_whole, own_folder
 from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
 
@@ -56,7 +55,7 @@ def export(
         )
     measured = None
     if found.level == "approximate" and base is not None and prompts:
-        measured = asdict(loss(base, adapters, found.held, prompts))
+        measured = asdict(loss(base, adapters, found, prompts))
     record = {
         "format": to,
         "fidelity": found.level,
@@ -68,14 +67,10 @@ def export(
         "recovered": adapters.info.get("recovered"),
         "versions": versions(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    try:
+    with made_whole(out, RECORD):
         with quiet_transformers():
-            form.write(found.held, base, out)
+            found.write(out)
         write_json(record, out / RECORD)
-    except BaseException:  # a folder without its record would be refused the next time
-        shutil.rmtree(out)
-        raise
     return record
 
 

@@ -18,9 +18,10 @@ from toolkit.diagnosis.workspace import TensorFolder
 from toolkit.documents.corpus import Corpus, DataFile
 from toolkit.documents.tokens import MAX_LENGTH, Encoded
 from toolkit.errors import InputError
-from toolkit.evaluation.response_loss import response_batches
+from toolkit.evaluation.response_loss import excess, response_batches
 from toolkit.models.loading import fingerprint, load_model, load_tokenizer, parse_dtype
 from toolkit.models.locations import resolve
+from toolkit.models.readable import Readers
 from toolkit.runtime.console import quiet_transformers
 from toolkit.runtime.output import own_folder, own_request
 from toolkit.runtime.progress import progress
@@ -34,6 +35,7 @@ from toolkit.training.trials import (
     BASE,
     Trial,
     TrialBench,
+    has_response,
     most_of,
     rate_of,
     smallest_with,
@@ -94,7 +96,9 @@ def estimate(request: EstimateRequest, out: Path, show_progress: bool = True) ->
     with quiet_transformers():
         model = load_model(request.base, parse_dtype(request.dtype), request.device)
         tokenizer = load_tokenizer(request.base)
-    corpus = Corpus.of(data.documents, tokenizer, request.device, request.max_length)
+    corpus = Readers((model,), tokenizer).checked(
+        Corpus.of(data.documents, tokenizer, request.device, request.max_length)
+    )
     choosing, reporting = sides(corpus)
     bench = TrialBench(
         model,
@@ -112,7 +116,7 @@ def estimate(request: EstimateRequest, out: Path, show_progress: bool = True) ->
     own_request(out / TRIALS / "request.json", asked)
     trials = list(_trials(bench, request, out / TRIALS, show_progress))
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    found = _conclude(trials, request.recover, choosing is not reporting, n_parameters)
+    found = conclude(trials, request.recover, choosing is not reporting, n_parameters)
     about = {"train": str(request.train), "recover": request.recover, **asked}
     _write(out, found, {**about, "documents": len(bench.rows), "versions": versions()})
     return found
@@ -120,11 +124,11 @@ def estimate(request: EstimateRequest, out: Path, show_progress: bool = True) ->
 
 def sides(corpus: Corpus) -> tuple[list[Encoded], list[Encoded]]:
     """Return the held-out documents that choose and those that report; all both if they are few."""
-    held = [d for d in corpus.held_out if d.response_start is not None]
+    held = [d for d in corpus.held_out if has_response(d)]
     if not held:
         raise InputError(
-            "--train has no held-out document with a response: expected JSON lines with "
-            '"prompt" and "response", a few dozen of them'
+            "--train has no held-out document with a response within --max-length: expected JSON "
+            'lines with "prompt" and "response", a few dozen of them'
         )
     reporting = replace(corpus, encoded=tuple(held)).reporting()
     return ([d for d in held if not d.reports], reporting) if reporting else (held, held)
@@ -183,7 +187,7 @@ def _trial(method: Method, kept: Mapping[str, Tensor]) -> Trial:
     return Trial(method, int(kept["parameters"]), choosing, reporting)
 
 
-def _conclude(trials: Sequence[Trial], share: float, apart: bool, n_parameters: int) -> Estimate:
+def conclude(trials: Sequence[Trial], share: float, apart: bool, n_parameters: int) -> Estimate:
     """Choose on the documents that choose, and say what the others show of it."""
     base, *trained = trials
     most, chosen = most_of(trials), smallest_with(trained, base, share)
@@ -193,6 +197,14 @@ def _conclude(trials: Sequence[Trial], share: float, apart: bool, n_parameters: 
             frame, None, "An estimate: no short training lowers the loss of held-out responses."
         )
     row = frame[frame.method == chosen.method.name].iloc[0]
+    gain, largest = (excess(base.choosing, trial.choosing).mean for trial in (chosen, most))
+    name = f"{chosen.method.name} ({chosen.parameters:,} parameters)"
+    which = (
+        f"the smallest adapter to gain {share:g} of the most that a short training gains is {name}"
+        if gain >= share * largest
+        else f"no adapter gains {share:g} of the most that a short training gains; most of them "
+        f"gains {name}"
+    )
     among = "that had no part in choosing it" if apart else "that chose it too"
     interval = f" (95 % interval {row.share_low:.2f} to {row.share_high:.2f})"
     if row.n_documents == 1:
@@ -200,9 +212,8 @@ def _conclude(trials: Sequence[Trial], share: float, apart: bool, n_parameters: 
     return Estimate(
         frame,
         chosen.method.name,
-        f"An estimate, without a fine-tune: the smallest adapter to gain {share:g} of the most "
-        f"that a short training gains is {chosen.method.name} ({chosen.parameters:,} parameters). "
-        f"It takes {row.gain:.3f} nats a token off the loss of {row.loss + row.gain:.3f}, "
+        f"An estimate, without a fine-tune: {which}. It takes {row.gain:.3f} nats "
+        f"a token off the loss of {row.loss + row.gain:.3f}, "
         f"{row.share:.2f}{interval} of what {most.method.name} does, on the responses of "
         f"{row.n_documents} documents {among}.",
     )
@@ -214,6 +225,7 @@ def _write(out: Path, found: Estimate, about: dict[str, Any]) -> None:
     draw.save(gains(found.frame, found.chosen), out / "estimate")
     if found.chosen:
         chosen = Adapters.from_pretrained(out / TRIALS / _file_name(found.chosen))
-        chosen.info.update(about)
+        # As model cards name them.
+        chosen.info.update({**about, "data": about["train"], "data_sha256": about["data"]})
         chosen.save_pretrained(out / ADAPTERS)
     write_json({"headline": found.headline, "chosen": found.chosen, **about}, out / RECORD)

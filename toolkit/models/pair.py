@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from toolkit.documents.corpus import Corpus, Reading, pad_token
+from toolkit.documents.corpus import Corpus, Reading
 from toolkit.errors import InputError, refused
 from toolkit.models.loading import (
     dtype_name,
@@ -25,13 +25,12 @@ from toolkit.models.loading import (
 from toolkit.models.locations import (
     BRANCHES,
     causal_lm,
-    learned_positions,
-    n_embeddings,
     of_blocks,
     resolve,
 )
 from toolkit.models.offload import Offload, offloaded, state_tensors
 from toolkit.models.peft_adapter import WroteToBaseError, is_adapter, with_adapter
+from toolkit.models.readable import Readers
 from toolkit.models.runner import BlockRunner
 from toolkit.models.verify import prove
 from toolkit.models.vocabulary import LeftOut, share_vocabulary
@@ -136,7 +135,7 @@ class ModelPair:
     @property
     def pad_id(self) -> int:
         """The token that pads: the tokenizer's, where the models have it."""
-        return pad_token(self.tokenizer, n_embeddings(self.base))
+        return self._readers.pad_id
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -175,8 +174,7 @@ class ModelPair:
             corpus = documents.on(self.device)
         else:
             corpus = Corpus.of(documents, self.tokenizer, self.device, **reading)
-        self._require_readable(corpus)
-        return corpus if corpus.pad_id == self.pad_id else replace(corpus, pad_id=self.pad_id)
+        return self._readers.checked(corpus)
 
     def require_prompts(
         self, prompts: Sequence[Sequence[int]], n_new: int, whose: str = "the data"
@@ -185,41 +183,12 @@ class ModelPair:
 
         `whose` says in the message where the prompts come from.
         """
-        self._require_tokens(prompts, f"prompts of {whose}")
-        longest = max(len(prompt) for prompt in prompts)
-        if longest + n_new > (positions := self._positions):
-            raise InputError(
-                f"a prompt of {whose} has {longest} tokens, and with {n_new} new ones passes the "
-                f"models' {positions} learned positions: leave out such long prompts (prompts are "
-                "never cut), or generate fewer tokens"
-            )
+        self._readers.require_prompts(prompts, n_new, whose)
 
-    def _require_readable(self, corpus: Corpus) -> None:
-        """Raise InputError where documents hold tokens or positions that the models lack."""
-        self._require_tokens([(*d.ids, *d.prompt_ids) for d in corpus.encoded], "documents")
-        longest = max(len(document.ids) for document in corpus.encoded)
-        if longest > (positions := self._positions):
-            raise InputError(
-                f"a document has {longest} tokens, the models' learned positions end at "
-                f"{positions}: give --max-length {positions}"
-            )
-
-    def _require_tokens(self, rows: Sequence[Sequence[int]], what: str) -> None:
-        """Raise InputError where `rows` hold a token that one of the models lacks."""
-        models = self.base_runner.model, self.tuned_runner.model
-        n_rows = min(n_embeddings(model) for model in models)
-        largest = max(max(row) for row in rows)
-        if largest >= n_rows:
-            raise InputError(
-                f"{what} hold token {largest} ({self.tokenizer.decode([largest])!r}), which "
-                f"one of the models lacks (embeddings of {n_rows} tokens are in both): leave them "
-                "out, or give the tokenizer that belongs to the models"
-            )
-
-    @property
-    def _positions(self) -> float:
-        """How many positions both models have learned embeddings for."""
-        return min(learned_positions(r.model) for r in (self.base_runner, self.tuned_runner))
+    @cached_property
+    def _readers(self) -> Readers:
+        """Both models, as what reads tokens."""
+        return Readers((self.base_runner.model, self.tuned_runner.model), self.tokenizer)
 
     @contextmanager
     def resident(self, layer: int) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """From a run to the files that the main command leaves, and back."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pandas as pd
 from toolkit.adapters.collection import Adapters
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.survey import analyse
-from toolkit.diagnosis.workspace import RUN, read_statistics
+from toolkit.diagnosis.workspace import RUN, read_statistics, refuse_existing
 from toolkit.errors import InputError
 from toolkit.evaluation.rank_search import RankSearch
 from toolkit.report import page as report
+from toolkit.report.next_steps import moved
 from toolkit.report.origin import origin
 from toolkit.runtime.check import Check
+from toolkit.runtime.output import made_whole
 from toolkit.runtime.records import write_json
 from toolkit.tables import drawing as draw
 from toolkit.tables.store import read_tables, write_tables
@@ -40,6 +43,24 @@ def publish(run: Run, folder: Path) -> None:
     (folder / "report.html").write_text(report.render(run, drawn), "utf-8")
     write_json({**report.summary(run), "run": _kept(run)}, folder / REPORT)
     write_json(run.info, folder / RUN)
+
+
+def republish(run: Run, source: Path, out: Path, overwrite: bool) -> None:
+    """Publish what `read_run` read from `source`: there anew, or in another folder.
+
+    Raises InputError where the other folder is not empty, or, unless `overwrite`, holds a run.
+    """
+    source, out = source.resolve(), out.resolve()
+    if source != out:
+        refuse_existing(out, overwrite)
+        if source.is_relative_to(out):
+            raise InputError(f"{out} holds the run that is redone: give --out another name")
+        if (out / RUN).is_file():
+            shutil.rmtree(out)  # what is left of another run would pass for this one's
+        if paths := run.info.get("paths"):
+            run.info["paths"] = {name: moved(path, source, out) for name, path in paths.items()}
+    with made_whole(out, RUN):
+        publish(run, out)
 
 
 def read_run(folder: Path) -> Run:

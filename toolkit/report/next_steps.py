@@ -3,12 +3,12 @@
 All of them are given in the run's folder, from which the paths in ``run.json`` are counted.
 """
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from toolkit.diagnosis.run import Run
+from toolkit.runtime.output import seen_from
 
 ASKED = "What is 2 + 3?"
 BY_FIT = ("forced", "sequential")  # what ``oracle steer fit`` calls these forms, too
@@ -16,7 +16,12 @@ BY_FIT = ("forced", "sequential")  # what ``oracle steer fit`` calls these forms
 
 def paths_from(out: Path, **sources: str | Path) -> dict[str, str]:
     """Return the `sources` as seen from the folder `out`; what is no local path stays as it is."""
-    return {name: _seen_from(out, source) for name, source in sources.items()}
+    return {name: seen_from(out, source) for name, source in sources.items()}
+
+
+def moved(path: str, source: Path, out: Path) -> str:
+    """Return the `path` that is counted from the folder `source` as it is seen from `out`."""
+    return seen_from(out, source / path) if (source / path).exists() else path
 
 
 def code(run: Run) -> str:
@@ -39,7 +44,8 @@ def commands(run: Run) -> dict[str, str]:
     """Write the commands that refit, distil, judge and export the recommended adapters.
 
     A step that the run lacks the files for is left out: documents in memory give no refit, a run
-    without a task no judge. ``oracle steer fit`` fits every block, and counts every token.
+    without a task no judge. ``oracle steer fit`` fits every block, and counts every token;
+    ``oracle steer eval`` leaves out no question that is a document of the data.
     """
     r, info = run.recommendation, run.info
     if r is None:
@@ -61,12 +67,12 @@ def commands(run: Run) -> dict[str, str]:
             "steer", "distil", base, tuned, "--data", data, "--out", "distilled", "--start",
             "adapters", *_option(options, "new_tokens"), *reading, *precision,
         ]  # fmt: skip
-    if task := info.get("other_data", {}).get("task"):
-        name = "jsonl" if task["name"] == "answers" else task["name"]
+    task = info.get("other_data", {}).get("task")
+    if task and not task.get("left_out"):
         file = info.get("paths", {}).get("questions", task["file"])
         found["judge"] = [
-            "steer", "eval", base, "--task", name, "--adapters", "adapters", "--tuned", tuned,
-            *(["--test", file] if file else []), "--n", task["questions"], *precision,
+            "steer", "eval", base, "--task", task["name"], "--adapters", "adapters", "--tuned",
+            tuned, *(["--test", file] if file else []), "--n", task["questions"], *precision,
         ]  # fmt: skip
     # The one format that holds every kind exactly, with the first token left alone.
     found["export"] = [
@@ -85,8 +91,3 @@ def _sources(run: Run) -> tuple[str, str, str]:
 def _option(options: dict[str, Any], name: str) -> list[Any]:
     """Return an option of the run as a command has it; earlier runs lack some."""
     return [f"--{name.replace('_', '-')}", options[name]] if name in options else []
-
-
-def _seen_from(out: Path, source: str | Path) -> str:
-    path = Path(source)
-    return os.path.relpath(path.resolve(), out) if path.exists() else str(source)

@@ -41,7 +41,7 @@ def render(run: Run, figures: Mapping[str, str]) -> str:
 
 
 def template(package: str, name: str) -> Template:
-    """Return the page `name` of `package`, which may include the report's style."""
+    """Return the page `name` of `package`, which may stand in the report's frame."""
     loaders = [PackageLoader(folder, ".") for folder in (package, "toolkit.report")]
     environment = Environment(
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined

@@ -13,7 +13,7 @@ from toolkit.runs.overlap import overlap_rows
 from toolkit.runs.page import render
 from toolkit.runs.recovery import recovery_rows
 from toolkit.runs.transfer import transfer_rows
-from toolkit.runtime.output import own_folder
+from toolkit.runtime.output import made_whole, own_folder
 from toolkit.runtime.provenance import stamp
 from toolkit.runtime.records import write_json
 from toolkit.tables import drawing as draw
@@ -51,13 +51,21 @@ def write_comparison(found: RunComparison, folder: str | Path) -> None:
     Raises InputError where the folder holds files that are not a comparison's.
     """
     folder = own_folder(Path(folder), RECORD)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    with made_whole(folder, RECORD):
+        _write(found, folder)
+
+
+def _write(found: RunComparison, folder: Path) -> None:
+    figures_folder = folder / "figures"
+    figures_folder.mkdir(exist_ok=True)
     figures = {}
     for spec in SPECS:  # of an earlier comparison that had more
         (folder / f"{spec.name}.csv").unlink(missing_ok=True)
+        for suffix in (".svg", ".png"):
+            (figures_folder / f"{spec.name}{suffix}").unlink(missing_ok=True)
     for spec, frame in found.tables:
         frame.to_csv(folder / f"{spec.name}.csv", index=False, lineterminator="\n")
-        svg, _ = draw.save(spec.plot(frame), folder / "figures" / spec.name)
+        svg, _ = draw.save(spec.plot(frame), figures_folder / spec.name)
         figures[spec.name] = svg.read_text("utf-8")
     (folder / PAGE).write_text(render(found, figures), "utf-8")
     record = {

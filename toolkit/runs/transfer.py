@@ -148,9 +148,9 @@ def finding(frame: pd.DataFrame) -> str:
         text += f" and {_range(own.recovered)} of their own"
     text += f". The best transfer is of {best.adapters} to {best.prompts}: "
     text += share_words(best.recovered)
-    if np.isfinite(best.recovered_low):
+    if pd.notna(best.recovered_low):
         text += f" ({share_words(best.recovered_low)} to {share_words(best.recovered_high)})"
-    if np.isfinite(best.more_than_own_low):
+    if pd.notna(best.more_than_own_low):
         more = [best.more_than_own, best.more_than_own_low, best.more_than_own_high]
         words = [f"{value:+.2f}".replace("-", "−") for value in more]
         text += ", {} ({} to {}, paired) beside the adapters of its own".format(*words)

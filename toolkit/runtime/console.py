@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import click
 import typer
 from rich.console import Console
 
@@ -32,7 +31,7 @@ def bad_input() -> Iterator[None]:
     except InputError as error:
         _say(" ".join(str(error).split()))
         raise typer.Exit(2) from None
-    except (click.exceptions.Exit, click.Abort, click.ClickException):
+    except (typer.Exit, typer.Abort):
         raise
     except OSError as error:
         if error.errno not in NO_ROOM:

@@ -3,7 +3,10 @@
 import fcntl
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,31 @@ def own_folder(out: Path, *records: str) -> Path:
         )
     require_writable(out)
     return out
+
+
+def seen_from(out: Path, source: str | Path) -> str:
+    """Return the path `source` as it is seen from the folder `out`; what is no path stays."""
+    path = Path(source)
+    return os.path.relpath(path.resolve(), out.resolve()) if path.exists() else str(source)
+
+
+@contextmanager
+def made_whole(out: Path, record: str) -> Iterator[None]:
+    """Make the folder `out`; where what writes into it fails, nothing is left in it.
+
+    `own_folder` would refuse a folder without its `record` the next time. What has one already, of
+    an earlier result, stays.
+    """
+    known, there = (out / record).exists(), out.is_dir()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not known:
+            shutil.rmtree(out)
+            if there:
+                out.mkdir()
+        raise
 
 
 def own_file(out: Path, begins: str) -> None:

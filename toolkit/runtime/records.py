@@ -13,18 +13,25 @@ from torch import Tensor
 
 def write_json(content: Any, path: Path) -> None:
     """Write indented UTF-8 JSON; numbers that are not finite become null."""
+    write_text(json_text(content), path)
+
+
+def json_text(content: Any) -> str:
+    """Return the text that `write_json` writes."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text in UTF-8."""
     unfinished = path.with_name(f"{path.name}.new")
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-    unfinished.write_text(text + "\n", "utf-8")
+    unfinished.write_text(text, "utf-8")
     os.replace(unfinished, path)
 
 
 def write_lines(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write JSON lines in UTF-8, one a row; numbers that are not finite become null."""
-    unfinished = path.with_name(f"{path.name}.new")
     lines = [json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) for row in rows]
-    unfinished.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    os.replace(unfinished, path)
+    write_text("".join(f"{line}\n" for line in lines), path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ held-out responses is an estimate of what a longer training would: of all cheap 
 of ``docs/validity.md``, short trainings alone were no worse than the number of parameters.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,15 +69,15 @@ def rate_of(method: Method, width: int) -> float:
 
 def training_rows(documents: Sequence[Encoded]) -> list[dict[str, list[int]]]:
     """Return documents as supervised examples: the tokens of their responses are labels."""
+    rows = [(list(d.ids), d.response_start or 0) for d in documents if has_response(d)]
     return [
-        {
-            "input_ids": list(document.ids),
-            "labels": [NOT_SUPERVISED] * document.response_start
-            + list(document.ids[document.response_start :]),
-        }
-        for document in documents
-        if document.response_start is not None and document.response_start < len(document.ids)
+        {"input_ids": ids, "labels": [NOT_SUPERVISED] * start + ids[start:]} for ids, start in rows
     ]
+
+
+def has_response(document: Encoded) -> bool:
+    """Tell whether tokens of a response are left of `document`, which may be cut before them."""
+    return document.response_start is not None and document.response_start < len(document.ids)
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,11 @@ class TrialBench:
 def smallest_with(trials: Sequence[Trial], base: Trial, share: float) -> Trial | None:
     """Return the smallest steering trial that gains `share` of the most that any trial gains.
 
-    On the documents that choose. The one that gains most where none does; None where none gains.
+    On the documents that choose. The one that gains most where none does; None where none gains. A
+    training whose loss is no number gains nothing.
     """
-    gains = {t.method: excess(base.choosing, t.choosing).mean for t in trials}
+    losses = {t.method: excess(base.choosing, t.choosing).mean for t in trials}
+    gains = {method: gain if math.isfinite(gain) else -math.inf for method, gain in losses.items()}
     steering = [t for t in trials if t.method.family == "steering"]
     best = max(steering, key=lambda t: gains[t.method])
     if gains[best.method] <= 0:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from toolkit import InputError
+from toolkit.documents.tasks import make_task
 from toolkit.documents.tasks.answers import Answers
 from toolkit.documents.tasks.task import Example
 
@@ -34,6 +35,16 @@ def test_a_file_needs_no_responses(tmp_path):
     rows = [{"prompt": "a", "answer": "6 x\n#### 1,000"}, {"prompt": "b", "answer": "B."}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [e.answer for e in Answers(test=path).examples("test")] == ["1000", "b"]
+
+
+def test_answers_are_a_task_to_judge_on_and_to_learn_where_there_are_responses(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1"}\n')
+    assert [e.answer for e in make_task("answers", test=path).examples("test")] == ["1"]
+    with pytest.raises(InputError, match="no response to learn from"):
+        make_task("answers", train=path).examples("train")
+    with pytest.raises(InputError, match="needs --test FILE"):
+        make_task("answers", train=path).examples("test")
 
 
 @pytest.mark.parametrize("line", ['{"prompt": "a"}', '{"prompt": "a", "answer": 3}', "[]", "{"])

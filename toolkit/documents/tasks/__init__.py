@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from toolkit.documents.tasks.answers import Answers
 from toolkit.documents.tasks.choice import ARC, BoolQ, Winogrande
 from toolkit.documents.tasks.gsm8k import GSM8K
 from toolkit.documents.tasks.jsonl import JSONLines
@@ -19,6 +20,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "arc-challenge": lambda *files: ARC("Challenge", *files),
     "winogrande": Winogrande,
     "jsonl": JSONLines,
+    "answers": Answers,
 }
 
 
@@ -26,7 +28,10 @@ def make_task(name: str, train: Path | None = None, test: Path | None = None) ->
     """Return the task called `name`, from the hub, a generator, or the files that are given."""
     if name not in TASKS:
         raise InputError(f"no task is called {name!r}: expected one of {', '.join(TASKS)}")
-    return TASKS[name](train, test)
+    made = TASKS[name](train, test)
+    if isinstance(made, ListOps) and (train or test):
+        raise InputError(f"{name} draws its own examples: leave out --train and --test")
+    return made
 
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from toolkit.documents.tasks.gsm8k import NUMBER
-from toolkit.documents.tasks.task import Example, StoredTask
+from toolkit.documents.tasks.task import Example, Source, StoredTask
 from toolkit.errors import InputError
 
 MARKER = re.compile(r"####|answer is", re.IGNORECASE)
@@ -27,6 +27,17 @@ class Answers(StoredTask):
 
     def from_hub(self, row: Mapping[str, Any]) -> Example:
         raise NotImplementedError
+
+    def _stored(self, source: Source) -> list[Example]:
+        if self.files[source] is None:
+            raise InputError(f"the task answers needs --{source} FILE")
+        found = super()._stored(source)
+        if source == "train" and not all(example.response for example in found):
+            raise InputError(
+                "a line of --train has no response to learn from: expected JSON lines with prompt, "
+                "answer and response"
+            )
+        return found
 
     def extract(self, text: str) -> str | None:
         """Return the words among which the answer is looked for, a space between them."""
