@@ -96,6 +96,10 @@ def test_an_estimate_says_what_it_is_and_goes_on(folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert "An estimate" in result.stdout
     frame = pd.read_csv(out / "estimate.csv")
+    page = (out / "estimate.html").read_text("utf-8")
+    assert all(f">{method}</td>" in page for method in frame.method)
+    assert page.count('<tr class="chosen">') == 1
+    assert "nan" not in page.split("<h2>All trainings</h2>")[1]
     said = json.loads((out / "estimate.json").read_text())
     assert frame.method[0] == "base"
     assert frame.gain[0] == 0

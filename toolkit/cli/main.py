@@ -320,7 +320,7 @@ def _estimate(
     show_rows(columns, rows)
     console.print()
     console.print(found.headline, style="bold", soft_wrap=True)
-    console.print(f"table: {(out / 'estimate.csv').resolve()}", soft_wrap=True)
+    console.print(f"page: {(out / 'estimate.html').resolve()}", soft_wrap=True)
 
 
 def show_answer(run: Any, out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from toolkit.adapters.collection import Adapters
@@ -22,6 +23,7 @@ from toolkit.evaluation.response_loss import excess, response_batches
 from toolkit.models.loading import fingerprint, load_model, load_tokenizer, parse_dtype
 from toolkit.models.locations import resolve
 from toolkit.models.readable import Readers
+from toolkit.report.page import inline_svg, template
 from toolkit.runtime.console import quiet_transformers
 from toolkit.runtime.output import own_folder, own_request
 from toolkit.runtime.progress import progress
@@ -29,6 +31,7 @@ from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
 from toolkit.tables import drawing as draw
 from toolkit.tables.trial_plot import gains
+from toolkit.tables.words import nats
 from toolkit.training.methods import Method
 from toolkit.training.trainer import TrainingOptions
 from toolkit.training.trials import (
@@ -45,6 +48,7 @@ from toolkit.training.trials import (
 )
 
 RECORD, TABLE, TRIALS, ADAPTERS = "estimate.json", "estimate.csv", "trials", "adapters"
+PAGE = "estimate.html"
 SIDES = ("choosing", "reporting")
 
 
@@ -86,7 +90,7 @@ class Estimate:
 
 
 def estimate(request: EstimateRequest, out: Path, show_progress: bool = True) -> Estimate:
-    """Train every place and size for a few steps; write ``estimate.csv``, ``.json``, ``.svg``.
+    """Train every place and size for a few steps; write ``estimate.html``, ``.csv``, ``.json``.
 
     The chosen adapters are in ``adapters``. Trainings that an interrupted run finished are not run
     again. Raises InputError where documents have no responses, or are too few.
@@ -219,10 +223,40 @@ def conclude(trials: Sequence[Trial], share: float, apart: bool, n_parameters: i
     )
 
 
+def page(found: Estimate, about: Mapping[str, Any], figure: str) -> str:
+    """Write the estimate as HTML, in the report's look, with `figure`, which is SVG text."""
+    rows = [
+        {
+            "method": row.method,
+            "chosen": row.method == found.chosen,
+            "parameters": f"{row.parameters:,}",
+            "percent": f"{row.parameters_percent:.2g} %",
+            "loss": nats(row.loss, row.loss_sem),
+            "gain": nats(row.gain, row.gain_sem),
+            "share": _share(row),
+        }
+        for row in found.frame.itertuples()
+    ]
+    return template("toolkit.report", "estimate.html").render(
+        found=found,
+        about=about,
+        figure=Markup(inline_svg(figure, "estimate")),
+        rows=rows,
+        n_documents=int(found.frame.n_documents.iloc[0]),
+    )
+
+
+def _share(row: Any) -> str:
+    if row.kind == "none":
+        return ""
+    return f"{row.share:.2f} ({row.share_low:.2f} to {row.share_high:.2f})".replace("-", "−")
+
+
 def _write(out: Path, found: Estimate, about: dict[str, Any]) -> None:
     """Write table, figure, record and the chosen adapters."""
     found.frame.to_csv(out / TABLE, index=False, lineterminator="\n")
     draw.save(gains(found.frame, found.chosen), out / "estimate")
+    (out / PAGE).write_text(page(found, about, (out / "estimate.svg").read_text("utf-8")), "utf-8")
     if found.chosen:
         chosen = Adapters.from_pretrained(out / TRIALS / _file_name(found.chosen))
         # As model cards name them.

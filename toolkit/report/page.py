@@ -47,8 +47,15 @@ def template(package: str, name: str) -> Template:
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["error"] = _error
+    environment.filters["parted"] = _parted
     environment.filters["megabytes"] = lambda size: f"{size / 1e6:,.0f} MB"
     return environment.get_template(name)
+
+
+def _parted(headline: str) -> tuple[str, str]:
+    """Split a headline into its first sentence, which is the page's title, and the others."""
+    first, _, rest = headline.partition(". ")
+    return (f"{first}." if rest else first), rest
 
 
 def _error(sem: float | None, form: str) -> str:
