@@ -48,6 +48,7 @@ from toolkit.fitting.block_result import BlockResult
 from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.driver import shared_out
 from toolkit.lockstep.march import March
+from toolkit.models.hooks import left_as_found
 from toolkit.models.pair import ModelPair
 from toolkit.models.quantised import FLOAT8
 from toolkit.models.verify import prove_on_documents
@@ -80,8 +81,8 @@ def diagnose(
     each returns the whole run. Raises InputError where the documents do not suffice.
 
     An interrupted run leaves the models as they were. With a path as `workspace`, what is finished
-    is kept in the folder ``PATH.partial``: the same call goes on from it, and removes it when the
-    run is complete. (A command gives an open `Workspace`, of which its run becomes the content.)
+    is kept in ``PATH.partial``: the same call goes on from there, and removes it at the end. (A
+    command gives an open `Workspace`, which becomes its run's folder.)
     """
     options = options or Options()
     corpus = pair.corpus(documents, **options.reading)
@@ -95,6 +96,7 @@ def diagnose(
     decide_together(pair.device, processes)
     with (
         quiet_openblas(),
+        left_as_found(pair.base, pair.tuned),
         freed_if_interrupted(),
         working_in(workspace, pair, corpus, options, processes) as own,
     ):
