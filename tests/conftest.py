@@ -21,10 +21,10 @@ from toolkit.tables import drawing
 SLOW = {
     "broken_input", "comparison", "deficient_mlp", "diagnose", "diagnose_reach",
     "diagnose_recovery", "distilled", "docs", "error_growth", "estimate", "families", "figures",
-    "first_look", "free_memory", "grpo", "heap", "killed", "known_answers", "main", "methods",
-    "noise", "notebooks", "offload", "once", "output", "page", "plot", "processes", "quantised",
-    "recommend", "shipped", "shipped_runs", "side_by_side", "steer", "trainer", "tuners",
-    "workspace",
+    "first_look", "free_memory", "grpo", "heap", "kernel", "killed", "known_answers", "main",
+    "methods", "noise", "notebooks", "offload", "once", "output", "page", "plot", "processes",
+    "quantised", "recommend", "shipped", "shipped_runs", "side_by_side", "steer", "trainer",
+    "tuners", "workspace",
 }  # fmt: skip
 
 # Files that look at pictures.

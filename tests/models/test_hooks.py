@@ -8,7 +8,16 @@ from tests.support.properties import restores
 from toolkit.adapters.attach import steer
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.vector import FixedVector
-from toolkit.models.hooks import Site, before, bypass, call_of, capture, replace, tuple_sizes
+from toolkit.models.hooks import (
+    Site,
+    before,
+    bypass,
+    call_of,
+    capture,
+    left_as_found,
+    replace,
+    tuple_sizes,
+)
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -149,3 +158,22 @@ def test_a_block_with_a_forward_of_its_own_is_refused(model):
         bypass(blocks, sizes),
     ):
         pass
+
+
+def test_what_an_interrupt_left_is_taken_away(model):
+    """And what was there before stays."""
+    blocks, ran, plain = tiny.blocks_of(model), [], logits(model)
+    own = blocks[0].register_forward_hook(lambda *_: ran.append("own"))
+    never_left = [replace(Site(blocks[1], side), torch.zeros_like) for side in ("input", "output")]
+
+    def interrupted():
+        for context in never_left:
+            context.__enter__()
+        blocks[2].forward = lambda *args, **kwargs: None
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), left_as_found(model):
+        interrupted()
+    assert torch.equal(logits(model), plain)
+    assert ran == ["own"]
+    own.remove()

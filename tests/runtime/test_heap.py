@@ -1,4 +1,4 @@
-"""Freed tensors of medium size are given back to the system."""
+"""Freed tensors are given back to the system, and what an interrupted call holds is freed."""
 
 import ctypes
 import json
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from toolkit.runtime.heap import freed_if_interrupted
 
 # In a process of its own: in one that has run for long, the heap holds free pages enough for all
 # that is asked for here, and nothing grows.
@@ -34,3 +36,25 @@ def test_freed_memory_is_given_back():
     assert found["held"] > 150 * 2**20, "the C library keeps nothing: the call is not needed"
     assert found["after"] < 30 * 2**20
     assert found["whole"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_call_holds_nothing(stop):
+    """Its suspended generators are closed too; an error's frames stay, to be looked at."""
+    closed = []
+
+    def steps():
+        try:
+            yield 1
+        finally:
+            closed.append(True)
+
+    def call():
+        suspended = steps()
+        next(suspended)
+        raise stop
+
+    with pytest.raises(stop) as kept, freed_if_interrupted():
+        call()
+    assert kept.tb is not None
+    assert closed == [True] * (stop is KeyboardInterrupt)

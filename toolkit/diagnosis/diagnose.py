@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from toolkit.diagnosis.summary import N_SAMPLES, describe_choice, make_tables, s
 from toolkit.diagnosis.survey import SurveyPlan, survey
 from toolkit.diagnosis.weight_candidates import weight_candidates, why_no_weights
 from toolkit.diagnosis.weight_rows import weight_rows
-from toolkit.diagnosis.workspace import Workspace
+from toolkit.diagnosis.workspace import Workspace, working_in
 from toolkit.documents.batches import Batch
 from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import Encoded
@@ -47,11 +48,12 @@ from toolkit.fitting.block_result import BlockResult
 from toolkit.fitting.spec import FitSpec
 from toolkit.lockstep.driver import shared_out
 from toolkit.lockstep.march import March
+from toolkit.models.hooks import left_as_found
 from toolkit.models.pair import ModelPair
 from toolkit.models.quantised import FLOAT8
 from toolkit.models.verify import prove_on_documents
 from toolkit.runtime.check import Check
-from toolkit.runtime.heap import release_freed
+from toolkit.runtime.heap import freed_if_interrupted, release_freed
 from toolkit.runtime.lapack import quiet_openblas
 from toolkit.runtime.placement import decide_together
 from toolkit.runtime.processes import ALONE, Processes
@@ -68,16 +70,19 @@ def diagnose(
     *,
     other: OtherData | None = None,
     show_progress: bool = True,
-    workspace: Workspace | None = None,
+    workspace: Workspace | str | Path | None = None,
     processes: Processes = ALONE,
 ) -> Run:
     """Find where, and with how small an adapter, steering does what fine-tuning did to `pair`.
 
     `documents` are mappings with ``text``, or ``prompt`` and ``response`` (or plain strings), or a
     `Corpus` of them. Maps are fitted on four documents in five and judged on the others. `other`
-    has questions and prompts that the answer is looked at with. An open `workspace` keeps what is
-    finished and gives what an interrupted run finished. All `processes` share the work, and each
-    returns the whole run. Raises InputError where the documents do not suffice.
+    has questions and prompts that the answer is looked at with. All `processes` share the work, and
+    each returns the whole run. Raises InputError where the documents do not suffice.
+
+    An interrupted run leaves the models as they were. With a path as `workspace`, what is finished
+    is kept in ``PATH.partial``: the same call goes on from there, and removes it at the end. (A
+    command gives an open `Workspace`, which becomes its run's folder.)
     """
     options = options or Options()
     corpus = pair.corpus(documents, **options.reading)
@@ -89,8 +94,13 @@ def diagnose(
     pair.require_prompts(asked, options.new_tokens)
     other.prompts(pair, options.new_tokens)
     decide_together(pair.device, processes)
-    with quiet_openblas():
-        return _Diagnosis(pair, corpus, options, other, workspace, processes, show_progress).run()
+    with (
+        quiet_openblas(),
+        left_as_found(pair.base, pair.tuned),
+        freed_if_interrupted(),
+        working_in(workspace, pair, corpus, options, processes) as own,
+    ):
+        return _Diagnosis(pair, corpus, options, other, own, processes, show_progress).run()
 
 
 @dataclass

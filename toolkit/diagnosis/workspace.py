@@ -9,6 +9,7 @@ moment leaves the last finished block and candidate, from which any number of pr
 import json
 import shutil
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toolkit.diagnosis.block_statistics import BlockStatistics
+from toolkit.diagnosis.options import Options
+from toolkit.documents.corpus import Corpus
 from toolkit.errors import InputError
 from toolkit.evaluation.rank_search import KeptRound
 from toolkit.fitting.block_result import KeptMarch
+from toolkit.models.pair import ModelPair
+from toolkit.runtime.console import errors
 from toolkit.runtime.output import LOCK, lock, require_writable, unlock
 from toolkit.runtime.processes import ALONE, Processes
 from toolkit.runtime.records import write_json, write_tensors
@@ -75,6 +80,23 @@ class Workspace:
         """Make the folder, or go on in one that the same request left; true if there was one."""
         return self.processes.from_first(self._open)
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the folder open for a run, and say so where it goes on from an interrupted one.
+
+        Bad input removes the folder; whatever else ends the run leaves it for the same request.
+        """
+        if self.open() and self.processes.first:
+            errors.print(f"going on from the interrupted run in {self.folder}")
+        try:
+            yield
+        except InputError:
+            self.remove()
+            raise
+        except BaseException:
+            self.release()
+            raise
+
     def keep(self, layer: int, sums: BlockStatistics) -> None:
         """Keep a block's statistics, where the run is to."""
         if self.keep_statistics and self.processes.first:
@@ -109,8 +131,8 @@ class Workspace:
         (self.out / REQUEST).unlink()
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def abandon(self) -> None:
-        """Remove the folder: the input was bad."""
+    def remove(self) -> None:
+        """Remove the folder: the input was bad, or nothing in it is needed any more."""
         if self.processes.first:
             self.release()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -165,6 +187,30 @@ class TensorFolder(MutableMapping[str, dict[str, Tensor]]):
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+@contextmanager
+def working_in(
+    place: Workspace | str | Path | None,
+    pair: ModelPair,
+    corpus: Corpus,
+    options: Options,
+    processes: Processes = ALONE,
+) -> Iterator[Workspace | None]:
+    """Yield a run's workspace: none, an open one that is somebody's, or one at the path `place`.
+
+    The one at a path is identified by what is read and by `options`, and removed when the run is
+    complete.
+    """
+    if place is None or isinstance(place, Workspace):
+        yield place
+        return
+    base, tuned = pair.hashes
+    request = {"base": base, "tuned": tuned, "data": corpus.sha256, "options": vars(options)}
+    own = Workspace(Path(place).resolve(), request, processes=processes)
+    with own.opened():
+        yield own
+    own.remove()
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:

@@ -92,6 +92,12 @@ class Corpus:
         """The documents that maps are judged on."""
         return [document for document in self.encoded if document.held_out]
 
+    @property
+    def sha256(self) -> str:
+        """The hash of the tokens and of how they are read, on whichever device."""
+        read = (self.encoded, self.positions, self.batch_tokens, self.pad_id, self.seed)
+        return hashlib.sha256(repr(read).encode()).hexdigest()
+
     @cached_property
     def batches(self) -> list[Batch]:
         """All documents in batches of one side each, fit documents first."""

@@ -12,7 +12,7 @@ from toolkit.diagnosis.other_data import OtherData, OtherFiles
 from toolkit.diagnosis.run import Run
 from toolkit.diagnosis.workspace import Workspace, refuse_existing
 from toolkit.documents.corpus import Corpus, DataFile
-from toolkit.errors import InputError, one_line
+from toolkit.errors import one_line
 from toolkit.models.loading import parse_dtype, require_device
 from toolkit.models.outline import Outline, outline
 from toolkit.models.pair import ModelPair
@@ -92,9 +92,7 @@ def _run_in(processes: Processes, job: Job) -> Run:
         "keep_statistics": job.keep_statistics,
     }
     workspace = Workspace(job.out, request, job.keep_statistics, processes)
-    if workspace.open() and processes.first:
-        errors.print(f"going on from the interrupted run in {workspace.folder}")
-    try:
+    with workspace.opened():
         run = diagnose(
             pair,
             corpus or data.documents,
@@ -104,12 +102,6 @@ def _run_in(processes: Processes, job: Job) -> Run:
             workspace=workspace,
             processes=processes,
         )
-    except InputError:
-        workspace.abandon()
-        raise
-    except BaseException:
-        workspace.release()
-        raise
     if processes.first:
         run.info["data"].update(file=str(job.data), sha256=data.sha256)
         run.info["other_data"] = other.identity

@@ -157,6 +157,30 @@ def bypass(modules: Iterable[nn.Module], tuple_sizes: Iterable[int]) -> Iterator
             del module.forward
 
 
+@contextmanager
+def left_as_found(*models: nn.Module) -> Iterator[None]:
+    """Take away, however this ends, the hooks and forwards that `models` did not have before.
+
+    Every context does so itself. But Ctrl-C may come between a registration and the ``try`` whose
+    end would undo it.
+    """
+    modules = {module for model in models for module in model.modules()}
+    found = {module: ("forward" in vars(module), *map(set, _hooks(module))) for module in modules}
+    try:
+        yield
+    finally:
+        for module, (has_forward, *keys) in found.items():
+            for hooks, known in zip(_hooks(module), keys, strict=True):
+                for key in hooks.keys() - known:
+                    del hooks[key]
+            if "forward" in vars(module) and not has_forward:
+                del module.forward
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Callable], dict[int, Callable]]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
 def tuple_sizes(modules: Iterable[nn.Module], run: Callable[[], Any]) -> list[int]:
     """Return how long a tuple each module's forward returns in ``run()`` (0: a bare tensor)."""
     sizes: dict[nn.Module, int] = {}

@@ -1,7 +1,10 @@
-"""Handing freed memory back to the system, where the C library would keep it."""
+"""Handing memory back: to the system, where the C library would keep it, and after Ctrl-C."""
 
 import ctypes
-from collections.abc import Callable
+import gc
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def _trim() -> Callable[[int], int] | None:
@@ -22,3 +25,18 @@ def release_freed() -> None:
     """
     if _malloc_trim is not None:
         _malloc_trim(0)
+
+
+@contextmanager
+def freed_if_interrupted() -> Iterator[None]:
+    """Free what an interrupted call holds, though somebody keeps the exception.
+
+    A notebook keeps the traceback of a cell that was interrupted, and a traceback all frames: their
+    tensors would stay while the next cell goes on, and so would contexts of suspended generators.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        traceback.clear_frames(interrupt.__traceback__)
+        gc.collect()
+        raise
