@@ -165,13 +165,16 @@ def left_as_found(*models: nn.Module) -> Iterator[None]:
     end would undo it.
     """
     modules = {module for model in models for module in model.modules()}
-    found = {module: ("forward" in vars(module), *map(set, _hooks(module))) for module in modules}
+    found: dict[nn.Module, tuple[bool, set[int], set[int]]] = {
+        module: ("forward" in vars(module), *map(set, _hooks(module)))  # type: ignore[misc]
+        for module in modules
+    }
     try:
         yield
     finally:
         for module, (has_forward, *keys) in found.items():
             for hooks, known in zip(_hooks(module), keys, strict=True):
-                for key in hooks.keys() - known:
+                for key in set(hooks) - known:
                     del hooks[key]
             if "forward" in vars(module) and not has_forward:
                 del module.forward

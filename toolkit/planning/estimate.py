@@ -133,6 +133,7 @@ class RunPlan:
             yield f"estimated time: {whole} (after a timing of {spent})"
 
 
+# many parameters: all but two say how, and have defaults
 def plan(
     known: Outline,
     documents: Iterable[Any] | Corpus,
