@@ -20,11 +20,23 @@ def test_a_run_is_kept_in_place_of_what_is_there(tmp_path):
         (place / "tables").mkdir(parents=True)
         (place / "tables" / f"{content}.csv").write_text(content)
         for name in ("run.json", "report.json"):
-            (place / name).write_text(content)
+            (place / name).write_text(json.dumps({"is": content, "commands": {}, "paths": {}}))
     (run / "report.html").write_text("new")
     recipe.keep(run, folder)
     found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.*")}
-    assert found == dict.fromkeys(["tables/new.csv", "run.json", "report.json"], "new")
+    assert found.pop("tables/new.csv") == "new"
+    kept = {name: json.loads(text) for name, text in found.items()}
+    assert kept == {name: {"is": "new"} for name in ("run.json", "report.json")}
+
+
+def test_a_kept_record_names_no_place_of_this_machine():
+    task = {"name": "arc-easy", "file": "/home/me/test.jsonl"}
+    record = {"data": {"file": "/tmp/x/documents.jsonl"}, "other_data": {"task": task}}
+    found = recipe.portable(record)
+    assert found["data"]["file"] == "documents.jsonl"
+    assert found["other_data"]["task"]["file"] == "test.jsonl"
+    relative = {"data": {"file": "data/gsm8k-demo.jsonl"}}
+    assert recipe.portable(relative) == relative
 
 
 @pytest.mark.parametrize("name", recipe.RUNS)
@@ -33,7 +45,8 @@ def test_what_ships_was_run_with_these_options(name):
     info = json.loads((recipe.ROOT / "data" / name / "run.json").read_text())
     assert Options(**info["options"]) == Options(**options)
     assert (info["base"]["name"], info["tuned"]["name"]) == (base, tuned)
-    assert Path(info["data"]["file"]) == recipe.DOCUMENTS
+    documents = Path(recipe.ARC_FILE) if name == recipe.ARC_RUN else recipe.DOCUMENTS
+    assert Path(info["data"]["file"]) == documents
 
 
 def test_the_recipe_runs(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ and data are relative to the repository's root, and what the training of a full 
 """
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
@@ -36,13 +37,15 @@ from typing import Any
 from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.other_data import OtherFiles
 from toolkit.jobs.diagnose import Job, run_job
+from toolkit.runtime.records import write_json
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = Path("data/gsm8k-demo.jsonl")
 ELSEWHERE = (ROOT / "data" / "elsewhere.jsonl",)
-KEPT = ("tables", "run.json", "report.json")
+TABLES, RECORDS = "tables", ("run.json", "report.json")
+ON_THIS_MACHINE = ("code", "commands", "paths")
 SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "gemma-3-270m"
-ARC_RUN, ARC_DOCUMENTS = "arc-run", 120
+ARC_RUN, ARC_FILE, ARC_DOCUMENTS = "arc-run", "arc-easy.jsonl", 120
 # Base, tuned (from the root), and the options that are not diagnose's defaults.
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "demo-run": (SMOLLM2, "data/smollm2-gsm8k-lora", {"shared_sample": 128}),
@@ -60,13 +63,20 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def keep(run: Path, folder: Path) -> None:
     """Copy what is kept of the finished `run` into `folder`, in place of what is there."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        source, target = run / name, folder / name
-        if source.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target)
-        else:
-            shutil.copyfile(source, target)
+    shutil.rmtree(folder / TABLES, ignore_errors=True)
+    shutil.copytree(run / TABLES, folder / TABLES)
+    for name in RECORDS:
+        write_json(portable(json.loads((run / name).read_text("utf-8"))), folder / name)
+
+
+def portable(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without what holds on this machine alone: commands, and where files lie."""
+    found = {name: part for name, part in record.items() if name not in ON_THIS_MACHINE}
+    task = found.get("other_data", {}).get("task", {})
+    for described in (found.get("data", {}), task):
+        if Path(described.get("file", "")).is_absolute():
+            described["file"] = Path(described["file"]).name
+    return found
 
 
 def documents_of(name: str, arc_test: Path, scratch: Path) -> tuple[Path, OtherFiles]:
@@ -74,7 +84,7 @@ def documents_of(name: str, arc_test: Path, scratch: Path) -> tuple[Path, OtherF
     if name != ARC_RUN:
         return DOCUMENTS, OtherFiles(elsewhere=ELSEWHERE)
     lines = arc_test.read_text("utf-8").splitlines(keepends=True)
-    documents = scratch / "arc-easy.jsonl"
+    documents = scratch / ARC_FILE
     documents.write_text("".join(lines[:ARC_DOCUMENTS]), "utf-8")
     return documents, OtherFiles("arc-easy", arc_test, elsewhere=ELSEWHERE)
 
