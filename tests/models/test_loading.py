@@ -252,3 +252,10 @@ def test_tokens_and_positions_that_models_lack_are_refused(tmp_path):
         pair.corpus(["w5 w6 new w7", "w8 w9 w10"])
     pair.tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # it is never read
     assert pair.corpus(["w5 w6 w7", "w8 w9 w10"]).pad_id == 0
+
+
+def test_a_name_that_is_no_folder_is_said_to_be_a_hubs(folders, monkeypatch):
+    """A relative path given in another folder looks like a name on the hub."""
+    monkeypatch.chdir(folders)
+    with pytest.raises(InputError, match="'models/base', which is no folder here"):
+        ModelPair.load("base", "models/base")

@@ -164,14 +164,20 @@ def model_folder(source: str | Path) -> Path:
 
 def load_tokenizer(source: str | Path) -> Any:
     """Return the tokenizer at `source`; see `load_model` for what a source is."""
-    with refused(f"cannot load a tokenizer from {str(source)!r}"):
+    with refused(f"cannot load a tokenizer from {_called(source)}"):
         return AutoTokenizer.from_pretrained(plain_folder(source), trust_remote_code=False)
 
 
 def load_config(source: str | Path) -> Any:
     """Return the configuration at `source`, without its weights."""
-    with refused(f"cannot read a model from {str(source)!r}"):
+    with refused(f"cannot read a model from {_called(source)}"):
         return AutoConfig.from_pretrained(model_source(source), trust_remote_code=False)
+
+
+def _called(source: str | Path) -> str:
+    """Quote the name of a model, and say whether it is a hub's: a path may be meant."""
+    hub = not Path(source).exists() and str(source) not in PACKAGED
+    return f"{str(source)!r}{', which is no folder here, so a name on the hub' if hub else ''}"
 
 
 def plain_folder(source: str | Path) -> str:
