@@ -16,7 +16,7 @@ from toolkit.models.loading import fingerprint
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("display_data", "error", "execute_result", "stream")
 LOOKS = 0.01  # seconds between two looks at whether to interrupt
-PATIENCE = 120  # seconds without a word from the kernel
+PATIENCE = 300  # seconds without a word from the kernel
 
 
 class Kernel:
