@@ -1,5 +1,7 @@
 """The plan of a run, against the run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -63,6 +65,11 @@ def test_the_plan_has_the_runs_candidates(folders):
     everywhere = frame[(frame.layers == "all") & (frame.kind != "oracle")]
     assert planned.work.everywhere == len(everywhere)
     assert planned.work.single == (frame.layers != "all").any()
+    by_folds = replace(options, folds=3)
+    planned = plan(outline(folders / "base", folders / "tuned"), documents, by_folds, timed=False)
+    frame = diagnose(pair, documents, by_folds, show_progress=False).cross_fitted.frame
+    assert planned.work.fold_maps == len(frame)
+    assert {sum(p.rows for p in planned.work.fold_prompts)} == set(frame.n_prompts) == {6}
 
 
 def test_dry_run_says_all_and_writes_nothing(folders, no_weights, tmp_path):

@@ -12,6 +12,7 @@ from toolkit.analysis.linear_fit import LinearFit
 from toolkit.blocks.parts import BlockParts
 from toolkit.blocks.read import mlps
 from toolkit.diagnosis.block_statistics import BlockStatistics
+from toolkit.diagnosis.cross_fit import FoldStatistics
 from toolkit.diagnosis.grid import grid_for
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
 from toolkit.documents.batches import make_batches
@@ -157,6 +158,18 @@ def test_accumulators_are_the_surveys_sums_and_moments(batches, llama_pair):
     read = [running.moments["forced", side].result(pairs) for side in (False, True)]
     made = [part for found in read for part in found.covariance.values()]
     assert moments(shape, work) == sum(t.nbytes for t in made)
+
+
+def test_folds_hold_sums_of_their_own(batches, llama_pair):
+    pair = llama_pair
+    folds = FoldStatistics(grid_for(pair.branches, tiny.D_MODEL, True), 3)
+    march = March(pair.base_runner, pair.tuned_runner, batches, pair.branches)
+    folds.update(next(march.steps(0)))
+    live = [part.moments for parts in folds.sums.values() for part in parts]
+    held = [t for m in live for name, t in m.state().items() if name.startswith("product:")]
+    shape, work = ModelShape.of(pair.base), workload_of(batches)
+    added = sums(shape, replace(work, folds=3)) - sums(shape, work)
+    assert added == sum(t.nbytes for t in held) > 0
 
 
 def test_adapters_are_those_that_are_fitted():

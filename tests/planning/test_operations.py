@@ -24,6 +24,7 @@ from toolkit.blocks.parts import BlockParts, Sample
 from toolkit.blocks.read import mlps
 from toolkit.diagnosis.block_statistics import MODES, BlockStatistics, moment_pairs
 from toolkit.diagnosis.close_look import Reporting, Shown, close_look
+from toolkit.diagnosis.cross_fit import CrossFit, FoldStatistics
 from toolkit.diagnosis.first_look import first_look
 from toolkit.diagnosis.grid import grid_for
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
@@ -39,6 +40,7 @@ from toolkit.evaluation.compare import FORCINGS, evaluate
 from toolkit.evaluation.elsewhere import distances
 from toolkit.evaluation.questions import Questions, task_rows
 from toolkit.evaluation.reference import Reference
+from toolkit.fitting.block_result import BlockResult
 from toolkit.lockstep.march import March
 from toolkit.models.edits import shift
 from toolkit.planning import operations as cost
@@ -312,6 +314,24 @@ def test_questions_and_prompts_from_elsewhere_are_about_what_torch_counts(pair):
 
     alone = replace(work, reporting=())
     assert counted(look) == pytest.approx(products(prompt_cost.elsewhere(shape, alone)), rel=0.05)
+
+
+def test_cross_fitting_is_about_what_torch_counts(pair):
+    """Products by fold are those of all tokens; every prompt is read under its own fold's maps."""
+    corpus, options = pair.corpus(tiny.make_documents(24)), Options(folds=3, new_tokens=4)
+    work, _ = workload_of(shape := ModelShape.of(pair.base), corpus, options)
+    sums = FoldStatistics(grid_for(pair.branches, 16, True), options.folds)
+    march = March(pair.base_runner, pair.tuned_runner, corpus.batches, pair.branches)
+    steps = list(march.steps(0))
+    moments, fits, *judging = cost.cross_fit(shape, work)
+    found = pair.n_layers * counted(lambda: [sums.update(step) for step in steps])
+    assert moments.operations <= found <= 1.25 * moments.operations
+    maps = [task()[1] for task in sums.tasks(torch.float32)]
+    assert fits.operations == pytest.approx(pair.n_layers * len(maps) * cost.FIT * 16**3)
+    every = {spec: adapter for some in maps for spec, adapter in some.items()}
+    blocks = [BlockResult(layer, adapters=every) for layer in range(pair.n_layers)]
+    judged = counted(lambda: CrossFit(pair, corpus, options).rows(blocks))
+    assert judged == pytest.approx(products(judging), rel=0.1)
 
 
 def products(stages):

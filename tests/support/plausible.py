@@ -50,6 +50,7 @@ def frames(n_layers: int = 30, n_tokens: int = 32) -> dict[str, pd.DataFrame]:
     rows["task"] += _task()
     rows["response_loss"] += _losses()
     rows["elsewhere"] += _elsewhere()
+    rows["cross_fitted"] += _cross_fitted()
     return {name: Table.of(name, found).frame for name, found in rows.items()}
 
 
@@ -83,6 +84,16 @@ def _elsewhere():
                    "kl_base": size * share, "kl_base_sem": size * share / 8, "recovered": share,
                    "recovered_sem": 0.02, "recovered_low": share - 0.045,
                    "recovered_high": share + 0.045, "n_prompts": 12, "n_tokens": 380}  # fmt: skip
+
+
+def _cross_fitted():
+    for location, shares in (("pre_mlp", (0.26, 0.44, 0.52)), ("post_mlp", (0.41, 0.91, 0.97)),
+                             ("post_block", (-1.4, 0.92, 0.98))):  # fmt: skip
+        for rank, share in zip((0, 8, 32), shares, strict=True):
+            yield {"location": location, "kind": "linear" if rank else "vector", "rank": rank,
+                   "recovered": share, "recovered_sem": 0.008, "recovered_low": share - 0.016,
+                   "recovered_high": share + 0.016, "kl": 0.6 * (1 - share), "base_kl": 0.6,
+                   "n_prompts": 120}  # fmt: skip
 
 
 def _norms(layer, t, random):

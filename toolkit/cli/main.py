@@ -70,6 +70,12 @@ Distil = Annotated[
         "--distil", help="Steps of distillation at every place; 0: none (300 with a GPU, else 0)."
     ),
 ]
+CrossFit = Annotated[
+    int,
+    typer.Option(
+        "--cross-fit", help="Folds in which all documents judge forced maps, say 5; 0: none."
+    ),
+]
 TaskOption = Annotated[
     str | None,
     typer.Option("--task", help="Measure accuracy on this task, named as for oracle steer eval."),
@@ -140,6 +146,7 @@ def diagnose(
     max_kl: MaxKL = None,
     recover: Recover = 0.9,
     distil: Distil = None,
+    cross_fit: CrossFit = 0,
     train: TrainData = None,
     steps: Steps = 100,
     task: TaskOption = None,
@@ -196,6 +203,7 @@ def diagnose(
             max_kl=max_kl,
             recover=recover,
             distil=distil,
+            folds=cross_fit,
             batch_tokens=batch_tokens,
             sketch=sketch,
             seed=seed,

@@ -21,6 +21,7 @@ from toolkit.diagnosis.checks import (
     first_changed_block,
 )
 from toolkit.diagnosis.close_look import CloseLook, Reporting, close_look, shown_models, sides
+from toolkit.diagnosis.cross_fit import CrossFit, fold_prompts
 from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.first_look import first_look
@@ -91,6 +92,7 @@ def diagnose(
     # What cannot be read is refused before the work.
     n = options.max_prompts
     asked = [document.prompt_ids for document in (*corpus.asked(n), *corpus.reporting(n))]
+    asked += [prompt for fold in fold_prompts(corpus, options).values() for prompt in fold]
     pair.require_prompts(asked, options.new_tokens)
     other.prompts(pair, options.new_tokens)
     decide_together(pair.device, processes)
@@ -145,6 +147,11 @@ class _Diagnosis:
                 evaluation.join(more)
         with stages.stage("close look"):
             choice, look = self._look_closely(candidates, asked, evaluation)
+        if options.folds:
+            with stages.stage("cross-fit"):
+                kept_of = self.workspace.outcomes_of if self.workspace else None
+                folds = CrossFit(pair, self.corpus, options, kept_of, self.processes)
+                look.rows["cross_fitted"] = folds.rows(blocks, self.show_progress)
         with stages.stage("checks"):
             rows = weight_rows(pair.base_runner, pair.tuned_runner, self.processes)
             tables = make_tables(pair, blocks, [*candidates, *weights], evaluation, rows)
@@ -220,6 +227,7 @@ class _Diagnosis:
             options.sketch,
             BlockErrorRows(pair, self.corpus) if options.max_kl is not None else None,
             self._has_weights(),
+            options.folds,
         )
         keep = self.workspace.keep if self.workspace else None
         n_steps = (pair.n_layers - len(blocks)) * len(march.own or ())

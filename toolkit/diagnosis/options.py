@@ -22,7 +22,9 @@ class Options:
     as many judge it; 0: none). max_kl: look for the smallest ranks that bring the steered model
     within so many nats a token of the tuned one (None: do not). recover: the recovery that the
     answer's adapters are to reach. distil: steps for which adapters at every place are distilled
-    (0: they are not, and closed form's figures are a floor). batch_tokens: tokens a batch.
+    (0: they are not, and closed form's figures are a floor). folds: deal all documents into so many
+    folds, and judge forced maps on each fold's prompts by maps that are fitted on the other folds
+    (0: do not). batch_tokens: tokens a batch.
     sketch: width of a random projection through which spectra and fits are seen (None: exact).
     seed: of the samples.
     """
@@ -36,6 +38,7 @@ class Options:
     max_kl: float | None = None
     recover: float = 0.9
     distil: int = 0
+    folds: int = 0
     batch_tokens: int = 2048
     sketch: int | None = None
     seed: int = 0
@@ -59,6 +62,10 @@ class Options:
             raise InputError(
                 f"recover is {self.recover} and distil {self.distil}: expected a share between 0 "
                 "and 1, and a number of steps"
+            )
+        if self.folds < 0 or self.folds == 1:
+            raise InputError(
+                f"folds (--cross-fit) is {self.folds}: expected 2 or more, or 0 for none"
             )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}: expected a whole number from 0 to 2^32 - 1")

@@ -26,6 +26,7 @@ from toolkit.diagnosis.block_statistics import (
     source,
     target,
 )
+from toolkit.diagnosis.cross_fit import FoldStatistics
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
 from toolkit.diagnosis.place_rows import places_task
 from toolkit.diagnosis.reach_rows import parts_tasks
@@ -60,7 +61,8 @@ class SurveyPlan:
     samples: how many tokens a block are looked at by themselves, and how many fit shared maps (half
     as many judge them). sketch: width of a random projection through which moments are seen (None:
     they are exact). errors: gives the rows ``block_errors`` of a block from its forced fit (None:
-    they are not asked for). weights: take what low-rank changes of the weights are made of.
+    they are not asked for). weights: take what low-rank changes of the weights are made of. folds:
+    of the documents, each of which forced maps are fitted without (0: none).
     """
 
     branches: tuple[str, ...]
@@ -69,6 +71,7 @@ class SurveyPlan:
     sketch: int | None = None
     errors: Callable[[ForcedFit], list[Row]] | None = None
     weights: bool = False
+    folds: int = 0
 
     @property
     def sequential(self) -> list[FitSpec]:
@@ -103,6 +106,8 @@ def survey(
         }
         if parts_reader:
             listeners["mlp"] = MLPStatistics(parts_reader[layer], processes)
+        if plan.folds:
+            listeners["folds"] = FoldStatistics(plan.specs, plan.folds, processes, plan.sketch)
         if plan.weights:
             inputs = InputSums.of(pair, layer, processes)
             listeners["inputs"] = looking.enter_context(inputs)
@@ -116,6 +121,8 @@ def survey(
         errors = partial(_errors, plan.errors, layer) if plan.errors else None
         tasks = block_tasks(sums, plan.specs, pair.dtype, parallel, errors)
         tasks += [partial(_sequential_fit, sums, spec, layer, pair.dtype) for spec in sums.fits]
+        if plan.folds:
+            tasks += found["folds"].tasks(pair.dtype)
         if parts_reader:
             tasks += _parts_tasks(found["mlp"], sums.samples)
             if places := sums.samples.places():

@@ -16,7 +16,8 @@ class Batch:
 
     `ids` int64 `[batch, length]`; `mask` bool `[batch, length]`, true for tokens; `counted` bool
     `[batch, length]`, true for tokens that enter statistics; `keys` float64 `[n_counted]`, uniform
-    random numbers by which a `Reservoir` samples tokens. All are fit or all are held out.
+    random numbers by which a `Reservoir` samples tokens. All are fit or all are held out. `lots`
+    deal the documents into folds, one number each.
     """
 
     ids: torch.Tensor
@@ -24,6 +25,7 @@ class Batch:
     counted: torch.Tensor
     keys: torch.Tensor
     held_out: bool
+    lots: tuple[int, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -33,6 +35,11 @@ class Batch:
     def places(self) -> torch.Tensor:
         """Tell where the counted tokens are among all, int64 `[n_counted]`."""
         return self.counted.flatten().nonzero()[:, 0]
+
+    def folds(self, n: int) -> torch.Tensor:
+        """Tell which of `n` folds each counted token's document is in, int64 `[n_counted]`."""
+        of_documents = torch.tensor([lot % n for lot in self.lots], device=self.ids.device)
+        return of_documents.repeat_interleave(self.counted.sum(1))
 
     def of_counted(self, states: torch.Tensor) -> torch.Tensor:
         """A copy of the counted tokens' `states` (of all tokens, any shape), `[n_counted, d]`."""
@@ -86,4 +93,5 @@ def _collate(
         counted.to(device),
         keys[counted].to(device),
         group[0][1].held_out,
+        tuple(document.lot for _, document in group),
     )

@@ -46,6 +46,11 @@ class Document:
         """By the next 32 bits: every second held-out document reports, the others choose."""
         return self._bits(1) % 2 == 0
 
+    @property
+    def lot(self) -> int:
+        """The 32 bits after those: documents are dealt into n folds by their remainder by n."""
+        return self._bits(2)
+
     def _bits(self, place: int) -> int:
         """Return 32 bits of the content's sha256, the first (0), the second (1), and so on."""
         digest = hashlib.sha256(self.content.encode()).hexdigest()

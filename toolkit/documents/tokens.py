@@ -21,7 +21,7 @@ class Encoded:
     `ids` are its tokens, `response_start` the index of the response's first token (None for a
     text), `prompt_ids` the tokens that a model is given to generate from, `prompt` the document's
     own prompt, without the chat template. Of the held-out documents some choose among adapters and
-    the others report what was chosen (`reports`).
+    the others report what was chosen (`reports`). `lot` deals all documents into folds.
     """
 
     ids: tuple[int, ...]
@@ -30,6 +30,7 @@ class Encoded:
     held_out: bool
     prompt: str = ""
     reports: bool = False
+    lot: int = 0
 
     def counted(self, positions: Positions) -> list[bool]:
         """Which tokens count. The first never does; a text is counted whole under `response`."""
@@ -141,6 +142,7 @@ def encode_all(
             encode(document, tokenizer, max_length),
             held_out=held_out,
             reports=held_out and document.reports,
+            lot=document.lot,
         )
         for document, held_out in split_documents(documents)
     ]

@@ -44,6 +44,8 @@ def fit_adapters(
         require(pair, spec.location)
         if spec.target != "own":
             raise InputError(f"target {spec.target!r} is fitted by a diagnosis alone")
+        if spec.fold is not None:
+            raise InputError("maps by folds are fitted by a diagnosis alone")
         if isinstance(spec.rank, tuple) and len(spec.rank) != pair.n_layers:
             raise InputError(
                 f"{len(spec.rank)} ranks for {pair.n_layers} blocks: give one, or one for each"

@@ -25,7 +25,8 @@ class FitSpec:
     `rank` is one for all blocks, or one for each. A non-linear adapter starts from the linear fit
     and is regressed on the block's tokens. `target` is ``own``, what is missing of the stream where
     the adapter adds to it; before the MLP, a forced fit can have ``block``: what is missing after
-    the block, fitted through the MLP (a diagnosis does).
+    the block, fitted through the MLP (a diagnosis does). Documents of the fold `fold` have no part
+    in the fit (None: those that are held out have none; a diagnosis fits by folds).
     """
 
     location: str
@@ -34,6 +35,7 @@ class FitSpec:
     fit: Fit
     blend: float = 1.0
     target: str = "own"
+    fold: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in FITTED_KINDS:
@@ -75,6 +77,8 @@ class FitSpec:
             parts.insert(1, self.blend)
         if self.target != "own":
             parts.append(self.target)
+        if self.fold is not None:
+            parts.append(f"fold{self.fold}")
         if self.kind not in ("vector", "linear"):
             parts.append(self.kind)
         if isinstance(self.rank, tuple):

@@ -13,6 +13,7 @@ import torch
 from rich.console import Group
 from rich.table import Table as Grid
 
+from toolkit.diagnosis.cross_fit import cross_fitted_specs, fold_prompts
 from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
 from toolkit.diagnosis.options import Options
 from toolkit.diagnosis.other_data import OtherData
@@ -188,6 +189,7 @@ def workload_of(
     through = shape.sublayer and options.shared_sample > 0
     specs = grid_for(shape.branches, shape.d, through)
     asked = corpus.prompts(options.max_prompts)
+    by_folds = cross_fitted_specs(specs) if options.folds else []
     reporting = corpus.reporting(options.max_prompts) or corpus.asked(options.max_prompts)
     work = Workload(
         batches=tuple(
@@ -210,8 +212,15 @@ def workload_of(
         answered=tuple(
             BatchShape(*batch.ids.shape) for batch in response_batches(corpus, reporting)
         ),
+        folds=options.folds,
+        fold_prompts=tuple(
+            shape
+            for prompts in fold_prompts(corpus, options).values()
+            for shape in _rounds(prompts, PROMPTS_A_BATCH)
+        ),
+        fold_maps=len(by_folds),
     )
-    return work, [spec.rank for spec in specs]
+    return work, [spec.rank for spec in (*specs, *(options.folds * by_folds))]
 
 
 def with_other(work: Workload, other: OtherData, tokenizer: Any) -> Workload:

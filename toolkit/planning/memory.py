@@ -11,7 +11,7 @@ from toolkit.analysis.linear_fit import Rank
 from toolkit.diagnosis.block_statistics import MODES, moment_pairs
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.models.locations import INSIDE
-from toolkit.planning.operations import places, sequential_pairs
+from toolkit.planning.operations import FIT_PAIRS, places, sequential_pairs
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
 
@@ -157,6 +157,7 @@ def sums(shape: ModelShape, work: Workload) -> float:
     """``8 d²`` for every product of one block; ``8 d k`` where projections see them."""
     mlp = 2 * len(MLP_PAIRS) * (shape.largest_block.d_ff > 0)
     seen = n_products(shape, work) - mlp
+    seen += work.folds * len(shape.branches) * len(FIT_PAIRS)
     found = float(DOUBLE * shape.d * (mlp * shape.d + seen * (work.sketch or shape.d)))
     if work.weights:  # what enters the linear modules of a block
         widths = (shape.d, shape.n_heads * shape.head_dim, shape.d, shape.largest_block.d_ff)
@@ -206,7 +207,9 @@ def generation(shape: ModelShape, work: Workload, size: int) -> float:
     )
     if not work.prompts:
         return float(answering)
-    prompts = max(work.prompts, key=lambda p: p.rows * (p.length + work.new_tokens))
+    prompts = max(
+        (*work.prompts, *work.fold_prompts), key=lambda p: p.rows * (p.length + work.new_tokens)
+    )
     tokens = prompts.rows * (prompts.length + work.new_tokens)
     caches = CACHES * cache * tokens
     states = 2 * shape.n_layers * shape.d * tokens

@@ -20,7 +20,13 @@ from toolkit.diagnosis.reach_rows import SCALES, TARGETS
 from toolkit.evaluation.allocation import PROBE_TOKENS
 from toolkit.evaluation.rank_search import AT_ONCE
 from toolkit.models.locations import INSIDE
-from toolkit.planning.prompt_operations import close_look, elsewhere, questions, replacement
+from toolkit.planning.prompt_operations import (
+    close_look,
+    elsewhere,
+    judged_by_folds,
+    questions,
+    replacement,
+)
 from toolkit.planning.shapes import BlockShape, ModelShape
 from toolkit.planning.stages import Stage, block_pass, head
 from toolkit.planning.workload import BatchShape, Workload
@@ -317,6 +323,22 @@ def rank_search(shape: ModelShape, work: Workload) -> list[Stage]:
     ]
 
 
+def cross_fit(shape: ModelShape, work: Workload) -> list[Stage]:
+    """Forced maps by folds: each place's moments once more, summed by fold, a fit for each place
+    and fold, and every document's prompt read under the maps of its fold.
+    """
+    if not work.folds:
+        return []
+    tokens, places = work.counted(False) + work.counted(True), len(shape.branches)
+    moments = shape.n_layers * tokens * places * _moments(FIT_PAIRS, shape, work)
+    cubes = float(shape.n_layers * places * work.folds * shape.d**3)
+    return [
+        Stage("cross-fit: moments", "moments", moments),
+        Stage("cross-fit: fits", "fit", FIT * cubes, TRIDIAGONAL * cubes),
+        *replacement(shape, judged_by_folds(work), "cross-fit"),
+    ]
+
+
 def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
     """All stages of a run, in order."""
     parts = (
@@ -332,6 +354,7 @@ def run(shape: ModelShape, work: Workload) -> tuple[Stage, ...]:
         close_look,
         questions,
         elsewhere,
+        cross_fit,
         rank_search,
     )
     return tuple(stage for part in parts for stage in part(shape, work) if stage.operations)

@@ -141,16 +141,28 @@ def questions(shape: ModelShape, work: Workload) -> list[Stage]:
     ]
 
 
+def judged_by_folds(work: Workload) -> Workload:
+    """Return what is compared by folds as a comparison: only the tuned model generates."""
+    return replace(
+        work, prompts=work.fold_prompts, everywhere=work.fold_maps + 1, talking=1, single=False
+    )
+
+
 def forward_passes(shape: ModelShape, work: Workload) -> float:
-    """Count passes in generation, replacement and close look, whatever the number of their tokens.
+    """Count passes in generation, all comparisons and close look, whatever their numbers of tokens.
 
     Each runs through the blocks once; one that starts at block l counts for the share of them.
     """
+    compared = (work, judged_by_folds(work))
+    return sum(_comparing_passes(shape, some) for some in compared) + _looking_passes(work)
+
+
+def _comparing_passes(shape: ModelShape, work: Workload) -> float:
     reading = work.everywhere + 1
     talking = reading if work.talking is None else work.talking
     each = 2 * reading + talking * (work.new_tokens - 1) + (3 if work.single else 2)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
-    return len(work.prompts) * (each + singles) + _looking_passes(work)
+    return len(work.prompts) * (each + singles)
 
 
 def _looking_passes(work: Workload) -> int:

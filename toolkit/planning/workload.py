@@ -31,7 +31,8 @@ class Workload:
     changes of the weights are made. first_look: there is a look at a few documents beforehand.
     search: ranks are looked for that hold a bound. reporting: rounds of the prompts that report.
     answered: batches of their documents. elsewhere: rounds of the prompts from other files.
-    questions: rounds of a task's questions, answered with `answer_tokens` each.
+    questions: rounds of a task's questions, answered with `answer_tokens` each. folds: of the
+    documents, whose prompts, in rounds (`fold_prompts`), judge `fold_maps` maps a fold.
     """
 
     batches: tuple[BatchShape, ...]
@@ -53,6 +54,9 @@ class Workload:
     elsewhere: tuple[BatchShape, ...] = ()
     questions: tuple[BatchShape, ...] = ()
     answer_tokens: int = 0
+    folds: int = 0
+    fold_prompts: tuple[BatchShape, ...] = ()
+    fold_maps: int = 0
 
     def counted(self, held_out: bool) -> int:
         """Counted tokens of one side."""
