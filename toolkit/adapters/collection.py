@@ -110,7 +110,7 @@ class Adapters:
             tensors = load_file(folder / WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} does not hold adapters ({error})") from error
-        if not isinstance(config, dict) or not config.get("layers"):
+        if not isinstance(config, dict) or config.get("layers", True) in ({}, None):
             raise InputError(f"{folder / CONFIG} names no block with an adapter")
         if config.get("format") != FORMAT:
             raise InputError(
