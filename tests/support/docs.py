@@ -31,7 +31,7 @@ INLINE = re.compile(r"`(oracle [a-z][^`]*)`")
 
 # What keeps a command short in a test, added to what the page says.
 SMALL = {
-    "diagnose": "--new-tokens 4 --max-prompts 3 --sample 2 --shared-sample 16 --steps 2 --quiet",
+    "diagnose": "--new-tokens 4 --max-prompts 3 --sample 2 --shared-sample 16 --quiet",
     "finetune": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
     "steer train": "--max-steps 2 --batch-size 4 --validation 4 --quiet",
     "steer fit": "--quiet",
@@ -41,6 +41,7 @@ SMALL = {
     "compare": "--quiet",
     "export": "",
 }
+ESTIMATE = "--steps 2 --quiet"  # of `diagnose` without a fine-tune
 LONG = ("table", "demo", "figures")  # minutes to hours, or into the repository: parsed, not run
 
 
@@ -87,7 +88,8 @@ def run_command(words: list[str]) -> str:
     if name in LONG:
         command.make_context(name, list(rest))
     else:
-        done = CliRunner().invoke(app, [*words, *SMALL[name].split()])
+        small = ESTIMATE if "--train" in words and name == "diagnose" else SMALL[name]
+        done = CliRunner().invoke(app, [*words, *small.split()])
         assert done.exit_code == 0, f"oracle {' '.join(words)}: {done.output}"
     return name
 
