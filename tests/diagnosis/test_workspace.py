@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import families, tiny
 from toolkit import InputError, ModelPair, Options, diagnose
-from toolkit.diagnosis.workspace import Workspace, refuse_existing
+from toolkit.diagnosis.workspace import Workspace, refuse_existing, working_in
 from toolkit.fitting.block_result import KeptMarch
 
 DOCUMENTS = tiny.make_documents(14)
@@ -88,6 +88,38 @@ def test_another_request_starts_anew(llama_pair, tmp_path):
     other = Workspace(tmp_path / "run", {"options": 2})
     assert not other.open()
     assert not list(other.march.folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "goes_on"),
+    [
+        (DOCUMENTS, OPTIONS, True),
+        (DOCUMENTS[:-1], OPTIONS, False),
+        (DOCUMENTS, Options(new_tokens=5, sample=2), False),
+    ],
+    ids=["same", "other documents", "other options"],
+)
+def test_a_path_goes_on_with_the_same_request(llama_pair, tmp_path, documents, options, goes_on):
+    place, made = tmp_path / "mine", tmp_path / "mine.partial" / "made"
+
+    def interrupted():
+        made.touch()
+        raise KeyboardInterrupt
+
+    first = llama_pair.corpus(DOCUMENTS)
+    with pytest.raises(KeyboardInterrupt), working_in(place, llama_pair, first, OPTIONS):
+        interrupted()
+    with working_in(str(place), llama_pair, llama_pair.corpus(documents), options) as workspace:
+        assert workspace.folder == made.parent
+        assert made.exists() == goes_on
+    assert list(tmp_path.iterdir()) == [], "a complete run leaves nothing"
+
+
+def test_bad_input_leaves_no_folder(llama_pair, tmp_path):
+    corpus = llama_pair.corpus(DOCUMENTS)
+    with pytest.raises(InputError), working_in(tmp_path / "mine", llama_pair, corpus, OPTIONS):
+        raise InputError("bad")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_folder_keeps_nothing_of_its_making(llama_pair, tmp_path):

@@ -165,23 +165,17 @@ def left_as_found(*models: nn.Module) -> Iterator[None]:
     end would undo it.
     """
     modules = {module for model in models for module in model.modules()}
-    found: dict[nn.Module, tuple[bool, set[int], set[int]]] = {
-        module: ("forward" in vars(module), *map(set, _hooks(module)))  # type: ignore[misc]
-        for module in modules
-    }
+    with_own_forward = {module for module in modules if "forward" in vars(module)}
+    every = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+    known = [set(hooks) for hooks in every]
     try:
         yield
     finally:
-        for module, (has_forward, *keys) in found.items():
-            for hooks, known in zip(_hooks(module), keys, strict=True):
-                for key in set(hooks) - known:
-                    del hooks[key]
-            if "forward" in vars(module) and not has_forward:
-                del module.forward
-
-
-def _hooks(module: nn.Module) -> tuple[dict[int, Callable], dict[int, Callable]]:
-    return module._forward_hooks, module._forward_pre_hooks
+        for hooks, keys in zip(every, known, strict=True):
+            for key in hooks.keys() - keys:
+                del hooks[key]
+        for module in modules - with_own_forward:
+            vars(module).pop("forward", None)
 
 
 def tuple_sizes(modules: Iterable[nn.Module], run: Callable[[], Any]) -> list[int]:
