@@ -282,6 +282,9 @@ def test_an_earlier_run_is_shown_as_far_as_it_goes(desk):
     assert any("early has no table of weights" in reason for reason in found.left_out)
     assert any("gone.jsonl" in reason for reason in found.left_out)
     assert set(found.transfer.prompts) == {"run-heavy"}
+    (early / "tables" / "steerability.csv").write_text("location,kind\n")
+    found = compare_runs([early, desk / "run-heavy"], show_progress=False)
+    assert set(found.recovery.run) == {"run-heavy"}
     (early / "tables" / "steerability.csv").unlink()
     del report["tables"]["steerability"]
     (early / "report.json").write_text(json.dumps(report))
@@ -309,6 +312,10 @@ def test_runs_that_cannot_stand_beside_each_other_are_refused(desk, tmp_path):
     stranger = copied(ours, "stranger", base={"sha256": "f" * 64, "name": "elsewhere"})
     with pytest.raises(InputError, match=r"other bases: .* and elsewhere .*ffff"):
         compare_runs([ours, stranger])
+    for text in ('{"base": {', '{"base": {}}', "[]"):
+        (stranger / "run.json").write_text(text)
+        with pytest.raises(InputError, match="stranger holds no records of a run"):
+            compare_runs([ours, stranger])
     begun = desk / "begun"
     (desk / "begun.partial").mkdir()
     with pytest.raises(InputError, match="not finished"):

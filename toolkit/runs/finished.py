@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.adapters.collection import Adapters
 from toolkit.diagnosis.workspace import REQUEST, RUN, Workspace
-from toolkit.errors import InputError
+from toolkit.errors import InputError, refused
 from toolkit.report.folder import REPORT
 from toolkit.tables.store import read_table
 from toolkit.tables.table import Table
@@ -37,14 +37,19 @@ class FinishedRun:
                 f"the run in {folder} is not finished: the same oracle diagnose command goes on "
                 "with it"
             )
-        records = []
         for record in (RUN, REPORT):
             if not (folder / record).is_file():
                 raise InputError(f"{folder} is not a finished run: it has no {record}")
-            records.append(json.loads((folder / record).read_text("utf-8")))
+        with refused(f"{folder} holds no records of a run that can be read"):
+            info, said = (
+                json.loads((folder / record).read_text("utf-8")) for record in (RUN, REPORT)
+            )
+            recommendation = said["run"]["recommendation"]
+            for half in ("base", "tuned"):
+                _described(info[half])
         kept = folder / "adapters"
         adapters = Adapters.from_pretrained(kept) if kept.is_dir() else None
-        return cls(name, folder, records[0], records[1]["run"]["recommendation"], adapters)
+        return cls(name, folder, info, recommendation, adapters)
 
     def table(self, name: str) -> Table:
         """Return one of its tables; one that it lacks is not `measured`."""
@@ -82,10 +87,11 @@ def _require_same_base(one: FinishedRun, other: FinishedRun) -> None:
     ours, theirs = (run.info["base"] for run in (one, other))
     if ours["sha256"] != theirs["sha256"]:
         raise InputError(
-            f"{one.name} and {other.name} have other bases: {_base(ours)} and {_base(theirs)}; "
+            f"{one.name} and {other.name} have other bases: {_described(ours)} and "
+            f"{_described(theirs)}; "
             "deltas are compared between fine-tunes of one base, read in one precision"
         )
 
 
-def _base(model: dict[str, Any]) -> str:
+def _described(model: dict[str, Any]) -> str:
     return f"{model['name']} ({model['dtype']}, sha256 {model['sha256'][:12]})"

@@ -47,7 +47,7 @@ def recovery_rows(runs: Sequence[FinishedRun]) -> tuple[list[dict[str, Any]], li
     changes = weight_changes(runs)
     for run in runs:
         table = run.table("steerability")
-        if not table.measured:
+        if not table.measured or not (table.frame.kind == "none").any():
             left_out.append(f"{run.name} has no table of what is recovered: none of its rows")
             continue
         if run.name not in changes:
