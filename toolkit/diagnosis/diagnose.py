@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from toolkit.adapters.collection import Adapters
 from toolkit.blocks.parts import BlockPartsReader
 from toolkit.diagnosis.block_statistics import MLP_INPUT, SUBLAYER_STATES
 from toolkit.diagnosis.checks import (
@@ -25,7 +24,7 @@ from toolkit.diagnosis.cross_fit import CrossFit, fold_prompts
 from toolkit.diagnosis.description import describe_run
 from toolkit.diagnosis.distillation_plan import estimated_seconds, plans
 from toolkit.diagnosis.first_look import first_look
-from toolkit.diagnosis.grid import SINGLE, grid_for, on_own_tokens
+from toolkit.diagnosis.grid import fitted_candidates, forcings_of, grid_for
 from toolkit.diagnosis.noise import Noise, began_alike, measure_noise, quantisation_rows, some_of
 from toolkit.diagnosis.options import DISTIL_STEPS, Options
 from toolkit.diagnosis.other_data import OtherData
@@ -40,7 +39,7 @@ from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import Encoded
 from toolkit.evaluation.allocation import BlockErrorRows, BlockErrors
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
-from toolkit.evaluation.compare import FORCINGS, Evaluation, Forcing, evaluate, n_comparisons
+from toolkit.evaluation.compare import Evaluation, evaluate, n_comparisons
 from toolkit.evaluation.rank_search import Known, RankSearch, smallest_ranks
 from toolkit.evaluation.recommend import Recommendation, recommend
 from toolkit.evaluation.reference import Reference
@@ -134,7 +133,7 @@ class _Diagnosis:
             blocks, specs = self._march()
         release_freed()
         march_seconds = stages.figures["march"]["seconds"]
-        candidates = _candidates(blocks, specs)
+        candidates = fitted_candidates(blocks, specs)
         weights = weight_candidates(pair, blocks)
         with stages.stage("replacement"):
             evaluation = self._compare(reference, [*candidates, *weights])
@@ -363,16 +362,6 @@ class _Diagnosis:
         ]
 
 
-def forcings_of(candidate: Candidate) -> tuple[Forcing, ...]:
-    """Return the forcings of one candidate: on its own tokens as well where the report shows it.
-
-    Generating token by token is most of what a comparison costs.
-    """
-    shown = on_own_tokens(candidate.location, candidate.rank)
-    plain = candidate.adapters is None and candidate.weights is None
-    return FORCINGS if plain or shown else ("tuned",)
-
-
 def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:
     """Return the MLPs as matrices, or None, with the reason kept, where there are none to read.
 
@@ -388,21 +377,3 @@ def _parts_reader(pair: ModelPair, batch: Batch) -> BlockPartsReader | None:
     if not found.has_sublayers and "pre_mlp" not in pair.unavailable:
         pair.unavailable["tail"] = found.no_sublayers
     return found
-
-
-def _candidates(blocks: list[BlockResult], specs: list[FitSpec]) -> list[Candidate]:
-    """Return every spec in all blocks, and one of them in each block alone."""
-    everywhere = {
-        spec: Adapters(
-            spec.location,
-            {b.layer: b.adapters[spec] for b in blocks},
-            spec.fit,
-            {} if spec.target == "own" else {"target": spec.target},
-        )
-        for spec in specs
-    }
-    candidates = [Candidate.of(adapters, key=spec) for spec, adapters in everywhere.items()]
-    if SINGLE in everywhere:
-        single = everywhere[SINGLE]
-        candidates += [Candidate.of(single, block.layer, SINGLE) for block in blocks]
-    return candidates
