@@ -43,7 +43,7 @@ LINES = st.one_of(
 )
 OPTIONS = st.sampled_from(
     ["--positions", "--max-length", "--new-tokens", "--max-prompts", "--sample", "--dtype",
-     "--device", "--recover", "--batch-tokens", "--sketch", "--max-kl", "--seed"]
+     "--device", "--recover", "--batch-tokens", "--sketch", "--max-kl", "--cross-fit", "--seed"]
 )  # fmt: skip
 WORDS = st.one_of(st.integers(-5, 9).map(str), st.floats().map(str), st.text("abc-", max_size=5))
 CHANGES = st.one_of(

@@ -11,6 +11,7 @@ from scipy import stats
 
 from tests.support import textbook, tiny
 from tests.support.diagnosed import assert_tables_equal
+from tests.support.members import reduced
 from tests.support.textbook import Textbook
 from toolkit import InputError, Options, diagnose
 from toolkit.diagnosis.cross_fit import FoldStatistics, cross_fitted_specs, fold_prompts
@@ -117,6 +118,33 @@ def test_a_map_never_sees_a_document_of_its_own_fold(llama_pair):
         for spec, adapter in before.items():
             same = torch.allclose(adapter(states), after[spec](states), rtol=1e-6, atol=1e-9)
             assert same == (spec.fold == fold), spec.name
+
+
+def test_several_processes_fit_the_maps_of_one(llama_pair):
+    """Two share the batches: each then has the sums of all, to the last bit."""
+    corpus = llama_pair.corpus(DOCUMENTS, **OPTIONS.reading)
+    specs = grid_for(llama_pair.branches, llama_pair.d_model, False)
+    march = March(llama_pair.base_runner, llama_pair.tuned_runner, corpus.batches, PLACES)
+    steps = list(march.steps(0))
+    assert len(steps) > 2
+    whole = FoldStatistics(specs, N_FOLDS)
+    for step in steps:
+        whole.update(step)
+    two = [FoldStatistics(specs, N_FOLDS) for _ in range(2)]
+    for rank, sums in enumerate(two):
+        sums.update(steps[0])  # whose frames all processes take
+        for step in steps[1:][rank::2]:
+            sums.update(step)
+    first = FoldStatistics(specs, N_FOLDS)
+    first.update(steps[0])
+    reduced(two)
+    for place, folds in whole.sums.items():
+        for fold, statistics in enumerate(folds):
+            found = two[1].sums[place][fold].moments.state()
+            once = first.sums[place][fold].moments.state()
+            for name, value in statistics.moments.state().items():
+                twice = name.startswith(("n", "sum", "product"))  # both added the first batch
+                assert torch.equal(found[name] - once[name] * twice, value), (place, name)
 
 
 def test_folds_hold_fit_and_held_out_documents_alike():

@@ -19,6 +19,7 @@ from toolkit.tables.store import read_tables
 
 PROGRAM = "tests.support.pictures"  # `oracle` without its pictures
 QUICK = ("--new-tokens", "4", "--sample", "2", "--shared-sample", "8", "--batch-tokens", "128")
+QUICK += ("--cross-fit", "3")
 
 
 def test_shares_cost_alike_and_the_first_process_leads():

@@ -1,5 +1,7 @@
 """The table ``cross_fitted``: what forced maps recover where every document judges."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -57,21 +59,22 @@ def finding(frame: pd.DataFrame) -> str:
         return NOTHING.replace("delta", "divergence")
     said = []
     for location, rows in by_location(frame, "location"):
-        parts = [
-            f"{share_words(row['recovered'])} {_interval(row)}with {rank_words(row['rank'])}"
-            for row in rows.to_dict("records")
-        ]
+        parts = [_words(row) for row in rows.to_dict("records")]
         said.append(f"{NAMES[location]} {', '.join(parts)}")
     return (
-        f"On {frame.n_prompts.max():.0f} prompts, fit and held-out documents', each judged by maps "
-        f"that its own fold had no part in, forced maps recover: {'; '.join(said)}."
+        f"On the prompts of {frame.n_prompts.max():.0f} documents, fit and held-out ones, forced "
+        "maps that a document's own fold had no part in recover (95 % intervals in brackets): "
+        f"{'; '.join(said)}."
     )
 
 
-def _interval(row: dict) -> str:
-    if pd.isna(row["recovered_low"]):
-        return ""
-    return f"({share_words(row['recovered_low'])} to {share_words(row['recovered_high'])}) "
+def _words(row: dict[Any, Any]) -> str:
+    size = f"rank {row['rank']}" if row["rank"] else "a vector"
+    said = f"{share_words(row['recovered'])} with {size}"
+    if pd.isna(row["recovered_low"]):  # of one prompt
+        return said
+    low, high = share_words(row["recovered_low"]), share_words(row["recovered_high"])
+    return f"{said} ({low} to {high})"
 
 
 SPEC = TableSpec(
