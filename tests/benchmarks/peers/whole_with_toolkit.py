@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from common import LOCATIONS, report, task
+from toolkit_batches import batch
 
 from toolkit import ModelPair
 from toolkit.adapters.collection import Adapters
 from toolkit.analysis.linear_fit import fit_linear
 from toolkit.analysis.spectrum import spectrum
-from toolkit.documents.batches import Batch
 from toolkit.evaluation.candidates import NONE, Candidate
 from toolkit.evaluation.compare import evaluate
 from toolkit.fitting.from_moments import adapter_from
@@ -58,13 +58,6 @@ def run(pair, batches, prompts, n_new):
         name = f"{place} {576 if rank == 'full' else rank}"
         rows.append([name, found[candidate, "tuned"].mean])
     return rows
-
-
-def batch(ids):
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    counted = mask.clone()
-    counted[:, 0] = False
-    return Batch(ids, mask, counted, torch.zeros(int(counted.sum())).double(), held_out=False)
 
 
 @torch.no_grad()

@@ -4,10 +4,10 @@ from importlib.metadata import version
 
 import torch
 from common import LOCATIONS, report, task
+from toolkit_batches import batch
 
 from toolkit import ModelPair
 from toolkit.analysis.linear_fit import explained, fit_linear
-from toolkit.documents.batches import Batch
 from toolkit.lockstep.march import March
 from toolkit.runtime.lapack import quiet_openblas
 from toolkit.statistics import MomentSums
@@ -31,13 +31,6 @@ def run(pair, batches):
             rows.append((layer, location, float(moments.covariance["t", "t"].trace()), share))
         march.advance(layer, {})
     return rows
-
-
-def batch(ids):
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    counted = mask.clone()
-    counted[:, 0] = False
-    return Batch(ids, mask, counted, torch.zeros(int(counted.sum())).double(), held_out=False)
 
 
 @torch.no_grad()
