@@ -19,12 +19,13 @@ from toolkit.tables import drawing
 
 # Files that start processes or kernels, train, or make many runs: `make quick` leaves them out.
 SLOW = {
-    "broken_input", "comparison", "deficient_mlp", "diagnose", "diagnose_reach",
-    "diagnose_recovery", "distilled", "docs", "error_growth", "estimate", "families", "figures",
-    "first_look", "free_memory", "grpo", "heap", "kernel", "killed", "known_answers", "main",
-    "methods", "noise", "notebooks", "offload", "once", "output", "page", "plot", "processes",
-    "quantised", "recommend", "shipped", "shipped_runs", "side_by_side", "steer", "trainer",
-    "tuners", "workspace",
+    "broken_input", "comparison", "cross_fit", "deficient_mlp", "diagnose", "diagnose_reach",
+    "diagnose_recovery", "distilled", "distributions", "docs", "error_growth", "estimate",
+    "every_kind", "families", "figures", "first_look", "free_memory", "grpo", "heap", "kernel",
+    "killed", "known_answers", "main", "methods", "next_steps", "noise", "notebooks", "offload",
+    "once", "output", "page", "placement", "plot", "processes", "quantised", "recommend",
+    "shared_work", "shipped", "shipped_runs", "side_by_side", "site", "steer", "trainer",
+    "tuners", "validity", "workspace",
 }  # fmt: skip
 
 # Files that look at pictures.

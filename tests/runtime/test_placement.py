@@ -120,7 +120,6 @@ def test_a_march_with_sequential_fits(gpu, tokenizer):
             assert torch.allclose(product, expected.up.cpu() @ expected.down.cpu(), atol=1e-7)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gpu", [True], indirect=True)
 def test_a_whole_diagnosis(gpu, tokenizer):
     """March, analyses, generation, replacement and close look: every table is the CPU's.
