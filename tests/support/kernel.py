@@ -62,14 +62,14 @@ class Kernel:
                 outputs.append(output_from_msg(message))
 
     def value(self, expression: str) -> str:
-        """What `expression` is, in words."""
+        """Return the value of `expression`, in words."""
         (output,) = self.run(expression)
         assert output.output_type == "execute_result", output
         return output.data["text/plain"]
 
 
 def state_of(pair: ModelPair) -> dict[str, Any]:
-    """What must not change in a pair's models: weights, hooks, modes, and what they answer."""
+    """Describe what must stay of a pair's models: weights, hooks, modes, and their logits."""
     ids = torch.arange(1, 9)[None]
     found = {}
     for name, model in (("base", pair.base), ("tuned", pair.tuned)):

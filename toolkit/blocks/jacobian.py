@@ -88,23 +88,29 @@ class MLPJacobian(Jacobian):
     def push_map(self, z: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
         if not is_narrow(z, matrix.shape[0]):
             return super().push_map(z, matrix, bias)
-        mlp, by_up = self.mlp, self.by_up
-        inner = self.by_gate * (z @ (mlp.gate @ matrix).T + mlp.gate @ bias)
-        if mlp.up is not None and by_up is not None:
-            inner = inner.addcmul_(by_up, z @ (mlp.up @ matrix).T + mlp.up @ bias)
-        return inner @ mlp.down.T
+        inner = torch.zeros_like(self.by_gate)
+        for weight, diagonal in self.inward:
+            inner.addcmul_(diagonal, z @ (weight @ matrix).T + weight @ bias)
+        return inner @ self.mlp.down.T
 
     def pull_map(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         if not is_narrow(z, self.mlp.gate.shape[1]):
             return super().pull_map(u, z)
-        inner = u @ self.mlp.down
-        by_gate = self.by_gate * inner
-        matrix, bias = self.mlp.gate.T @ (by_gate.T @ z), self.mlp.gate.T @ by_gate.sum(0)
-        if self.mlp.up is not None and self.by_up is not None:
-            by_up = self.by_up * inner
-            matrix = matrix + self.mlp.up.T @ (by_up.T @ z)
-            bias = bias + self.mlp.up.T @ by_up.sum(0)
+        inner, d = u @ self.mlp.down, self.mlp.gate.shape[1]
+        matrix, bias = u.new_zeros(d, z.shape[1]), u.new_zeros(d)
+        for weight, diagonal in self.inward:
+            pulled = diagonal * inner
+            matrix += weight.T @ (pulled.T @ z)
+            bias += weight.T @ pulled.sum(0)
         return matrix, bias
+
+    @property
+    def inward(self) -> list[tuple[Tensor, Tensor]]:
+        """Each matrix into the MLP `[d_ff, d]`, and the factors of its outputs `[n, d_ff]`."""
+        found = [(self.mlp.gate, self.by_gate)]
+        if self.mlp.up is not None and self.by_up is not None:
+            found.append((self.mlp.up, self.by_up))
+        return found
 
     def dense(self) -> Tensor:
         mlp, by_up = self.mlp, self.by_up

@@ -71,7 +71,7 @@ class MLPAfterNorm(Chain):
         turned = ((norm.turn @ matrix) * z).sum(1, keepdim=True) + (norm.turn @ bias)[:, None]
         columns, features = norm.gain[:, None] * _beside(matrix, bias[:, None]), self._features(z)
         inner = self._turning * turned
-        for weight, diagonal in self._inner:
+        for weight, diagonal in self.outer.inward:
             inner.addcmul_(diagonal, features @ (weight @ columns).T)
         return inner @ self.outer.mlp.down.T
 
@@ -82,7 +82,7 @@ class MLPAfterNorm(Chain):
         inner, features = u @ self.outer.mlp.down, self._features(z)
         turned = (self._turning * inner).sum(1, keepdim=True)
         columns = norm.turn.T @ (turned * _beside(z, torch.ones_like(turned)))
-        for weight, diagonal in self._inner:
+        for weight, diagonal in self.outer.inward:
             columns += norm.gain[:, None] * (weight.T @ ((diagonal * inner).T @ features))
         return columns[:, :-1], columns[:, -1]
 
@@ -94,19 +94,10 @@ class MLPAfterNorm(Chain):
         """Return each token's features and a constant, scaled as the norm scales, `[n, k + 1]`."""
         return self.scaling.scale * _beside(z, z.new_ones(len(z), 1))
 
-    @property
-    def _inner(self) -> list[tuple[Tensor, Tensor]]:
-        """Each matrix into the MLP, and the factors of its outputs."""
-        mlp, outer = self.outer.mlp, self.outer
-        found = [(mlp.gate, outer.by_gate)]
-        if mlp.up is not None and outer.by_up is not None:
-            found.append((mlp.up, outer.by_up))
-        return found
-
     @cached_property
     def _turning(self) -> Tensor:
-        """What a change of the norm's scale does inside the MLP, `[n, d_ff]`."""
-        images = [diagonal * (self.scaling.y @ weight.T) for weight, diagonal in self._inner]
+        """Return what a change of the norm's scale does inside the MLP, `[n, d_ff]`."""
+        images = [diagonal * (self.scaling.y @ weight.T) for weight, diagonal in self.outer.inward]
         return torch.stack(images).sum(0)
 
 

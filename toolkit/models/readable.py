@@ -1,4 +1,4 @@
-"""What models can read: tokens that they have embeddings of, at positions that they know."""
+"""Check that models can read tokens: those that they have embeddings of, at positions they know."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""What it costs to read prompts and to generate from them: the comparison, the close look, and what
-is looked at beside the documents.
+"""Count what reading prompts and generating from them costs: in the comparison, in the close look,
+and for what is looked at beside the documents.
 """
 
 from dataclasses import dataclass, replace

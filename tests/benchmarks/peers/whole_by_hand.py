@@ -20,7 +20,7 @@ def module_at(model, layer, location):
 
 
 def all_states(model, batches):
-    """What leaves every layer's modules on all batches, `[n, d]` each, from one pass a batch."""
+    """Capture what leaves every layer's modules, `[n, d]` each, in one pass a batch."""
     found, handles = {}, []
     for layer in range(len(model.model.layers)):
         for location in LOCATIONS:
