@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from toolkit.blocks.jacobian import Chain, FunctionJacobian, MLPJacobian, Skip, matrix_of
 from toolkit.blocks.mlp import MLP
-from toolkit.blocks.scaling_norm import MLPAfterNorm, ScalingNorm, after_norm
+from toolkit.blocks.scaling_norm import MLPAfterNorm, ScalingNorm
 
 N, D, D_FF = 4, 6, 10
 ACTIVATIONS = {
@@ -52,16 +52,16 @@ def make_chain(x):
 def make_after_scaling(x, **options):
     """An MLP after a norm that only scales: maps of few columns go round the norm."""
     mlp, norm = make_mlp(**options), make_norm("rms")
-    found = after_norm(MLPJacobian.at(mlp, norm(x)), norm, x)
-    assert isinstance(found, MLPAfterNorm)
+    found = MLPAfterNorm(MLPJacobian.at(mlp, norm(x)), FunctionJacobian(norm, x))
+    assert found.scaling is not None
     return found, lambda t: mlp(norm(t))
 
 
 def make_after_centring(x):
     """An MLP after a norm that also centres."""
     mlp, norm = make_mlp(), make_norm("layer")
-    found = after_norm(MLPJacobian.at(mlp, norm(x)), norm, x)
-    assert not isinstance(found, MLPAfterNorm)
+    found = MLPAfterNorm(MLPJacobian.at(mlp, norm(x)), FunctionJacobian(norm, x))
+    assert found.scaling is None
     return found, lambda t: mlp(norm(t))
 
 

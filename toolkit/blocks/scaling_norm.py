@@ -46,9 +46,9 @@ class ScalingNorm:
         same = _same(scale * plain, y) and _same(pushed, jacobian.push(v))
         return found if same else None
 
-    def tokens(self, some: slice) -> "ScalingNorm":
-        """Return the same at some of the tokens."""
-        return ScalingNorm(self.gain, self.scale[some], self.y[some], self.turn[some])
+    def features(self, z: Tensor) -> Tensor:
+        """Return each token's features and a constant, scaled as the norm scales, `[n, k + 1]`."""
+        return self.scale * _beside(z, z.new_ones(len(z), 1))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -58,28 +58,27 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class MLPAfterNorm(Chain):
-    """An MLP after a norm that only scales; `scaling` says how."""
+    """An MLP after a norm. Where that only scales, maps of few features go round it."""
 
     outer: MLPJacobian
     inner: FunctionJacobian
-    scaling: ScalingNorm
 
     def push_map(self, z: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
-        if not is_narrow(z, len(matrix)):
+        norm = self.scaling if is_narrow(z, len(matrix)) else None
+        if norm is None:
             return super().push_map(z, matrix, bias)
-        norm = self.scaling
         turned = ((norm.turn @ matrix) * z).sum(1, keepdim=True) + (norm.turn @ bias)[:, None]
-        columns, features = norm.gain[:, None] * _beside(matrix, bias[:, None]), self._features(z)
+        columns, features = norm.gain[:, None] * _beside(matrix, bias[:, None]), norm.features(z)
         inner = self._turning * turned
         for weight, diagonal in self.outer.inward:
             inner.addcmul_(diagonal, features @ (weight @ columns).T)
         return inner @ self.outer.mlp.down.T
 
     def pull_map(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        norm = self.scaling
-        if not is_narrow(z, len(norm.gain)):
+        norm = self.scaling if is_narrow(z, self.inner.x.shape[1]) else None
+        if norm is None:
             return super().pull_map(u, z)
-        inner, features = u @ self.outer.mlp.down, self._features(z)
+        inner, features = u @ self.outer.mlp.down, norm.features(z)
         turned = (self._turning * inner).sum(1, keepdim=True)
         columns = norm.turn.T @ (turned * _beside(z, torch.ones_like(turned)))
         for weight, diagonal in self.outer.inward:
@@ -87,25 +86,20 @@ class MLPAfterNorm(Chain):
         return columns[:, :-1], columns[:, -1]
 
     def tokens(self, some: slice) -> "MLPAfterNorm":
-        parts = (part.tokens(some) for part in (self.outer, self.inner, self.scaling))
-        return MLPAfterNorm(*parts)  # type: ignore[arg-type]
+        return MLPAfterNorm(self.outer.tokens(some), self.inner.tokens(some))
 
-    def _features(self, z: Tensor) -> Tensor:
-        """Return each token's features and a constant, scaled as the norm scales, `[n, k + 1]`."""
-        return self.scaling.scale * _beside(z, z.new_ones(len(z), 1))
+    @cached_property
+    def scaling(self) -> ScalingNorm | None:
+        """The norm at the tokens, when first needed; None where it does more than scale."""
+        return ScalingNorm.of(self.inner.function, self.inner.x)
 
     @cached_property
     def _turning(self) -> Tensor:
         """Return what a change of the norm's scale does inside the MLP, `[n, d_ff]`."""
+        assert self.scaling is not None
         images = [diagonal * (self.scaling.y @ weight.T) for weight, diagonal in self.outer.inward]
         return torch.stack(images).sum(0)
 
 
 def _beside(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left, right], 1)
-
-
-def after_norm(mlp: MLPJacobian, norm: Callable[[Tensor], Tensor], x: Tensor) -> Chain:
-    """Return the Jacobian of an MLP after `norm` at tokens `x` `[n, d]`."""
-    inner, scaling = FunctionJacobian(norm, x), ScalingNorm.of(norm, x)
-    return MLPAfterNorm(mlp, inner, scaling) if scaling else Chain(mlp, inner)

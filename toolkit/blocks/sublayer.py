@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.blocks.jacobian import Chain, FunctionJacobian, Jacobian, MLPJacobian, Skip
 from toolkit.blocks.mlp import MLP
-from toolkit.blocks.scaling_norm import after_norm
+from toolkit.blocks.scaling_norm import MLPAfterNorm
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MLPSublayer:
         """``J_post A J_norm`` at tokens `x` `[n, d]`."""
         h = self.inputs(x)
         mlp = MLPJacobian.at(self.mlp, h)
-        found: Jacobian = after_norm(mlp, self.norm, x) if self.norm else mlp
+        found: Jacobian = MLPAfterNorm(mlp, FunctionJacobian(self.norm, x)) if self.norm else mlp
         return Chain(FunctionJacobian(self.post, self.mlp(h)), found) if self.post else found
 
     def to_block(self, x: Tensor) -> Jacobian:

@@ -31,7 +31,7 @@ from toolkit.runtime.provenance import versions
 from toolkit.runtime.records import write_json
 from toolkit.tables import drawing as draw
 from toolkit.tables.trial_plot import gains
-from toolkit.tables.words import nats
+from toolkit.tables.words import nats, share_words
 from toolkit.training.methods import Method
 from toolkit.training.trainer import TrainingOptions
 from toolkit.training.trials import (
@@ -249,7 +249,7 @@ def page(found: Estimate, about: Mapping[str, Any], figure: str) -> str:
 def _share(row: Any) -> str:
     if row.kind == "none":
         return ""
-    return f"{row.share:.2f} ({row.share_low:.2f} to {row.share_high:.2f})".replace("-", "−")
+    return "{} ({} to {})".format(*map(share_words, (row.share, row.share_low, row.share_high)))
 
 
 def _write(out: Path, found: Estimate, about: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ NOT_ASKED = "Not applicable: maps were not fitted by folds (--cross-fit 5 does s
 
 @house_style("What forced maps recover, judged by every document")
 def plot(frame: pd.DataFrame) -> Figure:
-    """What is recovered by rank and place, with its interval."""
+    """Draw what is recovered by rank and place, with its interval."""
     figure, (axes,) = make_panels(1, 4.0)
     ranks = sorted_ranks(frame["rank"])
     for index, (location, rows) in enumerate(by_location(frame, "location")):
