@@ -18,7 +18,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from toolkit.analysis.linear_fit import Rank, ranks_below
+from toolkit.analysis.linear_fit import Rank, leading_part, ranks_below
 from toolkit.blocks.jacobian import Jacobian
 
 SHARED_RANKS: tuple[Rank, ...] = (0, 1, 8, 32, "full")
@@ -67,9 +67,7 @@ class SharedMap:
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return ``B = up @ down``, `[d, r]` and `[r, d_x]`, of a map of rank r."""
         assert self.matrix is not None
-        u, sizes, v = torch.linalg.svd(self.matrix.double(), full_matrices=False)
-        up = u[:, :rank] * sizes[:rank]
-        return up.to(self.matrix.dtype), v[:rank].to(self.matrix.dtype)
+        return leading_part(self.matrix, rank)
 
 
 def probes_each(n: int) -> int:
@@ -98,15 +96,14 @@ def fit_shared(
     }
     start = (fit.x.new_zeros(d_in, d_x), vector)
     (first, bias), remaining = _cgls(problems, inputs, scale, start, iterations, remaining)
-    left, sizes, right = torch.linalg.svd(first, full_matrices=False)
+    cut = [rank for rank in ranks_below(d_x, ranks) if rank not in (0, "full")]
+    up, down = leading_part(first, max(cut, default=0))
     widest = (first, bias), remaining
-    for rank in ranks_below(d_x, ranks):
-        if rank in (0, "full"):
-            continue
-        features = [z @ right[:rank].T for z in inputs]
-        start = (left[:, :rank] * sizes[:rank], bias)
+    for rank in cut:
+        features = [z @ down[:rank].T for z in inputs]
+        start = (up[:, :rank], bias)
         (factor, c), remaining = _cgls(problems, features, scale, start, iterations)
-        widest = (factor @ right[:rank], c), remaining
+        widest = (factor @ down[:rank], c), remaining
         maps[rank] = scale.map(*widest[0], remaining)
     if "full" in ranks:  # on from the widest: so that its rank costs it nothing
         start, remaining = widest
