@@ -17,15 +17,24 @@ from toolkit.models.edits import steered_by
 from toolkit.models.hooks import Call, Edit, before, replace, within
 from toolkit.models.locations import Sites, causal_lm, resolve, width_of
 
+# Part i of k equal parts of a batch's rows.
+Share = tuple[int, int]
+
 
 @contextmanager
-def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> Iterator[None]:
+def steer(
+    model: nn.Module,
+    adapters: Adapters,
+    sites: Sites | None = None,
+    share: Share | None = None,
+) -> Iterator[None]:
     """Add what `adapters` give to the states of `model`, in every forward pass and generation.
 
     Padding on either side and each sequence's first token are never steered; a key-value cache is
     followed; gradients flow to adapters that ask for them. Adapters attached one inside the other
-    add up. `sites` saves looking the locations up again. Compile a model inside the context:
-    torch.compile takes no notice of hooks that come later.
+    add up. `sites` saves looking the locations up again. With a `share` (i, k) only part i of the k
+    equal parts of a batch's rows is steered, so that several adapters can be tried in one pass.
+    Compile a model inside the context: torch.compile takes no notice of hooks that come later.
     """
     sites = sites or resolve(model)
     language_model = causal_lm(model)
@@ -40,7 +49,7 @@ def steer(model: nn.Module, adapters: Adapters, sites: Sites | None = None) -> I
             stack.enter_context(before(block, tokens.at_module))
             for module in block.children():  # hooks of the block itself are not run again
                 stack.enter_context(before(module, tokens.inside))
-            edit = _edit(adapter.to(language_model.device), tokens)
+            edit = _edit(adapter.to(language_model.device), tokens, share)
             stack.enter_context(replace(sites.at[adapters.location, layer], edit))
         yield
 
@@ -200,13 +209,21 @@ def _are_tokens(attended: Any) -> Any:
     return own if own.dtype == torch.bool else own == 0
 
 
-def _edit(adapter: Adapter, tokens: _Tokens) -> Edit:
+def _edit(adapter: Adapter, tokens: _Tokens, share: Share | None) -> Edit:
     dtype = next(adapter.parameters()).dtype
+    part, n_parts = share or (0, 1)
 
     def change(states: Tensor) -> Tensor:
         return adapter(states.to(dtype))
 
     def edit(states: Tensor) -> Tensor:
-        return steered_by(change, tokens.of(states))(states)
+        where = tokens.of(states)
+        if n_parts == 1:
+            return steered_by(change, where)(states)
+        # Some families hand their MLP all tokens in one row: then these are what is split.
+        parts = list(states.tensor_split(n_parts))
+        ours = where.reshape(states.shape[:-1]).tensor_split(n_parts)[part]
+        parts[part] = steered_by(change, ours)(parts[part])
+        return torch.cat(parts)
 
     return edit

@@ -96,7 +96,7 @@ def fit_shared(
     }
     start = (fit.x.new_zeros(d_in, d_x), vector)
     (first, bias), remaining = _cgls(problems, inputs, scale, start, iterations, remaining)
-    cut = [rank for rank in ranks_below(d_x, ranks) if rank not in (0, "full")]
+    cut = [rank for rank in ranks_below(d_x, ranks) if rank != "full" and rank > 0]
     up, down = leading_part(first, max(cut, default=0))
     widest = (first, bias), remaining
     for rank in cut:

@@ -1,18 +1,19 @@
 """Candidates: what stands in for fine-tuning."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from toolkit.adapters.attach import steer
+from toolkit.adapters.attach import Share, steer
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.weight_change import WeightChange, changed
 from toolkit.models.locations import Sites
 
 Layers = int | Literal["all"]
+ROWS = 32  # copies of prompts that are generated from together, at most
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,21 @@ class Candidate:
         return cls(key, layers, adapters)
 
     @contextmanager
-    def attached(self, model: nn.Module, sites: Sites) -> Iterator[None]:
-        """Put it into `model`, the base."""
+    def attached(
+        self, model: nn.Module, sites: Sites, share: Share | None = None
+    ) -> Iterator[None]:
+        """Put it into `model`, the base; with a `share`, into that part of every batch's rows."""
         with ExitStack() as stack:
             if self.adapters is not None:
-                stack.enter_context(steer(model, self.adapters, sites))
+                stack.enter_context(steer(model, self.adapters, sites, share))
             if self.weights is not None:
                 stack.enter_context(changed(model, self.weights, sites))
             yield
+
+    @property
+    def shares(self) -> bool:
+        """Tell whether it can have a part of a batch: changed weights are every row's."""
+        return self.weights is None and self.key != "oracle"
 
     @property
     def kind(self) -> str:
@@ -97,6 +105,46 @@ class Candidate:
         """Count the numbers of all that is added."""
         parts = (self.adapters, self.weights)
         return sum(part.parameters for part in parts if part is not None)
+
+
+@contextmanager
+def side_by_side(candidates: Sequence[Candidate], model: nn.Module, sites: Sites) -> Iterator[None]:
+    """Put each of `candidates` into `model`, in its own of as many equal parts of a batch's rows.
+
+    One alone has all rows.
+    """
+    n = len(candidates)
+    with ExitStack() as stack:
+        for part, candidate in enumerate(candidates):
+            stack.enter_context(candidate.attached(model, sites, (part, n) if n > 1 else None))
+        yield
+
+
+def group_size(n_prompts: int) -> int:
+    """Return how many candidates generate from copies of `n_prompts` prompts in one batch.
+
+    A generated token costs about as much for `ROWS` rows as for a few: reading weights is most of
+    it.
+    """
+    return max(1, ROWS // max(n_prompts, 1))
+
+
+def in_groups(shares: Sequence[bool], n_prompts: int) -> list[list[int]]:
+    """Group candidates, by index, that go through the model in one batch of copies of the prompts.
+
+    `shares` tells which can, the others go alone; `n_prompts` is the most that a batch has.
+    """
+    size, open_group = group_size(n_prompts), list[int]()
+    groups = []
+    for index, can_share in enumerate(shares):
+        if can_share and open_group and len(open_group) < size:
+            open_group.append(index)
+            continue
+        group = [index]
+        if can_share:
+            open_group = group
+        groups.append(group)
+    return groups
 
 
 NONE = Candidate("none")

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from toolkit.analysis.divergence import Divergences, Predictions
-from toolkit.evaluation.candidates import ALWAYS, NONE, ORACLE, Candidate
+from toolkit.evaluation.candidates import (
+    ALWAYS,
+    NONE,
+    ORACLE,
+    Candidate,
+    in_groups,
+    side_by_side,
+)
 from toolkit.evaluation.reference import PROMPTS_A_BATCH, PromptBatch, Reference
 from toolkit.models.generation import (
     Generated,
@@ -92,41 +99,47 @@ def evaluate(
     `prompts` are tokens, or a `Reference` that has the continuations already (`n_new` and
     `batch_size` are then its own). No steering and the oracle are always among the candidates; a
     reference remembers what they gave. `forcings` are those of all candidates, or give each its
-    own. Candidates that steer one block are compared under tuned
-    forcing only, starting from that block. `kept` holds what each batch of prompts gave for each
-    candidate: what is there already is not run again; `seen` is told of each as it comes. All
-    `processes` share the candidates of a
-    batch, so that batches are the same however many there are.
+    own. Candidates that steer one block are compared under tuned forcing only, starting from that
+    block. Those that generate go through the model in groups, in one batch. `kept` holds what each
+    batch of prompts gave for each candidate: what is there already is not run again; `seen` is told
+    of each as it comes. All `processes` share the groups of a batch, which are the same however
+    many processes there are.
     """
     reference = reference_of(pair, prompts, n_new, batch_size)
     kept = {} if kept is None else kept
     evaluation, start = Evaluation(), 0
     of = forcings if callable(forcings) else lambda _: forcings
     everyone = [*ALWAYS, *candidates]
-    costs = _costs(everyone, pair.n_layers, of)
+    groups, costs = _groups(everyone, reference, of), _costs(everyone, pair.n_layers, of)
     for batch in reference.batches:
         comparison = _Comparison(pair, batch, of)
 
-        def outcome(
-            index: int,
-            candidate: Candidate | None,
-            start: int = start,
-            comparison: _Comparison = comparison,
-        ) -> Tensors:
-            name = f"{start:05}-{index:04}"
-            if name not in kept:
-                kept[name] = comparison.outcome(candidate)
-            elif candidate is None:
-                comparison.restore(kept[name])
-            advance()
-            seen(candidate, kept[name])
-            return kept[name]
+        def outcomes(
+            group: Sequence[int], start: int = start, comparison: _Comparison = comparison
+        ) -> list[Tensors]:
+            names = [f"{start:05}-{index:04}" for index in group]
+            members = [everyone[index] for index in group]
+            if not all(name in kept for name in names):
+                for name, found in zip(names, comparison.outcomes(members), strict=True):
+                    kept[name] = found
+            elif members == [None]:
+                comparison.restore(kept[names[0]])
+            for candidate, name in zip(members, names, strict=True):
+                advance()
+                seen(candidate, kept[name])
+            return [kept[name] for name in names]
 
-        tasks = [partial(outcome, i, candidate) for i, candidate in enumerate(everyone)]
-        for candidate, found in zip(everyone, processes.spread(tasks, costs), strict=True):
-            evaluation.add(candidate, found)
+        tasks = [partial(outcomes, group) for group in groups]
+        spread = processes.spread(tasks, [sum(costs[i] for i in group) for group in groups])
+        by_index = {
+            index: found
+            for group, some in zip(groups, spread, strict=True)
+            for index, found in zip(group, some, strict=True)
+        }
+        for index, candidate in enumerate(everyone):
+            evaluation.add(candidate, by_index[index])
             if candidate in ALWAYS:
-                batch.outcomes[candidate] = found
+                batch.outcomes[candidate] = by_index[index]
         batch.release()
         start += len(batch.prompts.ids)
     if evaluation.oracle_agrees and "own" in of(NONE):  # it then reads the same tokens under both
@@ -154,8 +167,28 @@ def n_comparisons(
     processes: Processes,
 ) -> int:
     """Count how often `evaluate` advances in this process."""
-    costs = _costs([*ALWAYS, *candidates], pair.n_layers, forcings)
-    return len(reference.batches) * processes.owners(costs).count(processes.rank)
+    everyone = [*ALWAYS, *candidates]
+    groups, costs = (
+        _groups(everyone, reference, forcings),
+        _costs(everyone, pair.n_layers, forcings),
+    )
+    owners = processes.owners([sum(costs[i] for i in group) for group in groups])
+    ours = [group for group, rank in zip(groups, owners, strict=True) if rank == processes.rank]
+    return len(reference.batches) * sum(map(len, ours))
+
+
+def _groups(
+    everyone: Sequence[Candidate | None], reference: Reference, of: ForcingsOf
+) -> list[list[int]]:
+    """Group the candidates that generate, by their index; all others go alone."""
+    shares = [
+        candidate is not None
+        and candidate.shares
+        and candidate.layers == "all"
+        and "own" in of(candidate)
+        for candidate in everyone
+    ]
+    return in_groups(shares, max((len(b.prompts.ids) for b in reference.batches), default=1))
 
 
 def _costs(
@@ -184,20 +217,23 @@ class _Comparison:
         self.runner, self.base, self.tuned = pair.base_runner, pair.base_runner.model, pair.tuned
         self.sites, self.tuned_sites = self.runner.sites, pair.tuned_runner.sites
 
-    def outcome(self, candidate: Candidate | None) -> Tensors:
-        """Return how far `candidate` is from the tuned model, and its tokens, by name."""
-        known = self.batch.outcomes.get(candidate)
-        if known is not None and (candidate is None or self._has_all(candidate, known)):
-            return known
-        if candidate is None:
-            found = _tokens(self.batch.generated)
-        elif candidate == ORACLE:
-            found = self._oracle()
-        elif candidate.layers == "all":
-            found = self._everywhere(candidate)
-        else:
-            found = self._single(candidate, candidate.layers)
-        return {name: tensor.cpu() for name, tensor in found.items()}
+    def outcomes(self, candidates: Sequence[Candidate | None]) -> list[Tensors]:
+        """Return how far each of a group is from the tuned model, and its tokens, by name."""
+        known = self.batch.outcomes
+        left = [c for c in candidates if c not in known or not self._has_all(c, known[c])]
+        found = zip(left, self._of_group(left) if left else [], strict=True)
+        made = {c: {name: tensor.cpu() for name, tensor in one.items()} for c, one in found}
+        return [made[c] if c in made else known[c] for c in candidates]
+
+    def _of_group(self, candidates: Sequence[Candidate | None]) -> list[Tensors]:
+        first = candidates[0]
+        if first is None:
+            return [_tokens(self.batch.generated)]
+        if first == ORACLE:
+            return [self._oracle()]
+        if first.layers != "all":
+            return [self._single(first, first.layers)]
+        return self._everywhere([candidate for candidate in candidates if candidate])
 
     def restore(self, found: Tensors) -> None:
         """Take the tuned model's tokens from the outcome that an interrupted run kept."""
@@ -205,10 +241,11 @@ class _Comparison:
         ids, counted = (found[f"said.{name}"].to(device) for name in ("ids", "counted"))
         self.batch.restore(Generated(ids, counted))
 
-    def _has_all(self, candidate: Candidate, known: Tensors) -> bool:
+    def _has_all(self, candidate: Candidate | None, known: Tensors) -> bool:
         """Return whether `known` has every forcing that is asked for; the oracle has but one."""
-        wanted = self.forcings(candidate)
-        return "agrees" in known or all(f"{forcing}.nats" in known for forcing in wanted)
+        if candidate is None or "agrees" in known:
+            return True
+        return all(f"{forcing}.nats" in known for forcing in self.forcings(candidate))
 
     # Steering one block starts from the base model's states and needs no cache: like is compared
     # with like, so these and the oracle have the tuned model's own uncached pass.
@@ -225,22 +262,30 @@ class _Comparison:
             whole_logits(self.base, self.prompts, self.batch.generated)
         return states
 
-    def _everywhere(self, candidate: Candidate) -> Tensors:
-        """Compare under every forcing that is asked for, from one reading of the prompts."""
-        batch, found, forcings = self.batch, Tensors(), self.forcings(candidate)
+    def _everywhere(self, candidates: Sequence[Candidate]) -> list[Tensors]:
+        """Compare under every forcing that is asked for, from one reading of the prompts.
+
+        Each of `candidates`, which all generate or do not, has a copy of the prompts.
+        """
+        batch, n = self.batch, len(candidates)
+        found: list[Tensors] = [{} for _ in candidates]
         # The tuned model first: its own predictions come with the tokens, which are made but once.
-        tuned = batch.own if "own" in forcings else None
-        with candidate.attached(self.base, self.sites):
-            start = prefill(self.base, self.prompts)
-            logits = continuation_logits(self.base, self.prompts, start, batch.generated)
-            if tuned is not None:
-                own, own_logits = greedy(self.base, self.prompts, start, batch.n_new, batch.ends)
-        if "tuned" in forcings:
-            nats = batch.read.divergence(logits)
-            found |= _compared("tuned", nats, batch.generated.counted)
-        if tuned is not None:
-            both = own.counted & batch.generated.counted
-            found |= _compared("own", tuned.divergence(own_logits), both) | _tokens(own)
+        tuned = batch.own if "own" in self.forcings(candidates[0]) else None
+        prompts, said = self.prompts.times(n), batch.generated.times(n)
+        with side_by_side(candidates, self.base, self.sites):
+            start = prefill(self.base, prompts)
+            logits = continuation_logits(self.base, prompts, start, said)
+            for candidate, one, part in zip(candidates, found, logits.chunk(n), strict=True):
+                if "tuned" in self.forcings(candidate):
+                    nats = batch.read.divergence(part)
+                    one |= _compared("tuned", nats, batch.generated.counted)
+            del logits, part  # as large as the vocabulary, as are those that come
+            if tuned is None:
+                return found
+            own, logits = greedy(self.base, prompts, start, batch.n_new, batch.ends)
+        for one, tokens, part in zip(found, own.parts(n), logits.chunk(n), strict=True):
+            both = tokens.counted & batch.generated.counted
+            one |= _compared("own", tuned.divergence(part), both) | _tokens(tokens)
         return found
 
     def _single(self, candidate: Candidate, layer: int) -> Tensors:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.analysis.divergence import Divergences, Predictions, likely
-from toolkit.evaluation.candidates import Candidate
+from toolkit.evaluation.candidates import Candidate, in_groups, side_by_side
 from toolkit.evaluation.reference import PROMPTS_A_BATCH, padded
 from toolkit.models.generation import (
     Generated,
@@ -128,18 +128,23 @@ def distributions(
 
     One continuation of at most `n_new` tokens is sampled a prompt and model, by random numbers
     that belong to the prompt's place alone: batches do not change them, and models share them.
+    Candidates go through the model together, each with copies of the prompts.
     """
     draws = np.stack([np.random.default_rng([seed, i]).random(n_new) for i in range(len(prompts))])
     said: list[NextTokens] = []
     found: dict[Candidate, list[Likeness]] = {candidate: [] for candidate in candidates}
+    n_together = min(TOGETHER, len(prompts))
+    groups = in_groups([candidate.shares for candidate in candidates], n_together)
     for start in range(0, len(prompts), TOGETHER):
         rows = slice(start, start + TOGETHER)
         batch = _Batch(pair, prompts[rows], answers[rows], torch.from_numpy(draws[rows]))
         said.append(batch.next_tokens)
-        for candidate in candidates:
-            found[candidate].append(batch.likeness(candidate))
-    likeness = {candidate: Likeness.join(parts) for candidate, parts in found.items()}
-    return Distributions(prompts, answers, NextTokens.join(said), likeness)
+        for group in groups:
+            members = [candidates[index] for index in group]
+            for candidate, likeness in zip(members, batch.likeness(members), strict=True):
+                found[candidate].append(likeness)
+    joined = {candidate: Likeness.join(parts) for candidate, parts in found.items()}
+    return Distributions(prompts, answers, NextTokens.join(said), joined)
 
 
 class _Batch:
@@ -156,43 +161,74 @@ class _Batch:
         self.ends = end_tokens(causal_lm(pair.tuned), pair.tokenizer)
         self.prompts: Prompts = make_prompts(prompts, pair.pad_id, pair.device)
         self.answers: Generated = padded(answers, draws.shape[1], self.prompts.ids)
-        self.start: Prefilled = prefill(pair.tuned, self.prompts)
-        logits = self._read(pair.tuned, self.start, self.answers)
+        self.tuned = _Reader(pair.tuned, self.prompts)
+        logits = self.tuned.read(self.answers)
         self.next_tokens, self.choices = NextTokens.of(logits), logits.argmax(-1)
         self.along_answers = Predictions(logits)
-        self.sample = self._sampled(pair.tuned, self.start)
-        self.along_sample = Predictions(self._read(pair.tuned, self.start, self.sample))
+        self.sample = self.tuned.sampled(self.draws, self.ends)
+        self.along_sample = Predictions(self.tuned.read(self.sample))
 
-    def likeness(self, candidate: Candidate) -> Likeness:
-        """Return how alike the tuned model and `candidate` are on these prompts."""
-        base = self.pair.base_runner.model
-        with candidate.attached(base, self.pair.base_runner.sites):
-            start = prefill(base, self.prompts)
-            logits = self._read(base, start, self.answers)
-            variation = self.along_answers.total_variation(logits)
-            next_tokens = NextTokens.of(logits)
-            forward = self.along_sample.divergence(self._read(base, start, self.sample))
-            answers = greedy(base, self.prompts, start, self.draws.shape[1], self.ends)[0]
-            differs = (logits.argmax(-1) != self.choices).cpu()
-            sample = self._sampled(base, start)
-            own = Predictions(self._read(base, start, sample))
-        reverse = own.divergence(self._read(self.pair.tuned, self.start, sample))
+    def likeness(self, candidates: Sequence[Candidate]) -> list[Likeness]:
+        """Return how alike the tuned model and each of `candidates` are on these prompts."""
+        n, runner = len(candidates), self.pair.base_runner
+        with side_by_side(candidates, runner.model, runner.sites):
+            models = _Reader(runner.model, self.prompts.times(n))
+            along_answers = [
+                (
+                    self.along_answers.total_variation(logits),
+                    NextTokens.of(logits),
+                    self._differs(logits),
+                )
+                for logits in models.read(self.answers.times(n)).chunk(n)
+            ]
+            along_sample = models.read(self.sample.times(n)).chunk(n)
+            forward = [self.along_sample.divergence(logits) for logits in along_sample]
+            answers = models.greedy(self.draws.shape[1], self.ends)
+            samples = models.sampled(self.draws.repeat(n, 1), self.ends)
+            own = [Predictions(logits) for logits in models.read(samples).chunk(n)]
+        reverse = [
+            ours.divergence(self.tuned.read(sample))
+            for ours, sample in zip(own, samples.parts(n), strict=True)
+        ]
         counted = self.answers.counted.cpu()
-        return Likeness(
-            forward=_path(self.sample, forward),
-            reverse=_path(sample, reverse),
-            variation=Divergences(variation.cpu(), counted),
-            disagreement=Divergences(differs.double(), counted),
-            next_tokens=next_tokens,
-            answers=answers.tokens,
+        found = zip(
+            along_answers, forward, reverse, answers.parts(n), samples.parts(n), strict=True
         )
+        return [
+            Likeness(
+                forward=_path(self.sample, ahead),
+                reverse=_path(sample, back),
+                variation=Divergences(variation.cpu(), counted),
+                disagreement=Divergences(differs.double(), counted),
+                next_tokens=next_tokens,
+                answers=answer.tokens,
+            )
+            for (variation, next_tokens, differs), ahead, back, answer, sample in found
+        ]
 
-    def _read(self, model: nn.Module, start: Prefilled, generated: Generated) -> Tensor:
-        return continuation_logits(model, self.prompts, start, generated)
+    def _differs(self, logits: Tensor) -> Tensor:
+        """Return where another token than the tuned model's is the most likely."""
+        return (logits.argmax(-1) != self.choices).cpu()
 
-    def _sampled(self, model: nn.Module, start: Prefilled) -> Generated:
-        """Sample from `model`; its samples are read again in one pass, as the other reads them."""
-        return sampled(model, self.prompts, start, self.draws, self.ends)[0]
+
+class _Reader:
+    """A model that has read prompts, and reads or says what follows them."""
+
+    def __init__(self, model: nn.Module, prompts: Prompts) -> None:
+        self.model, self.prompts = model, prompts
+        self.start: Prefilled = prefill(model, prompts)
+
+    def read(self, generated: Generated) -> Tensor:
+        """Return the logits along `generated`."""
+        return continuation_logits(self.model, self.prompts, self.start, generated)
+
+    def greedy(self, n_new: int, ends: Sequence[int]) -> Generated:
+        """Return the most likely tokens."""
+        return greedy(self.model, self.prompts, self.start, n_new, ends)[0]
+
+    def sampled(self, draws: Tensor, ends: Sequence[int]) -> Generated:
+        """Sample; samples are read again in one pass, as other models read them."""
+        return sampled(self.model, self.prompts, self.start, draws, ends)[0]
 
 
 def _path(generated: Generated, nats: Tensor) -> Path:

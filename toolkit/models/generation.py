@@ -27,6 +27,10 @@ class Prompts:
     ids: Tensor
     mask: Tensor
 
+    def times(self, n: int) -> "Prompts":
+        """Return `n` copies below each other, `[n · n_prompts, length]`."""
+        return Prompts(self.ids.repeat(n, 1), self.mask.repeat(n, 1))
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -37,6 +41,15 @@ class Generated:
 
     ids: Tensor
     counted: Tensor
+
+    def times(self, n: int) -> "Generated":
+        """Return `n` copies below each other, `[n · n_prompts, n_new]`."""
+        return Generated(self.ids.repeat(n, 1), self.counted.repeat(n, 1))
+
+    def parts(self, n: int) -> list["Generated"]:
+        """Split into `n` equal parts, from above to below."""
+        pairs = zip(self.ids.chunk(n), self.counted.chunk(n), strict=True)
+        return [Generated(ids, counted) for ids, counted in pairs]
 
     @property
     def tokens(self) -> list[list[int]]:

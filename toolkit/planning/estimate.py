@@ -60,6 +60,8 @@ class RunPlan:
         """Return what `stage` will take, at the rate that was timed for its kind."""
         if self.timing is None:
             raise ValueError("nothing was timed: plan(..., timed=True)")
+        if stage.kind == "decode":
+            return stage.passes * self.timing.token
         return stage.operations / self.timing.rates[stage.kind]
 
     @property
@@ -92,8 +94,8 @@ class RunPlan:
         for stage in self.stages:
             cells = [stage.name, engineering(stage.operations)]
             if self.timing is not None:
-                rate = engineering(self.timing.rates[stage.kind])
-                cells += [rate, duration(self.seconds(stage))]
+                taken = self.seconds(stage)
+                cells += [engineering(stage.operations / taken if taken else 0.0), duration(taken)]
             if not one_device:
                 cells.append(self.devices[stage.kind in ANALYSES])
             grid.add_row(*cells)

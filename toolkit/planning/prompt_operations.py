@@ -2,8 +2,11 @@
 and for what is looked at beside the documents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from toolkit.evaluation.candidates import group_size
+from toolkit.evaluation.distributions import TOGETHER
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.stages import Stage, block_pass, head, scores
 from toolkit.planning.workload import BatchShape, Workload
@@ -14,6 +17,7 @@ LOOKED_AT = 4  # in the close look: tuned, base, recommended and runner-up
 # The tuned model reads its answers, its sample and three of others; each other model the answers
 # and both samples. All sample, and three are greedy besides.
 N_PROMPTS_READ, N_CONTINUATIONS_READ, N_GENERATED = 4, 14, 7
+N_SAID = 2  # times that each model but the tuned one generates there
 N_LOGITS = 12  # of a token: the comparison's three, and three models' forward, back and variation
 
 
@@ -55,7 +59,7 @@ def replacement(
     blocks, the base model, and each from its block on.
     """
     reading, n = work.everywhere + 1, work.new_tokens
-    talking = reading if work.talking is None else work.talking
+    talking = _talking(work)
     singles = shape.n_layers if work.single else 0
     plain = 0 if known else 3 if work.single else 2
     read = said = logits = 0.0
@@ -72,10 +76,35 @@ def replacement(
     return [
         Stage(f"{name}: reading", "block", read),
         Stage(
-            f"{name}: token by token", "decode", said, passes=len(work.prompts) * talking * (n - 1)
+            f"{name}: token by token",
+            "decode",
+            said,
+            passes=len(work.prompts) * _sayings(work) * (n - 1),
         ),
         Stage(f"{name}: divergences", "logit", LOGIT * logits),
     ]
+
+
+def _talking(work: Workload) -> int:
+    """Count the models that say their own tokens."""
+    return work.everywhere + 1 if work.talking is None else work.talking
+
+
+def _sayings(work: Workload) -> int:
+    """Count how often tokens are made one by one: by the tuned model, and by groups of others."""
+    talking = _talking(work)
+    return min(talking, 1) + n_groups(talking - 1, work.prompts)
+
+
+def n_groups(n: int, prompts: Sequence[BatchShape]) -> int:
+    """Count the groups in which `n` candidates generate from rounds of `prompts`."""
+    return -(-max(n, 0) // group_size(max((p.rows for p in prompts), default=1)))
+
+
+def _close_sayings(work: Workload) -> int:
+    """Count how often the close look makes tokens one by one, of a round of prompts."""
+    together = [replace(p, rows=min(p.rows, TOGETHER)) for p in work.reporting]
+    return 1 + N_SAID * n_groups(LOOKED_AT - 1, together)
 
 
 def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
@@ -102,7 +131,7 @@ def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
             f"{name}: token by token",
             "decode",
             said,
-            passes=len(work.reporting) * N_GENERATED * (n - 1),
+            passes=len(work.reporting) * _close_sayings(work) * (n - 1),
         ),
         replace(logits, operations=N_LOGITS / (LOOKED_AT - 1) * logits.operations),
     ]
@@ -158,9 +187,9 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
 
 
 def _comparing_passes(shape: ModelShape, work: Workload) -> float:
-    reading = work.everywhere + 1
-    talking = reading if work.talking is None else work.talking
-    each = 2 * reading + talking * (work.new_tokens - 1) + (3 if work.single else 2)
+    alone = work.everywhere + 1 - max(_talking(work) - 1, 0)
+    reading = alone + n_groups(_talking(work) - 1, work.prompts)
+    each = 2 * reading + _sayings(work) * (work.new_tokens - 1) + (3 if work.single else 2)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
     return len(work.prompts) * (each + singles)
 
@@ -168,7 +197,7 @@ def _comparing_passes(shape: ModelShape, work: Workload) -> float:
 def _looking_passes(work: Workload) -> int:
     """Count the passes of the close look, and of what is looked at beside the documents."""
     compared = 2 * LOOKED_AT + 2
-    generated = N_GENERATED * (work.new_tokens - 1)
+    generated = _close_sayings(work) * (work.new_tokens - 1)
     each = compared + N_PROMPTS_READ + N_CONTINUATIONS_READ + generated
     found = len(work.reporting) * each + len(work.answered) * LOOKED_AT
     found += len(work.questions) * LOOKED_AT * work.answer_tokens

@@ -7,7 +7,7 @@ that takes a fraction of a second. The formulas of `toolkit.planning.operations`
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from toolkit.blocks.mlp import MLP, Change, MLPChange
 from toolkit.diagnosis.block_statistics import moment_pairs
 from toolkit.documents.batches import Batch
 from toolkit.errors import refused
+from toolkit.evaluation.candidates import group_size
 from toolkit.models.locations import resolve
 from toolkit.models.runner import BlockRunner
 from toolkit.planning.operations import (
@@ -45,15 +46,22 @@ from toolkit.statistics import MomentSums
 WIDEST = 512  # of a square matrix that is timed
 SECONDS = 0.4  # that one timing is to take
 FEWEST_TOKENS = 16
+BEYOND_CACHES = 2**28  # bytes of weights: more than a processor's caches hold
+MOST_COPIES = 32  # of a block
 Rates = dict[Kind, float]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Operations a second by kind, and the seconds that measuring them took."""
+    """Operations a second by kind, and the seconds that measuring them took.
+
+    `token` is the seconds of a pass of the whole model that makes one token in each row: reading
+    weights is most of it, so that it hardly depends on the number of rows.
+    """
 
     rates: Rates
     seconds: float
+    token: float = 0.0
 
 
 @torch.no_grad()
@@ -67,12 +75,10 @@ def measure(
         blocks = random_block(config, dtype, device)
         batch = _batch_within(shape, work.batches, fastest)
         rates: Rates = {"block": block_rate(blocks, shape, batch)}
-        if work.prompts:
-            one = BatchShape(max(p.rows for p in work.prompts), 1)
-            rates["decode"] = block_rate(blocks, shape, one)
+        token = token_seconds(blocks, shape, max((p.rows for p in work.prompts), default=1))
         rates |= statistics_rates(shape, work, batch.n, dtype, device)
         rates["logit"] = _logit_rate(shape, dtype, device)
-    return Timing(rates, time.perf_counter() - started)
+    return Timing(rates, time.perf_counter() - started, token)
 
 
 def product_rate(dtype: torch.dtype, device: str, width: int = WIDEST) -> float:
@@ -101,17 +107,37 @@ def random_block(config: Any, dtype: torch.dtype, device: str) -> BlockRunner:
 
 def block_rate(runner: BlockRunner, shape: ModelShape, batch: BatchShape) -> float:
     """Time one block that is listened to, as in the march."""
-    device = next(runner.model.parameters()).device
+    return block_pass(shape, shape.blocks[0], batch) / _pass_seconds([runner], shape, batch)
+
+
+def token_seconds(runner: BlockRunner, shape: ModelShape, n_prompts: int) -> float:
+    """Time a pass of the whole model on one token of each row, as a group of candidates generates.
+
+    Every pass reads all weights from memory: copies of the block make more than caches hold. The
+    other blocks and the head take as much a number.
+    """
+    batch = BatchShape(n_prompts * group_size(n_prompts), 1)
+    size = sum(p.nbytes for p in runner.sites.blocks[0].parameters())
+    n_copies = min(MOST_COPIES, -(-BEYOND_CACHES // max(size, 1)))
+    copies = [copy.deepcopy(runner) for _ in range(n_copies)]
+    numbers = sum(block.matrices for block in shape.blocks) + shape.d * shape.vocabulary
+    return _pass_seconds(copies, shape, batch) * numbers / shape.blocks[0].matrices
+
+
+def _pass_seconds(runners: Sequence[BlockRunner], shape: ModelShape, batch: BatchShape) -> float:
+    """Return the seconds of a pass through one of like blocks, all passed one after the other."""
+    parameter = next(runners[0].model.parameters())
+    device = parameter.device
     ids = torch.zeros(batch.rows, batch.length, dtype=torch.long, device=device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     real = Batch(ids, mask, mask, torch.zeros(batch.n, device=device), batch.held_out)
-    hidden = torch.randn(batch.rows, batch.length, shape.d, device=device)
-    hidden = hidden.to(next(runner.model.parameters()).dtype)
+    hidden = torch.randn(batch.rows, batch.length, shape.d, device=device).to(parameter.dtype)
 
     def work() -> None:
-        runner.run(0, runner.call(0, real), hidden, shape.branches)
+        for runner in runners:
+            runner.run(0, runner.call(0, real), hidden, shape.branches)
 
-    return block_pass(shape, shape.blocks[0], batch) / seconds_of(work, device)
+    return seconds_of(work, device) / len(runners)
 
 
 def statistics_rates(
