@@ -183,7 +183,7 @@ def test_targets_that_are_zero_are_left_out():
         (nothing, []),
     ):
         made = dataclasses.replace(parts, change=change)
-        assert list(mlp_targets(made, sample().h)) == names
+        assert list(mlp_targets(made.mlp, made.change, sample().h)) == names
         assert {row["target"] for row in reachability_rows(made, sample().h)} == set(names)
         assert bool(list(shared_reach_rows(made, sample(20), sample(10)))) or not names
 

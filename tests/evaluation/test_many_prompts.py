@@ -1,13 +1,11 @@
 """Many prompts need the memory of one batch of them."""
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.support import tiny
+from tests.support.live_bytes import LiveBytes
 from toolkit import ModelPair
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.vector import FixedVector
@@ -16,33 +14,6 @@ from toolkit.evaluation.compare import FORCINGS, evaluate
 from toolkit.evaluation.reference import Reference
 
 N_VOCABULARY, N_NEW = 4000, 4
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside that are alive, and the most at any time."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self._known = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(found):
-            if isinstance(tensor, torch.Tensor):
-                self._take(tensor.untyped_storage())
-        return found
-
-    def _take(self, storage):
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key):
-        self.now -= self._known.pop(key)
 
 
 @pytest.fixture(scope="module")

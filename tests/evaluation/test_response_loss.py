@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from tests.support import tiny
+from tests.support.live_bytes import LiveBytes
 from tests.support.steering import random_adapters
 from toolkit.adapters.attach import steer
-from toolkit.evaluation.response_loss import response_loss_rows
+from toolkit.evaluation.response_loss import (
+    response_batches,
+    response_loss_rows,
+    response_losses,
+)
 
 
 def plain(model, document):
@@ -66,3 +71,16 @@ def test_texts_have_no_responses(llama_pair):
     corpus = llama_pair.corpus([{"text": f"w{i} w7 w9 w11"} for i in range(5, 25)])
     models = {name: lambda: nullcontext(llama_pair.base) for name in ("base", "tuned")}
     assert response_loss_rows(models, corpus, corpus.held_out) == []
+
+
+@torch.no_grad()
+def test_no_batchs_logits_are_held_beside_the_nexts(llama_pair):
+    corpus = llama_pair.corpus(tiny.make_documents(24))
+    batch = response_batches(corpus, corpus.encoded)[0]
+    with LiveBytes() as once:
+        response_losses(llama_pair.base, [batch])
+    with LiveBytes() as thrice:
+        response_losses(llama_pair.base, [batch] * 3)
+    logits = batch.ids.numel() * tiny.N_VOCABULARY * llama_pair.dtype.itemsize
+    assert once.peak > logits
+    assert thrice.peak - once.peak < 0.5 * logits

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from tests.support import tiny
+from tests.support.live_bytes import LiveBytes
 from tests.support.members import reduced
 from tests.support.properties import restores
 from toolkit import InputError, ModelPair
@@ -21,6 +22,7 @@ from toolkit.fitting.weight_change import (
     changes_of,
     fit_weight_changes,
     linear_modules,
+    require_followed,
 )
 from toolkit.lockstep.march import March
 from toolkit.lockstep.single import SingleMarch
@@ -319,6 +321,25 @@ def test_modules_that_are_not_given_every_token_once_are_refused():
                 linear(x)
             with pytest.raises(InputError, match=message):
                 sums.update(step)
+
+
+def test_whether_inputs_can_be_followed_is_found_out_in_one_pass():
+    """Without a sum: those of all blocks at a time would be larger than all else."""
+    pair = tiny.make_pair("llama", torch.float64, tiny.make_tokenizer())
+    corpus = pair.corpus(DOCUMENTS[:5])
+    batch = corpus.together(corpus.fit[:1])
+    with LiveBytes() as reading, torch.no_grad():
+        pair.tuned_runner.read(batch)
+    with restores(pair.tuned), LiveBytes() as live, torch.no_grad():
+        require_followed(pair, batch)
+    assert live.peak == reading.peak
+    mlp = pair.tuned_runner.sites.blocks[0].mlp
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))[:, :1]
+    with torch.no_grad():
+        require_followed(pair, batch)  # what a module gives is nobody's business
+    mlp.forward = lambda x: mlp.down_proj((mlp.gate_proj(x) * mlp.up_proj(x))[:, :1])
+    with pytest.raises(InputError, match="inputs of experts"), torch.no_grad():
+        require_followed(pair, batch)
 
 
 def test_a_tensor_that_was_written_into_is_another():

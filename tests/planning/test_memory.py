@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.support import families, tiny
 from toolkit import ModelPair
+from toolkit.adapters.weight_change import WeightChange, changed
 from toolkit.analysis.linear_fit import LinearFit
 from toolkit.blocks.parts import BlockParts
 from toolkit.blocks.read import mlps
@@ -20,8 +21,10 @@ from toolkit.documents.tokens import encode_all
 from toolkit.fitting.from_moments import adapter_from
 from toolkit.lockstep.march import March
 from toolkit.planning.memory import (
+    STAGES,
     adapters,
     carried,
+    changes,
     disk,
     memory,
     moments,
@@ -29,6 +32,7 @@ from toolkit.planning.memory import (
     streams,
     sums,
     weights,
+    widened,
 )
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
@@ -189,3 +193,50 @@ def test_disk_holds_streams_twice_and_statistics_where_kept(batches):
     assert once.total == once.streams + adapters(shape, [8], 4)
     kept = disk(shape, work, 4, [8], keep_statistics=True)
     assert kept.total - once.total == shape.n_layers * 2 * 20 * tiny.D_MODEL**2 * 8
+
+
+def test_a_change_of_the_weights_is_a_second_set_of_matrices():
+    model = tiny.make_model("llama", torch.float32)
+    shape, work = ModelShape.of(model), replace(NOTHING, weights=True)
+    places = {
+        (layer, name): (torch.ones(len(module.weight), 1), torch.ones(1, module.weight.shape[1]))
+        for layer, block in enumerate(model.model.layers)
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    with changed(model, WeightChange(places, "plain", 1)):
+        made = [model.model.layers[i].get_submodule(name).weight for i, name in places]
+        assert changes(shape, work, 4) == bytes_of(made)
+    assert changes(shape, work, 4, offload=True) == changes(shape, NOTHING, 4) == 0
+
+
+def test_a_mlp_is_widened_in_half_precision_alone(tokenizer):
+    pair = tiny.make_pair("llama", torch.bfloat16, tokenizer)
+    found = MLPStatistics(BlockParts(*mlps(pair.base, pair.tuned)[0]))
+    parts = (found.mlp.gate, found.mlp.up, found.mlp.down)
+    made = [*parts, *(f for part in vars(found.change).values() for f in part.factors)]
+    shape = ModelShape.of(pair.base)
+    assert widened(shape, NOTHING, 2) == bytes_of(made)
+    assert widened(shape, NOTHING, 4) == 0
+
+
+def test_what_is_freed_counts_where_it_lies_in_the_heap():
+    """A wide model's tensors are asked of the system one by one, and given back."""
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    few = replace(NOTHING, batches=(BatchShape(2, 8, 14),))
+    planned = memory(shape, few, 4)
+    by_name = {part.name: part.bytes for part in planned.parts}
+    made = (by_name["activations"], by_name["moments"] + by_name["analyses"])
+    assert by_name["freed"] == max(made)
+    many = replace(few, batches=(BatchShape(1, 2**24, 2**24),), prompts=(BatchShape(1, 2**24),))
+    parts = {part.name: part.bytes for part in memory(replace(shape, d=2**12), many, 4).parts}
+    assert parts["freed"] == 0
+
+
+def test_mapped_streams_are_of_the_size_and_need_not_be_free():
+    shape = ModelShape.of_config(tiny.FAMILIES["llama"]())
+    planned = memory(shape, workload_of([]), 4, process=5.0)
+    assert planned.mapped == 2 * streams(shape, workload_of([]), 4) > 0
+    assert planned.size_at("march") == 5 + planned.at("march") + planned.mapped
+    assert planned.size_at("replacement") == 5 + planned.at("replacement")
+    assert planned.peak == max(planned.at(stage) for stage in STAGES)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.blocks.read import is_linear, is_transposed
 from toolkit.errors import InputError
 from toolkit.models.locations import Sites, resolve
+from toolkit.runtime.heap import release_freed
 
 WeightFit = Literal["metric", "plain", "exact"]
 
@@ -115,8 +116,12 @@ def changed(model: nn.Module, change: WeightChange, sites: Sites | None = None) 
     that shares the tensor changes: a tuned model that is a LoRA around `model`, or tied weights.
     In half precision the sum is rounded to it, as merging a LoRA does. `sites` saves looking the
     blocks up again. Raises InputError, before anything is changed, where a module does not fit.
+
+    The new matrices are as large as the blocks: room is made for them, and given back at the end.
     """
+    release_freed()
     with ExitStack() as stack:
+        stack.callback(release_freed)  # called last
         for module, name, parameter in _parameters(model, change, sites):
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, parameter)

@@ -131,7 +131,6 @@ class _Diagnosis:
                 first_look(pair, self.corpus, reference)
         with stages.stage("march"):
             blocks, specs = self._march()
-        release_freed()
         march_seconds = stages.figures["march"]["seconds"]
         candidates = fitted_candidates(blocks, specs)
         weights = weight_candidates(pair, blocks)

@@ -17,7 +17,9 @@ from toolkit.analysis.gate_up import inner_pair
 from toolkit.analysis.reachability import BUDGETS, Reach, median, reach, residual_quartiles
 from toolkit.analysis.shared_map import Problem, SharedMap, explained, fit_shared
 from toolkit.blocks.jacobian import FunctionJacobian, MLPJacobian, matrix_of
+from toolkit.blocks.mlp import MLP, MLPChange
 from toolkit.blocks.parts import BlockParts, Sample
+from toolkit.blocks.sublayer import MLPSublayer
 
 Row = dict[str, Any]
 TARGETS = ("down", "exact")  # the post's test, and all that fine-tuning did to the MLP
@@ -53,13 +55,14 @@ def inner_pair_rows(parts: BlockParts, fit: Tensor, held_out: Tensor) -> list[Ro
 
 def reachability_rows(parts: BlockParts, h: Tensor) -> Iterator[Row]:
     """From the MLP's own input, for the targets that are not zero."""
-    targets = mlp_targets(parts, h)
+    exact = parts.mlp.to(torch.float64, h.device)
+    targets = mlp_targets(exact, parts.change, h)
     if not targets:
         return
     radii = _radii(h)
     wanted = torch.stack(list(targets.values()), 1)
     found = reach(matrix_of(MLPJacobian.at(parts.mlp.to(h.dtype, h.device), h)), wanted, radii)
-    left = _through_real(parts.mlp.to(torch.float64, h.device), h, found, wanted)
+    left = _through_real(exact, h, found, wanted)
     for i, target in enumerate(targets):
         for j, budget in enumerate(BUDGETS):
             yield {
@@ -73,11 +76,13 @@ def reachability_rows(parts: BlockParts, h: Tensor) -> Iterator[Row]:
             }
 
 
-def mlp_targets(parts: BlockParts, h: Tensor) -> dict[str, Tensor]:
-    """Return what fine-tuning did to the MLP at `h`, `[n, d]` float64: ``down`` and ``exact``."""
+def mlp_targets(mlp: MLP, change: MLPChange, h: Tensor) -> dict[str, Tensor]:
+    """Return what fine-tuning did to `mlp` at `h`, `[n, d]` float64: ``down`` and ``exact``.
+
+    `mlp` is in float64.
+    """
     h = h.double()
-    like = (h.dtype, h.device)
-    terms = first_order_terms(parts.mlp.to(*like), parts.change.to(*like), h)
+    terms = first_order_terms(mlp, change.to(h.dtype, h.device), h)
     found = {name: getattr(terms, name) for name in TARGETS}
     return {name: v for name, v in found.items() if bool(v.any(1).all())}
 
@@ -99,7 +104,7 @@ def forced_reach_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
     sublayer, radii = parts.sublayer.to(x.dtype, x.device), _radii(x)
     exact_tail = parts.sublayer.to(torch.float64, x.device)
     to_branch = sublayer.to_branch(x).dense()
-    targets = _branch_targets(parts, x)
+    targets = _branch_targets(parts, exact_tail, x)
     if targets:
         wanted = torch.stack(list(targets.values()), 1)
         found = reach(to_branch.__getitem__, wanted, radii)
@@ -120,12 +125,13 @@ def forced_reach_rows(parts: BlockParts, tokens: Sample) -> Iterator[Row]:
         yield from _curve_rows(labels, added, block[:, 0], added)
 
 
-def _branch_targets(parts: BlockParts, x: Tensor) -> dict[str, Tensor]:
-    """`mlp_targets` as the stream sees them, after the norm on the MLP's output."""
-    assert parts.sublayer is not None
-    sublayer = parts.sublayer.to(torch.float64, x.device)
+def _branch_targets(parts: BlockParts, sublayer: MLPSublayer, x: Tensor) -> dict[str, Tensor]:
+    """`mlp_targets` as the stream sees them, after the norm on the MLP's output.
+
+    `sublayer` is that of `parts` in float64: an MLP's matrices are not made twice.
+    """
     h = sublayer.inputs(x.double())
-    targets = mlp_targets(parts, h)
+    targets = mlp_targets(sublayer.mlp, parts.change, h)
     if sublayer.post is None or not targets:
         return targets
     y = sublayer.mlp(h)
@@ -195,7 +201,10 @@ def _gains(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     if norm is None:
         return x.new_ones(len(x)), x.new_ones(len(x))
     jacobian, scale = FunctionJacobian(norm, x), x.norm(dim=1) / norm(x).norm(dim=1)
-    everywhere = jacobian.dense().square().sum((1, 2)).div(x.shape[1]).sqrt()
+    # Token by token: a Jacobian in float64 and what autograd keeps of it are large.
+    matrix = matrix_of(jacobian)
+    squares = torch.stack([matrix(token).square().sum() for token in range(len(x))])
+    everywhere = squares.div(x.shape[1]).sqrt()
     radial = jacobian.push(x / x.norm(dim=1, keepdim=True)).norm(dim=1)
     return everywhere * scale, radial * scale
 

@@ -1,7 +1,5 @@
 """Steering beside weights: the best low-rank changes of the weights, at steering's sizes."""
 
-from contextlib import ExitStack
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from toolkit.documents.batches import Batch
 from toolkit.errors import InputError
 from toolkit.evaluation.candidates import Candidate
 from toolkit.fitting.block_result import BlockResult, Place
-from toolkit.fitting.weight_change import FITS, InputSums, WeightSpec, changes_of
+from toolkit.fitting.weight_change import FITS, WeightSpec, changes_of, require_followed
 from toolkit.models.pair import ModelPair
 
 BESIDE = (8, 32)  # the ranks of steering after the block whose numbers a change may have
@@ -28,15 +26,10 @@ def why_no_weights(pair: ModelPair, batch: Batch) -> str:
     """Return why changes of weights cannot be cut to a size, as tried on `batch`; else nothing."""
     if pair.base_runner.offload or pair.tuned_runner.offload:
         return "weights that are read from disk block by block are not changed"
-    step: Any = SimpleNamespace(batch=batch)
-    with ExitStack() as stack:
-        sums = [stack.enter_context(InputSums.of(pair, layer)) for layer in range(pair.n_layers)]
-        pair.tuned_runner.entering(batch)
-        try:
-            for step.layer, listener in enumerate(sums):
-                listener.update(step)
-        except InputError as error:
-            return str(error)
+    try:
+        require_followed(pair, batch)
+    except InputError as error:
+        return str(error)
     return ""
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.analysis.divergence import Divergences, recovered
 from toolkit.documents.batches import Batch
@@ -50,17 +50,30 @@ def response_losses(model: nn.Module, batches: Sequence[Batch]) -> Divergences:
     width = max(batch.ids.shape[1] for batch in batches)
     nats, counted = [], []
     for batch in batches:
-        mask = batch.mask.long()
-        logits = model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
-        for row, ids, counts in zip(logits, batch.ids, batch.counted, strict=True):
-            if not counts.any():
-                continue
-            # Row by row: a batch's vocabularies in float64 would be larger than the models.
-            log_p = row[:-1].double().log_softmax(-1)
-            loss = -log_p.gather(-1, ids[1:, None])[:, 0] * counts[1:]
-            nats.append(nn.functional.pad(loss.cpu(), (1, width - len(ids))))
-            counted.append(nn.functional.pad(counts.cpu(), (0, width - len(ids))))
+        for loss, counts in _losses(model, batch):
+            nats.append(nn.functional.pad(loss, (1, width - len(counts))))
+            counted.append(nn.functional.pad(counts, (0, width - len(counts))))
     return Divergences(torch.stack(nats), torch.stack(counted))
+
+
+def _losses(model: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """Return −log p of each document's tokens after the first, `[length − 1]`, and which count.
+
+    When this returns, nothing holds the logits.
+    """
+    mask = batch.mask.long()
+    logits = model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
+    found = []
+    for row, ids, counts in zip(logits, batch.ids, batch.counted, strict=True):
+        if counts.any():
+            # Row by row: a batch's vocabularies in float64 would be larger than the models.
+            loss = -_log_p(row[:-1], ids[1:]) * counts[1:]
+            found.append((loss.cpu(), counts.cpu()))
+    return found
+
+
+def _log_p(logits: Tensor, ids: Tensor) -> Tensor:
+    return logits.double().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
 
 def _row(name: str, losses: dict[str, Divergences]) -> dict[str, Any]:

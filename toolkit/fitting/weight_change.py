@@ -135,8 +135,7 @@ class InputSums:
         if step.batch.held_out or not len(step.batch.places):
             return
         for name in self.modules:
-            state = inputs[shared[name]] if name in shared else None
-            _require_once(step.layer, name, calls[name], state, step.batch)
+            _require_once(step.layer, name, calls[name], step.batch)
         values = {name: wide(step.batch.of_counted(state)) for name, state in inputs.items()}
         if self._sums is None:
             self._begin(shared, values)
@@ -159,9 +158,9 @@ class InputSums:
         """Yield modules that share their inputs, and ``E[xxᵀ]`` `[in, in]`, one at a time."""
         assert self._sums is not None
         for first in self._sums.names:
-            moments = self._sums.result([(first, first)])
             names = tuple(name for name, shares in self.shared.items() if shares == first)
-            yield names, moments.second_moment(first)
+            # Covariances are not kept beside it: an MLP's inner states have wide ones.
+            yield names, self._sums.result([(first, first)]).second_moment(first)
 
     def _listen(self, name: str, call: Call) -> None:
         state = hidden_state(call)
@@ -172,14 +171,14 @@ class InputSums:
             self._seen[mark] = (name, state)
             self._inputs[name] = state.detach().clone()
         self._same[name] = self._seen[mark][0]
-        self._calls[name] += 1
+        self._calls[name].append(_n_tokens(state))
 
     def _forget(self) -> None:
         """Be ready for the next pass."""
         self._seen: dict[tuple[int, int], tuple[str, Tensor]] = {}
         self._inputs: dict[str, Tensor] = {}
         self._same: dict[str, str] = {}
-        self._calls = dict.fromkeys(self.modules, 0)
+        self._calls: dict[str, list[int]] = {name: [] for name in self.modules}
 
     def _begin(self, shared: dict[str, str], values: dict[str, Tensor]) -> None:
         self.shared = self.processes.from_first(lambda: shared)
@@ -187,6 +186,27 @@ class InputSums:
         frames = shared_frames(named, self.processes).get("inputs")
         pairs = [(name, name) for name in dict.fromkeys(self.shared.values())]
         self._sums = MomentSums(pairs, frames)
+
+
+def require_followed(pair: ModelPair, batch: Batch) -> None:
+    """Raise InputError unless each linear module is given every token of `batch`, once.
+
+    The tuned model reads it. Of what enters the modules only the number of tokens is kept: sums of
+    all blocks at a time may be larger than all else that a run holds.
+    """
+    calls: dict[Place, list[int]] = {}
+    with ExitStack() as stack:
+        for layer, block in enumerate(pair.tuned_runner.sites.blocks):
+            for name in linear_modules(pair.base_runner.sites.blocks[layer]):
+                counts = calls[layer, name] = []
+
+                def count(call: Call, counts: list[int] = counts) -> None:
+                    counts.append(_n_tokens(hidden_state(call)))
+
+                stack.enter_context(before(block.get_submodule(name), count))
+        pair.tuned_runner.read(batch)
+    for (layer, name), counts in calls.items():
+        _require_once(layer, name, counts, batch)
 
 
 def block_pieces(
@@ -247,14 +267,22 @@ def _product(factors: Factors) -> Tensor:
     return first
 
 
-def _require_once(layer: int, name: str, calls: int, state: Tensor | None, batch: Batch) -> None:
-    """Raise InputError unless a module was given every token of the batch, once."""
-    if calls != 1:
-        raise InputError(f"{name!r} of block {layer} is called {calls} times in a pass, not once")
-    assert state is not None
-    n_tokens = state.numel() // state.shape[-1]
-    if n_tokens != batch.ids.numel():
+def _n_tokens(state: Tensor) -> int:
+    """Count the tokens of `state` `[..., width]`."""
+    return state.numel() // state.shape[-1]
+
+
+def _require_once(layer: int, name: str, calls: Sequence[int], batch: Batch) -> None:
+    """Raise InputError unless a module was given every token of the batch, once.
+
+    `calls` has the tokens that it was given in each call.
+    """
+    if len(calls) != 1:
         raise InputError(
-            f"{name!r} of block {layer} is given {n_tokens} tokens of {batch.ids.numel()}: the "
+            f"{name!r} of block {layer} is called {len(calls)} times in a pass, not once"
+        )
+    if calls[0] != batch.ids.numel():
+        raise InputError(
+            f"{name!r} of block {layer} is given {calls[0]} tokens of {batch.ids.numel()}: the "
             "inputs of experts are not followed"
         )

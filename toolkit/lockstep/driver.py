@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from toolkit.documents.batches import Batch
+from toolkit.runtime.heap import release_freed
 from toolkit.runtime.processes import ALONE, Processes
 
 R = TypeVar("R")
@@ -62,10 +63,8 @@ def march_through(
     for layer in march.layers():
         with march.resident(layer):
             listeners = listen(layer)
-            for step in march.steps(layer):
-                for listener in listeners.values():
-                    listener.update(step)
-                advance()
+            _gather(march.steps(layer), listeners, advance)
+            release_freed()  # what passes freed lies in pieces that analyses could not use
             # All start before any reduces: processes must talk of the same things in one order.
             for listener in listeners.values():
                 listener.start()
@@ -74,6 +73,16 @@ def march_through(
             result, adapters = conclude(layer, listeners)
             march.advance(layer, adapters)
         yield result
+
+
+def _gather(
+    steps: Iterator[Any], listeners: Mapping[Any, Listener], advance: Callable[[], None]
+) -> None:
+    """Show every step to all listeners; when this returns, nothing holds the last step's states."""
+    for step in steps:
+        for listener in listeners.values():
+            listener.update(step)
+        advance()
 
 
 def shared_out(batches: Sequence[Batch], processes: Processes) -> list[int]:

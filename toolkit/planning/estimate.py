@@ -28,7 +28,7 @@ from toolkit.models.loading import parse_dtype
 from toolkit.models.outline import Outline
 from toolkit.planning import operations
 from toolkit.planning.free_memory import Place, gib, places, process_size
-from toolkit.planning.memory import Disk, Memory, disk, memory
+from toolkit.planning.memory import STAGES, Disk, Memory, disk, memory
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.stages import ANALYSES, Stage
 from toolkit.planning.timing import Timing, measure
@@ -104,14 +104,14 @@ class RunPlan:
         return grid
 
     def _memory(self) -> Grid:
-        grid = _grid("memory", "march", "replacement")
-        stages = ("march", "replacement")
-        for part in self.memory.parts:
-            grid.add_row(part.name, *(gib(part.bytes) if s in part.stages else "" for s in stages))
-        grid.add_row("all", *(gib(self.memory.at(stage)) for stage in stages), style="bold")
-        process = self.memory.process
-        grid.add_row("Python and its libraries, held already", *[gib(process)] * len(stages))
-        sizes = (gib(process + self.memory.at(stage)) for stage in stages)
+        grid, held = _grid("memory", *STAGES), self.memory
+        for part in held.parts:
+            name = f"{part.name}, kept by the C library" if part.name == "freed" else part.name
+            grid.add_row(name, *(gib(part.bytes) if s in part.stages else "" for s in STAGES))
+        grid.add_row("all", *(gib(held.at(stage)) for stage in STAGES), style="bold")
+        grid.add_row("Python and its libraries, held already", *[gib(held.process)] * len(STAGES))
+        grid.add_row("streams, mapped from disk", *[gib(held.mapped)] * 2, "")
+        sizes = (gib(held.size_at(stage)) for stage in STAGES)
         grid.add_row("size of the process", *sizes, style="bold")
         return grid
 

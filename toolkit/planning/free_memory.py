@@ -27,7 +27,11 @@ VERSIONS = {  # of control groups: folder, and files with limit and use, and ent
         ),
     ),
 }
-ON_HOST = ("moments", "analyses")  # in the machine's own memory, where analyses run on the CPU
+ON_HOST = (
+    "moments",
+    "analyses",
+    "freed",
+)  # in the machine's own memory, where analyses run on the CPU
 
 # The option that makes a part smaller, in the words of the message.
 HELP = {
@@ -38,6 +42,9 @@ HELP = {
     "moments": "a machine with more memory (they grow with the square of the model's width alone)",
     "analyses": "a smaller --sample or --shared-sample",
     "adapters": "--dtype bfloat16",
+    "changes": f"{OFFLOAD}, which leaves out low-rank changes of the weights",
+    "freed": "a smaller --batch-tokens (freed memory that the C library keeps)",
+    "widened": "a machine with more memory (an MLP's matrices in float32)",
     "generation": "a smaller --max-prompts or --new-tokens",
 }
 

@@ -4,10 +4,11 @@ Symbols are those of `cost`; b is a number's size in the models' precision. Numb
 have 8 bytes, of the vectors that enter them 4 (8 where the models run in float64).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.analysis.linear_fit import Rank
+from toolkit.analysis.shared_map import TOGETHER
 from toolkit.diagnosis.block_statistics import MODES, moment_pairs
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.models.locations import INSIDE
@@ -19,28 +20,38 @@ DOUBLE = 8
 CACHES = 3  # of keys and values at a time: of the prompts, and copies that are gone on from
 FIRST_ORDER = 12  # inner states of the MLP's width that the first-order terms hold at a time
 BRANCHED = 18  # vectors of width d that a token's statistics hold: states, deltas, shifted copies
-JACOBIANS = 8  # inner states of the MLP's width that a shared fit holds of each token
+DENSE = 7  # d² numbers of a token while its Jacobian is made: two, and what autograd keeps
+SHARED = (3, 10)  # of a token, in a shared fit: inner states of the MLP's width, vectors of width d
+# The C library asks the system for a tensor of this size or more, and gives it back as soon as it
+# is freed. Smaller ones lie in its heap, side by side with others that live: what is freed there
+# serves later ones that are no larger.
+FROM_HEAP = 32 * 2**20
+STAGES = ("march", "analyses", "replacement")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one part of the memory; `stages` says when it is held: march, replacement."""
+    """Bytes of one part of the memory; `stages` says when it is held: of `STAGES`.
+
+    The march is its passes with their sums; analyses come after them, block by block.
+    """
 
     name: str
     bytes: float
-    stages: tuple[str, ...] = ("march", "replacement")
+    stages: tuple[str, ...] = STAGES
 
 
 @dataclass(frozen=True)
 class Memory:
     """The parts of a run's memory; `process` has the bytes that Python and its libraries hold.
 
-    What the process holds is there before the run: it is a part of the process's size, and not of
-    what must be free.
+    What the process holds is there before the run, and of the files that are `mapped` the system
+    may drop what is in memory: both are parts of the process's size, and not of what must be free.
     """
 
     parts: tuple[Part, ...]
     process: float = 0.0
+    mapped: float = 0.0
 
     def at(self, stage: str) -> float:
         """Bytes held at `stage`, beyond the process itself."""
@@ -49,17 +60,21 @@ class Memory:
     @property
     def peak(self) -> float:
         """The most bytes that must be free."""
-        return max(self.at(stage) for stage in ("march", "replacement"))
+        return max(self.at(stage) for stage in STAGES)
 
     @property
     def size(self) -> float:
         """The largest size of the process, as the system tells it."""
-        return self.process + self.peak
+        return max(self.size_at(stage) for stage in STAGES)
+
+    def size_at(self, stage: str) -> float:
+        """The size of the process at `stage`; mapped are the streams, until the march is over."""
+        return self.process + self.at(stage) + self.mapped * (stage != "replacement")
 
     @property
     def largest(self) -> Part:
         """The largest part of the stage that needs most."""
-        stage = max(("march", "replacement"), key=self.at)
+        stage = max(STAGES, key=self.at)
         return max((p for p in self.parts if stage in p.stages), key=lambda part: part.bytes)
 
 
@@ -77,20 +92,41 @@ def memory(
     With `offload` one block of each half is in memory at a time. Streams are mapped from disk: what
     of them is in memory the system may drop. `process`: bytes that the process holds already.
     """
-    march = ("march",)
-    return Memory(
-        (
-            Part("weights", weights(shape, work, size, offload)),
-            Part("activations", activations(shape, work, size), march),
-            Part("carried", carried(shape, work, size), march),
-            Part("sums", sums(shape, work), march),
-            Part("moments", moments(shape, work), march),
-            Part("analyses", analyses(shape, work, threads), march),
-            Part("adapters", adapters(shape, recipes, size)),
-            Part("generation", generation(shape, work, size), ("replacement",)),
-        ),
-        process,
+    march, analysing, replacing = (STAGES[i : i + 1] for i in range(3))
+    both = march + analysing
+    parts = (
+        Part("weights", weights(shape, work, size, offload)),
+        Part("widened", widened(shape, work, size), both),
+        Part("activations", activations(shape, work, size), march),
+        Part("carried", carried(shape, work, size), both),
+        Part("sums", sums(shape, work), both),
+        Part("moments", moments(shape, work), analysing),
+        Part("analyses", analyses(shape, work, threads), analysing),
+        Part("adapters", adapters(shape, recipes, size)),
+        Part("changes", changes(shape, work, size, offload), replacing),
+        Part("generation", generation(shape, work, size), replacing),
     )
+    kept = Part("freed", freed(shape, work, size, {part.name: part.bytes for part in parts}))
+    return Memory((*parts, kept), process, 2 * streams(shape, work, size))
+
+
+def freed(shape: ModelShape, work: Workload, size: int, parts: Mapping[str, float]) -> float:
+    """Count what the C library keeps of what was freed: as much as a stage makes and frees.
+
+    What comes and goes in a stage does so in other orders and sizes each time. Where it lies in the
+    heap, each size finds the holes of smaller ones beside it, and the heap grows past them: at
+    most by once more what is made, which is then large enough for all. Tensors of `FROM_HEAP`
+    leave no holes. Between stages, and between a block's passes and analyses, holes are given back.
+    """
+    d, f = shape.d, shape.largest_block.d_ff
+    tokens = max((batch.counted for batch in work.batches), default=0)
+    said = max((prompts.length + work.new_tokens for prompts in work.prompts), default=0)
+    made = (
+        (parts["activations"], max(size, 4) * tokens * max(d, f)),
+        (parts["moments"] + parts["analyses"], DOUBLE * d * d),
+        (parts["generation"], DOUBLE * work.new_tokens * shape.vocabulary + size * said * d),
+    )
+    return max((held for held, largest in made if largest < FROM_HEAP), default=0.0)
 
 
 def weights(shape: ModelShape, work: Workload, size: int, offload: bool = False) -> float:
@@ -103,6 +139,24 @@ def weights(shape: ModelShape, work: Workload, size: int, offload: bool = False)
     if work.adapter is not None:
         return size * held + 4.0 * work.adapter
     return size * (2 * held + largest.mlp)
+
+
+def widened(shape: ModelShape, work: Workload, size: int) -> float:
+    """4 bytes for each entry of one MLP's matrices, and of their change where it is not factored,
+    where statistics widen those of half precision.
+    """
+    matrices = 1 if work.adapter is not None else 2
+    return 4.0 * matrices * shape.largest_block.mlp if size < 4 else 0.0
+
+
+def changes(shape: ModelShape, work: Workload, size: int, offload: bool = False) -> float:
+    """``b M`` in every block: matrices with a low-rank change, beside those that they stand for.
+
+    With `offload` there are none.
+    """
+    if not work.weights or offload:
+        return 0.0
+    return float(size * sum(out * into for block in shape.blocks for out, into in block.linear))
 
 
 def streams(shape: ModelShape, work: Workload, size: int) -> float:
@@ -171,21 +225,48 @@ def moments(shape: ModelShape, work: Workload) -> float:
 
 
 def analyses(shape: ModelShape, work: Workload, threads: int = 1) -> float:
-    """The largest of what fits, reachability (a token a thread) and shared maps work with, and the
-    sampled tokens.
+    """The largest of what fits, reachability (a token a thread), shared maps and the pieces of the
+    weights work with, and the sampled tokens: as they were sampled, and joined.
     """
     d, f = shape.d, shape.largest_block.d_ff
     n = min(work.shared_sample, max(work.counted(False), 1)) if f else 0
     n_places, judging = places(work) if f else (0, 0)
-    inner = 3 if shape.largest_block.gated else 2
-    fitting = DOUBLE * 8 * d**2
-    each = threads * (4 * d * f + DOUBLE * 4 * d**2)  # what each worker holds
-    exact = 2 * DOUBLE * inner * d * f  # the MLP in float64
-    reach = work.sample * 4 * 4 * d**2 + each + exact if f else 0
-    largest = max(n, n_places)
-    shared = 4 * largest * JACOBIANS * f + 3 * DOUBLE * 4 * d**2 + 4 * 6 * d * f if f else 0
+    largest = max(
+        DOUBLE * 8 * d**2,  # a fit
+        reachability(shape, work, threads) if f else 0.0,
+        shared_maps(shape, max(n, n_places + judging)) if f else 0.0,
+        pieces(shape) if work.weights else 0.0,
+    )
     sampled = 4 * 5 * d * (work.sample + 1.5 * n) + 4 * 4 * d * (n_places + judging)
-    return float(max(fitting, reach, shared) + sampled)
+    return float(largest + 2 * sampled)
+
+
+def reachability(shape: ModelShape, work: Workload, threads: int) -> float:
+    """The MLP in float64, beside all tokens' Jacobians or what each worker holds of one of them."""
+    d, f = shape.d, shape.largest_block.d_ff
+    exact = DOUBLE * (3 if shape.largest_block.gated else 2) * d * f
+    if not work.sample:
+        return 0.0
+    made = 4.0 * DENSE * d * d * work.sample
+    worked = 4.0 * 2 * d * d * work.sample + threads * (4 * d * f + DOUBLE * 4 * d * d)
+    return exact + max(made, worked)
+
+
+def shared_maps(shape: ModelShape, n: int) -> float:
+    """Of n tokens their Jacobians and vectors, inner states of `TOGETHER`, and three matrices in
+    float64; or the identity through the matrices into the MLP.
+    """
+    d, f = shape.d, shape.largest_block.d_ff
+    inner, vectors = SHARED
+    fitted = 4 * n * (inner * f + vectors * d) + 4 * min(n, TOGETHER) * 3 * f + 3 * DOUBLE * d * d
+    return float(max(fitted, 4 * 6 * d * f)) if n else 0.0
+
+
+def pieces(shape: ModelShape) -> float:
+    """The second moment of what enters a module, twice, or once with four of its matrices."""
+    linear = {sides for block in shape.blocks for sides in block.linear}
+    found = (max(2 * into**2, into**2 + 4 * out * into) for out, into in linear)
+    return float(DOUBLE * max(found, default=0))
 
 
 def adapters(shape: ModelShape, recipes: Sequence[Rank], size: int) -> float:

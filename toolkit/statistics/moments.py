@@ -30,7 +30,7 @@ class Moments:
     def second_moment(self, a: str, b: str | None = None) -> Tensor:
         """Return the uncentred ``E[abᵀ]``, `[d_a, d_b]`; of `a` with itself by default."""
         b = b or a
-        return self.covariance[a, b] + torch.outer(self.mean[a], self.mean[b])
+        return torch.outer(self.mean[a], self.mean[b]).add_(self.covariance[a, b])
 
     def pooled(self, other: Self, pairs: Sequence[Pair]) -> Self:
         """Return the moments over the tokens of both, for `pairs` alone."""
