@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.support.pictures import save_blank
+from toolkit.tables import drawing
+
 ROOT = Path(__file__).parents[2]
 PRELOADED = ["toolkit.cli.main", "interp_engine.model", "tests.support.forked"]
 
@@ -69,9 +72,10 @@ def code(text: str, *words: str) -> None:
 
 
 def kernel(*words: str) -> None:
-    """Run ``python -m ipykernel_launcher words``."""
+    """Run ``python -m ipykernel_launcher words``; what is saved of a run has blank pictures."""
     from ipykernel.kernelapp import launch_new_instance
 
+    drawing.save = save_blank
     launch_new_instance(argv=list(words))
 
 
