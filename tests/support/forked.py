@@ -5,6 +5,7 @@ forks for every program.
 """
 
 import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -115,6 +116,7 @@ def _begin(
     said: tuple[str, str],
 ) -> None:
     """Become a process as if it were started by itself, and run `program`."""
+    gc.freeze()  # as in the conftest
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
