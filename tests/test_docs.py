@@ -55,6 +55,7 @@ def desk(tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("toolkit.planning.timing.SECONDS", 0.02)  # of plans: a rough time will do
     return tmp_path
 
 

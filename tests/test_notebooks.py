@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tests.support.forked import forked_kernels
 from tests.support.notebooks import code_cells, differences, text_differences, unfit_outputs
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,8 @@ def read(path):
 def execute(notebook):
     executed = copy.deepcopy(notebook)
     where = {"metadata": {"path": str(ROOT / "notebooks")}}
-    NotebookClient(executed, timeout=1200, kernel_name="python3", resources=where).execute()
+    with forked_kernels():
+        NotebookClient(executed, timeout=1200, kernel_name="python3", resources=where).execute()
     return executed
 
 

@@ -1,9 +1,8 @@
 """The commands as a user gives them, on tiny models in folders."""
 
 import json
+import runpy
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -11,7 +10,9 @@ import torch
 
 from tests.support import tiny
 from tests.support.commands import oracle
+from tests.support.pictures import save_blank
 from toolkit import Adapters, ModelPair, steer
+from toolkit.tables import drawing
 from toolkit.tables.spec import specs
 
 
@@ -33,6 +34,12 @@ def finished(folders, tmp_path_factory):
     result = diagnose(folders, out, "--keep-statistics")
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """Drawing takes most of the time of redoing a run: two of the tests here draw."""
+    monkeypatch.setattr(drawing, "save", save_blank)
 
 
 def test_diagnose_writes_what_the_contract_says(finished):
@@ -106,13 +113,18 @@ def test_too_few_documents_leave_nothing(folders, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["one.txt"]
 
 
-def test_module_is_the_command():
-    command = [sys.executable, "-m", "toolkit", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "diagnose" in done.stdout
-    assert "demo" in done.stdout
+def test_module_is_the_command(monkeypatch, capsys):
+    """As ``python -m toolkit --help`` runs it, without importing all that it imports again."""
+    monkeypatch.setattr("sys.argv", ["toolkit", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("toolkit", run_name="__main__", alter_sys=True)
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "diagnose" in said
+    assert "demo" in said
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_from_writes_over_nobodys_files(finished, tmp_path):
     kept = tmp_path / "mine" / "report.html"
     kept.parent.mkdir()
@@ -132,6 +144,7 @@ def test_from_writes_over_nobodys_files(finished, tmp_path):
     assert inside.exit_code == 2
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_that_is_redone_elsewhere_names_its_inputs_from_there(finished, folders, tmp_path):
     out = tmp_path / "deep" / "again"
     assert oracle("diagnose", "--from", finished, "--out", out).exit_code == 0

@@ -1,25 +1,17 @@
 """``kill -9`` at any moment: the same command ends with the same numbers, and little is lost."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
-from tests.support import tiny
+from tests.support import forked, tiny
 
 SEED = 0
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     tiny.save_request(tmp_path, n_documents=24)
-    root = str(Path(__file__).parents[2])
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.support.killed", str(tmp_path), "--seed", str(SEED)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root},
-        cwd=root, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    words = (str(tmp_path), "--seed", str(SEED))
+    found = forked.run(forked.module, "tests.support.killed", *words)
     assert found.returncode == 0, found.stderr
     left = json.loads(found.stdout)["left"]
     assert len(left) >= 3, "killed too rarely to show anything"

@@ -70,7 +70,9 @@ def slow_maps(book, location, ranks, fit, blend=1.0):
         X = book.states("forced", location, layer, False)
         T = own = book.delta("forced", target, layer, False)
         if fit != "forced":
-            steered = [run_steered(book.base, ids, location, maps) for ids, _ in book.documents]
+            steered = book.of["base"]
+            if maps:
+                steered = [run_steered(book.base, ids, location, maps) for ids, _ in book.documents]
             X = book.rows(steered, location, layer, False)
             reached = book.rows(steered, target, layer, False)
             missing = book.states("tuned", target, layer, False) - reached

@@ -26,8 +26,9 @@ def batches_for(pair, n=8, batch_tokens=60):
     return make_batches(encode_all(tiny.make_documents(n), pair.tokenizer), "all", batch_tokens)
 
 
-@pytest.fixture(params=["llama", "gemma3", "gpt2", "neox", "falcon"])
+@pytest.fixture(scope="module", params=["llama", "gemma3", "gpt2", "neox", "falcon"])
 def pair(request, tokenizer):
+    """Models that no test here changes."""
     return tiny.make_pair(request.param, torch.float64, tokenizer)
 
 

@@ -16,6 +16,12 @@ from toolkit.models.outline import outline
 from toolkit.planning.estimate import duration, engineering, plan
 
 
+@pytest.fixture(autouse=True)
+def _short_timings(monkeypatch):
+    """Whether rates are found is asked here, not how steady they are."""
+    monkeypatch.setattr("toolkit.planning.timing.SECONDS", 0.02)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return tiny.save_request(tmp_path_factory.mktemp("models"))

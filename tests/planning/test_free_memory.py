@@ -1,14 +1,12 @@
 """What is free, and what is said where that is too little."""
 
 import re
-import subprocess
-import sys
 
 import psutil
 import pytest
 from typer.main import get_command
 
-from tests.support import tiny
+from tests.support import forked, tiny
 from toolkit.cli.main import app
 from toolkit.errors import InputError
 from toolkit.planning.free_memory import (
@@ -39,7 +37,8 @@ def test_a_limit_of_the_process_is_respected():
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "assert 0 < f.available_memory() <= 2**28"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    ended = forked.run(forked.code, code)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize(

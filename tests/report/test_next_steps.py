@@ -1,23 +1,17 @@
 """The code and the commands of a report run as they stand, in the folder of the run."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from html import unescape
-from pathlib import Path
 
 import pytest
 import typer
 
-from tests.support import tiny
+from tests.support import forked, tiny
 from tests.support.commands import oracle
 from toolkit import Adapters
 from toolkit.cli.main import app
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +44,7 @@ def test_the_page_has_what_the_json_has(finished, said):
 
 
 def test_the_code_runs_in_the_folder_of_the_run(finished, said):
-    found = subprocess.run(
-        [sys.executable, "-c", said["code"]], cwd=finished, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    found = forked.run(forked.code, said["code"], folder=finished)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip()
 

@@ -1,10 +1,11 @@
 """Nothing that a command did not make is overwritten, and a lock names who writes."""
 
-import subprocess
-import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from tests.support import forked
 from toolkit import InputError
 from toolkit.runtime.output import lock, own_file, own_folder, unlock
 
@@ -43,17 +44,23 @@ def test_a_file_of_others_is_left_as_it_is(tmp_path):
     own_file(tmp_path / "new.csv", "layer,module,")
 
 
-def test_a_locked_folder_names_its_process(tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from toolkit.runtime.output import lock; "
-        "lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"process {other.pid} is writing"):
-            lock(tmp_path)
-        other.kill()
+def hold(folder, held):
+    """Lock `folder`, say so, and stay."""
+    lock(Path(folder))
+    Path(held).touch()
+    time.sleep(60)
+
+
+def test_a_locked_folder_names_its_process(tmp_path_factory):
+    tmp_path, held = tmp_path_factory.mktemp("locked"), tmp_path_factory.mktemp("held") / "held"
+    other = forked.start(hold, str(tmp_path), str(held))
+    while not held.is_file():
+        assert other.exitcode is None
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=f"process {other.pid} is writing"):
+        lock(tmp_path)
+    other.kill()
+    other.join()
     lock(tmp_path)  # the lock of a process that was killed is gone
     lock(tmp_path)  # ours already
     unlock(tmp_path)

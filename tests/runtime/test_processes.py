@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.support import tiny
+from tests.support import forked, tiny
 from toolkit.errors import InputError
 from toolkit.runtime.processes import ALONE, Processes, Rota
 from toolkit.tables.store import read_tables
@@ -74,29 +74,54 @@ def request_folder(tmp_path_factory):
     return tiny.save_request(tmp_path_factory.mktemp("pair"), n_documents=24)
 
 
-def command(folder, out, n=1):
-    """``oracle diagnose`` in n processes, as ``torchrun`` starts them."""
-    launcher = ["-m", PROGRAM]
-    if n > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={n}"]
-        launcher += [f"--master-port={port}", "-m", PROGRAM]
+@pytest.fixture
+def place(tmp_path_factory):
+    """Where processes print."""
+    return tmp_path_factory.mktemp("printed")
+
+
+def words(folder, out):
+    """What ``oracle`` is asked."""
     paths = [str(folder / name) for name in ("base", "tuned")]
     data = ["--data", str(folder / "data.jsonl"), "--out", str(out)]
-    return [sys.executable, *launcher, "diagnose", *paths, *data, *QUICK]
+    return ["diagnose", *paths, *data, *QUICK]
 
 
-def environment():
-    threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return {**os.environ, **threads, "PYTHONPATH": str(Path(__file__).parents[2])}
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
-def run(*args, **more):
-    done = subprocess.run(
-        command(*args, **more), env=environment(), capture_output=True, text=True, timeout=300
-    )
+def torchrun(folder, out, n):
+    """``oracle diagnose`` in n processes that ``torchrun`` starts, each from nothing."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={n}"]
+    launcher += [f"--master-port={free_port()}", "-m", PROGRAM]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *words(folder, out)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def forks(folder, out, n, place):
+    """In n processes with what ``torchrun`` tells each: exit codes, and what all print."""
+    shared = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    started, files = [], []
+    for rank in map(str, range(n)):
+        files.append([place / f"{stream}-{rank}" for stream in ("stdout", "stderr")])
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": str(n)}
+        said = tuple(map(str, files[-1]))
+        asked = (forked.module, PROGRAM, *words(folder, out))
+        started.append(forked.start(*asked, environment=own, said=said))
+    for process in started:
+        process.join(300)
+    printed = ("".join(file.read_text() for file in some) for some in zip(*files, strict=True))
+    return [process.exitcode for process in started], *printed
+
+
+def alone_in(folder, out):
+    done = forked.run(forked.module, PROGRAM, *words(folder, out))
     assert done.returncode == 0, done.stderr
     return done
 
@@ -112,38 +137,43 @@ def assert_same_tables(ours, theirs):
 @pytest.fixture(scope="module")
 def alone(request_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
-    run(request_folder, out)
+    alone_in(request_folder, out)
     return out
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_several_processes_give_the_numbers_of_one(request_folder, alone, tmp_path, n):
-    done = run(request_folder, tmp_path / "run", n=n)
-    assert_same_tables(tmp_path / "run", alone)
-    assert done.stdout.count("report:") == 1
-    left = [path.name for path in (tmp_path / "run").iterdir()]
+def assert_is_one_run(out, alone, printed):
+    assert_same_tables(out, alone)
+    assert printed.count("report:") == 1
+    left = [path.name for path in out.iterdir()]
     assert not {"march", "replacement", "request.json"} & set(left)
 
 
-def test_bad_input_is_said_once(request_folder, tmp_path):
+def test_several_processes_give_the_numbers_of_one(request_folder, alone, tmp_path):
+    running = torchrun(request_folder, tmp_path / "run", n=2)
+    printed, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors
+    assert_is_one_run(tmp_path / "run", alone, printed)
+
+
+def test_three_processes_give_the_numbers_of_one(request_folder, alone, tmp_path, place):
+    codes, printed, errors = forks(request_folder, tmp_path / "run", 3, place)
+    assert codes == [0, 0, 0], errors
+    assert_is_one_run(tmp_path / "run", alone, printed)
+
+
+def test_bad_input_is_said_once(request_folder, tmp_path, place):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    done = subprocess.run(
-        command(request_folder, tmp_path / "run", n=2),
-        env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert done.stderr.count("oracle: ") == 1
-    assert "exists and is not a run" in done.stderr
+    codes, _, errors = forks(request_folder, tmp_path / "run", 2, place)
+    assert all(codes)
+    assert errors.count("oracle: ") == 1
+    assert "exists and is not a run" in errors
 
 
 def test_a_process_that_dies_ends_the_run_which_can_go_on(request_folder, alone, tmp_path):
     """One of two is killed in the march; what is left goes on, in one process."""
     out = tmp_path / "run"
-    running = subprocess.Popen(
-        command(request_folder, out, n=2),
-        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    running = torchrun(request_folder, out, n=2)
     passed = tmp_path / "run.partial" / "march" / "passed.json"
     try:
         while not passed.is_file():
@@ -157,7 +187,7 @@ def test_a_process_that_dies_ends_the_run_which_can_go_on(request_folder, alone,
     assert running.returncode != 0
     assert "goes on from" in said
     assert not out.exists()
-    assert "going on from" in run(request_folder, out).stderr
+    assert "going on from" in alone_in(request_folder, out).stderr
     assert_same_tables(out, alone)
 
 

@@ -10,6 +10,7 @@ import torch
 from jupyter_client.manager import KernelManager
 from nbformat.v4 import output_from_msg
 
+from tests.support.forked import forked_kernels
 from toolkit import ModelPair
 from toolkit.models.loading import fingerprint
 
@@ -24,7 +25,8 @@ class Kernel:
 
     def __init__(self) -> None:
         self._manager = KernelManager(kernel_name="python3")
-        self._manager.start_kernel(cwd=str(ROOT))
+        with forked_kernels():
+            self._manager.start_kernel(cwd=str(ROOT))
         self._client = self._manager.blocking_client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=PATIENCE)

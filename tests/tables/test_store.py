@@ -17,8 +17,9 @@ def test_tables_survive_their_files(llama_pair, tmp_path):
     """Floats are exact, and ranks and layers keep their kinds."""
     tables = diagnose(llama_pair, DOCUMENTS, OPTIONS, show_progress=False).tables
     write_tables(tables.values(), tmp_path)
+    found = read_tables(tmp_path)
     for table in tables.values():
-        read = read_tables(tmp_path)[table.name].frame
+        read = found[table.name].frame
         for name in table.frame.columns:
             ours, theirs = table.frame[name], read[name]
             if ours.dtype.kind == "f":

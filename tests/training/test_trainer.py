@@ -1,6 +1,7 @@
 """Training: what is learned from, that it repeats, and that an interruption costs nothing."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -227,20 +228,29 @@ class Interrupt(TrainerCallback):
             raise Interrupted
 
 
+IN_EPOCHS = TrainingOptions(1e-2, epochs=3, batch_size=4, micro_batch=2, save_steps=2, seed=1)
+
+
+@functools.cache
+def undisturbed(method):
+    """A training from start to end, and the state that it ends in."""
+    rows, base = make_rows(24), tiny.make_model("llama").float()
+    with adapted(base, method, seed=3) as found:
+        done = train(found.trainee, rows, IN_EPOCHS)
+        return done, state_of(found)
+
+
 @pytest.mark.parametrize("method", [LINEAR, GATED, Method("lora", "lora", rank=2)])
 @pytest.mark.parametrize("step", [5, 8, 13])
 def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path, method, step):
     """In the first epoch, in the second and in the third: bit for bit."""
     rows, base = make_rows(24), tiny.make_model("llama").float()
-    options = TrainingOptions(1e-2, epochs=3, batch_size=4, micro_batch=2, save_steps=2, seed=1)
-    with adapted(base, method, seed=3) as found:
-        done = train(found.trainee, rows, options)
-        expected = state_of(found)
+    done, expected = undisturbed(method)
     with adapted(base, method, seed=3) as found, pytest.raises(Interrupted):
-        train(found.trainee, rows, options, 0, tmp_path, callbacks=[Interrupt(step)])
+        train(found.trainee, rows, IN_EPOCHS, 0, tmp_path, callbacks=[Interrupt(step)])
     assert list(tmp_path.glob("checkpoint-*"))
     with adapted(base, method, seed=5) as found:  # what it starts from is in the checkpoint
-        again = train(found.trainee, rows, options, 0, tmp_path)
+        again = train(found.trainee, rows, IN_EPOCHS, 0, tmp_path)
         assert same(state_of(found), expected)
     assert (again.steps, again.tokens) == (done.steps, done.tokens)
     # The mean over the ten steps that were cut into is of fewer of them.
