@@ -27,11 +27,8 @@ VERSIONS = {  # of control groups: folder, and files with limit and use, and ent
         ),
     ),
 }
-ON_HOST = (
-    "moments",
-    "analyses",
-    "freed",
-)  # in the machine's own memory, where analyses run on the CPU
+# In the machine's own memory, where analyses run on the CPU.
+ON_HOST = ("moments", "analyses", "freed")
 
 # The option that makes a part smaller, in the words of the message.
 HELP = {
