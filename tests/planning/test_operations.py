@@ -233,7 +233,7 @@ def test_replacement_is_what_torch_counts(pair, single):
         candidates += [Candidate.of(adapters, layer) for layer in range(pair.n_layers)]
     work = replace(
         NOTHING,
-        prompts=(BatchShape(2, 7), BatchShape(1, 7)),
+        prompts=(BatchShape(2, 7), BatchShape(1, 4)),
         everywhere=2,
         single=single,
         new_tokens=5,

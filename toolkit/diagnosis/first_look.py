@@ -2,7 +2,7 @@
 
 A map of rank 8 after the block is fitted block by block on a fifth of the fit documents. It is a
 floor, and not a part of the run's tables. The tuned model's predictions on the way, which are as
-large as the vocabulary, are not kept while the march runs: it answers the first prompts twice.
+large as the vocabulary, are not kept while the march runs: it answers these prompts twice.
 """
 
 import math
@@ -27,7 +27,7 @@ SPEC = FitSpec.linear("post_block", 8, "forced")
 def first_look(pair: ModelPair, corpus: Corpus, reference: Reference) -> str:
     """Show and return a sentence with what one adapter recovers; empty where there is no quick one.
 
-    `reference` are the run's own prompts, of which the first batch is used.
+    `reference` are the run's own prompts, of which some are used.
     """
     documents = _few(corpus)
     if sum(sum(d.counted(corpus.positions)) for d in documents) < pair.d_model:

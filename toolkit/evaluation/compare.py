@@ -107,17 +107,15 @@ def evaluate(
     """
     reference = reference_of(pair, prompts, n_new, batch_size)
     kept = {} if kept is None else kept
-    evaluation, start = Evaluation(), 0
+    evaluation = Evaluation()
     of = forcings if callable(forcings) else lambda _: forcings
     everyone = [*ALWAYS, *candidates]
     groups, costs = _groups(everyone, reference, of), _costs(everyone, pair.n_layers, of)
     for batch in reference.batches:
         comparison = _Comparison(pair, batch, of)
 
-        def outcomes(
-            group: Sequence[int], start: int = start, comparison: _Comparison = comparison
-        ) -> list[Tensors]:
-            names = [f"{start:05}-{index:04}" for index in group]
+        def outcomes(group: Sequence[int], comparison: _Comparison = comparison) -> list[Tensors]:
+            names = [f"{comparison.batch.name}-{index:04}" for index in group]
             members = [everyone[index] for index in group]
             if not all(name in kept for name in names):
                 for name, found in zip(names, comparison.outcomes(members), strict=True):
@@ -141,7 +139,7 @@ def evaluate(
             if candidate in ALWAYS:
                 batch.outcomes[candidate] = by_index[index]
         batch.release()
-        start += len(batch.prompts.ids)
+    evaluation = evaluation.of_prompts(reference.places)
     if evaluation.oracle_agrees and "own" in of(NONE):  # it then reads the same tokens under both
         evaluation.divergences[ORACLE, "own"] = evaluation.divergences[ORACLE, "tuned"]
     return evaluation
@@ -188,7 +186,7 @@ def _groups(
         and "own" in of(candidate)
         for candidate in everyone
     ]
-    return in_groups(shares, max((len(b.prompts.ids) for b in reference.batches), default=1))
+    return in_groups(shares, max((len(batch.rows) for batch in reference.batches), default=1))
 
 
 def _costs(

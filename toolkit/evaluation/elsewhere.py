@@ -44,7 +44,7 @@ def distances(models: NamedModels, reference: Reference) -> Distances:
                 nats = predictions.divergence(logits).cpu()
                 parts.setdefault((origin, name), []).append(Divergences(nats, counted))
         batch.release()
-    return {key: Divergences.join(found) for key, found in parts.items()}
+    return {key: reference.joined(found) for key, found in parts.items()}
 
 
 def _logits(models: NamedModels, name: str, batch: PromptBatch) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """The tuned model's continuations of prompts, made once, which other models are compared with."""
 
 import copy
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,22 +24,32 @@ from toolkit.models.generation import (
 from toolkit.models.locations import causal_lm, n_embeddings
 
 PROMPTS_A_BATCH = 16  # that are generated from together
+PASS = 128  # tokens in whose time a pass reads the model's weights, about
 
 
 class PromptBatch:
     """A batch of prompts, and what the tuned model makes of it; each part when it is first needed.
 
-    Its tokens stay. Its predictions, which are as large as the vocabulary, are dropped by `release`
-    and computed again from the tokens, in one pass, when they are asked for again.
+    `rows` are their numbers among all prompts. Its tokens stay. Its predictions, which are as large
+    as the vocabulary, are dropped by `release` and computed again from the tokens, in one pass,
+    when they are asked for again.
     """
 
-    def __init__(self, model: Any, prompts: Prompts, n_new: int, ends: Sequence[int]) -> None:
-        self.model, self.prompts, self.n_new, self.ends = model, prompts, n_new, ends
+    def __init__(
+        self, model: Any, rows: Sequence[int], prompts: Prompts, n_new: int, ends: Sequence[int]
+    ) -> None:
+        self.model, self.rows, self.prompts = model, tuple(rows), prompts
+        self.n_new, self.ends = n_new, ends
         self.outcomes: dict[Any, dict[str, Tensor]] = {}  # of candidates that every comparison has
         self._generated: Generated | None = None
         self._start: Prefilled | None = None
         self._read: Predictions | None = None
         self._own: Predictions | None = None
+
+    @property
+    def name(self) -> str:
+        """Tell it from batches of other prompts of the run; files of interrupted runs have it."""
+        return f"{zlib.crc32(str(self.rows).encode()):08x}"
 
     @property
     def generated(self) -> Generated:
@@ -84,9 +96,10 @@ class PromptBatch:
 
 
 class Reference:
-    """The tuned model's greedy continuations of `prompts`, in batches of `batch_size` (None: one).
+    """The tuned model's greedy continuations of `prompts`, `batch_size` or fewer at a time.
 
-    Made once in a run and handed to every comparison of it.
+    Made once in a run and handed to every comparison of it. A batch has prompts of like length;
+    without a `batch_size` there may be any number of them. What is found is in the prompts' order.
     """
 
     def __init__(
@@ -100,35 +113,41 @@ class Reference:
         model = causal_lm(tuned)
         device, ends = next(tuned.parameters()).device, end_tokens(model, tokenizer)
         pad_id = pad_token(tokenizer, n_embeddings(model))
-        size = batch_size or max(len(prompts), 1)
         self.batches = [
             PromptBatch(
                 tuned,
-                make_prompts(prompts[i : i + size], pad_id, device),
+                rows,
+                make_prompts([prompts[row] for row in rows], pad_id, device),
                 n_new,
                 ends,
             )
-            for i in range(0, len(prompts), size)
+            for rows in like_lengths([len(prompt) for prompt in prompts], batch_size)
         ]
+
+    @property
+    def places(self) -> list[int]:
+        """Where each prompt, in their order, stands among those of all batches."""
+        return np.argsort([row for batch in self.batches for row in batch.rows]).tolist()
+
+    def joined(self, parts: Sequence[Divergences]) -> Divergences:
+        """Return the divergences of all batches, in the prompts' order."""
+        return Divergences.join(list(parts)).of_prompts(self.places)
 
     def remember(self, tokens: Sequence[Sequence[int]]) -> None:
         """Take the tokens that the tuned model generated before from the first prompts.
 
         A batch of which all prompts are known is not generated again.
         """
-        start = 0
         for batch in self.batches:
-            rows = tokens[start : start + len(batch.prompts.ids)]
-            if len(rows) < len(batch.prompts.ids):
-                return
-            batch.restore(padded(rows, batch.n_new, batch.prompts.ids))
-            start += len(rows)
+            if max(batch.rows) < len(tokens):
+                rows = [tokens[row] for row in batch.rows]
+                batch.restore(padded(rows, batch.n_new, batch.prompts.ids))
 
     def beginning(self) -> "Reference":
-        """Return the first batch of prompts alone; what is made of it is made for both."""
-        first = copy.copy(self)
-        first.batches = self.batches[:1]
-        return first
+        """Return some of the prompts alone, of middling length; what is made is made for both."""
+        some = copy.copy(self)
+        some.batches = self.batches[beginning([len(batch.rows) for batch in self.batches])]
+        return some
 
     @torch.no_grad()
     def divergence(self, model: nn.Module) -> Divergences:
@@ -142,7 +161,37 @@ class Reference:
             logits = continuation_logits(model, batch.prompts, start, batch.generated)
             parts.append(Divergences(batch.read.divergence(logits), batch.generated.counted))
             batch.release()
-        return Divergences.join(parts)
+        return self.joined(parts)
+
+
+def like_lengths(lengths: Sequence[int], most: int | None = PROMPTS_A_BATCH) -> list[list[int]]:
+    """Group prompts, by their number, in batches of `most` or fewer that are read soonest.
+
+    A batch is as long as its longest prompt, and takes `PASS` tokens more; the longest come first,
+    so that what does not fit into memory fails soon.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    least, begins = [0], [0]  # of the first in `order`: tokens, and their last batch's begin
+    for end in range(1, len(order) + 1):
+        first = max(0, end - most) if most else 0
+        options = [
+            (least[begin] + PASS + (end - begin) * lengths[order[begin]], begin)
+            for begin in range(first, end)
+        ]
+        tokens, begin = min(options)
+        least.append(tokens)
+        begins.append(begin)
+    batches, end = list[list[int]](), len(order)
+    while end:
+        batches.insert(0, sorted(order[begins[end] : end]))
+        end = begins[end]
+    return batches
+
+
+def beginning(sizes: Sequence[int]) -> slice:
+    """Return which batches, of these sizes, a first look is at: all of few prompts, or one."""
+    middle = len(sizes) // 2
+    return slice(None) if sum(sizes) <= PROMPTS_A_BATCH else slice(middle, middle + 1)
 
 
 def padded(rows: Sequence[Sequence[int]], n_new: int, like: Tensor) -> Generated:

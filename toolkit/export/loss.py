@@ -45,7 +45,8 @@ def loss(
     Readers((model,), base.tokenizer).require_prompts(prompts, n_new)
     exported: list[Divergences] = []
     unsteered: list[Divergences] = []
-    for batch in Reference(model, base.tokenizer, prompts, n_new).batches:
+    reference = Reference(model, base.tokenizer, prompts, n_new)
+    for batch in reference.batches:
         with steer(model, adapters):
             steered, counted = batch.read, batch.generated.counted
         for parts, context in ((exported, found.put_into(model)), (unsteered, nullcontext())):
@@ -54,6 +55,6 @@ def loss(
                 logits = continuation_logits(model, batch.prompts, start, batch.generated)
             parts.append(Divergences(steered.divergence(logits), counted))
         batch.release()
-    ours, scale = Divergences.join(exported), Divergences.join(unsteered)
+    ours, scale = reference.joined(exported), reference.joined(unsteered)
     kept = recovered(ours, scale)[0]
     return Loss(ours.mean, ours.sem, scale.mean, kept, len(prompts), int(ours.counted.sum()))

@@ -22,7 +22,7 @@ from toolkit.documents.corpus import Corpus
 from toolkit.evaluation.accuracy import prompts_of
 from toolkit.evaluation.distributions import TOGETHER
 from toolkit.evaluation.questions import QUESTIONS_A_BATCH
-from toolkit.evaluation.reference import PROMPTS_A_BATCH
+from toolkit.evaluation.reference import like_lengths
 from toolkit.evaluation.response_loss import response_batches
 from toolkit.models.loading import parse_dtype
 from toolkit.models.outline import Outline
@@ -198,7 +198,7 @@ def workload_of(
             BatchShape(b.ids.shape[0], b.ids.shape[1], int(b.counted.sum()), b.held_out)
             for b in corpus.batches
         ),
-        prompts=_rounds(asked, PROMPTS_A_BATCH),
+        prompts=_like_lengths(asked),
         steered=tuple(spec.location for spec in specs if spec.is_steered),
         everywhere=len(specs) + 1 + (n_weight_candidates(shape.d) if weights else 0),
         talking=2 + sum(on_own_tokens(spec.location, spec.rank) for spec in specs),
@@ -218,7 +218,7 @@ def workload_of(
         fold_prompts=tuple(
             shape
             for prompts in fold_prompts(corpus, options).values()
-            for shape in _rounds(prompts, PROMPTS_A_BATCH)
+            for shape in _like_lengths(prompts)
         ),
         fold_maps=len(by_folds),
     )
@@ -227,13 +227,19 @@ def workload_of(
 
 def with_other(work: Workload, other: OtherData, tokenizer: Any) -> Workload:
     """Add what is looked at beside the documents."""
-    found = [_rounds(prompts, PROMPTS_A_BATCH) for prompts in other.tokens(tokenizer).values()]
+    found = [_like_lengths(prompts) for prompts in other.tokens(tokenizer).values()]
     work = replace(work, elsewhere=tuple(shape for rounds in found for shape in rounds))
     if not other.questions:
         return work
     asked = sorted(prompts_of(tokenizer, other.questions.examples), key=len)
     rounds = _rounds(asked, QUESTIONS_A_BATCH)
     return replace(work, questions=rounds, answer_tokens=other.questions.task.new_tokens)
+
+
+def _like_lengths(prompts: Sequence[Sequence[int]]) -> tuple[BatchShape, ...]:
+    lengths = [len(prompt) for prompt in prompts]
+    batches = like_lengths(lengths)
+    return tuple(BatchShape(len(rows), max(lengths[row] for row in rows)) for rows in batches)
 
 
 def _rounds(prompts: Sequence[Sequence[int]], size: int) -> tuple[BatchShape, ...]:

@@ -13,11 +13,12 @@ from toolkit.diagnosis.block_statistics import MODES, moment_pairs
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.models.locations import INSIDE
 from toolkit.planning.operations import FIT_PAIRS, places, sequential_pairs
+from toolkit.planning.prompt_operations import side_by_side
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
 
 DOUBLE = 8
-CACHES = 3  # of keys and values at a time: of the prompts, and copies that are gone on from
+CACHES = 2  # of keys and values of a candidate at a time: of its prompts, and one to go on from
 FIRST_ORDER = 12  # inner states of the MLP's width that the first-order terms hold at a time
 BRANCHED = 18  # vectors of width d that a token's statistics hold: states, deltas, shifted copies
 DENSE = 7  # d² numbers of a token while its Jacobian is made: two, and what autograd keeps
@@ -278,8 +279,9 @@ def adapters(shape: ModelShape, recipes: Sequence[Rank], size: int) -> float:
 
 def generation(shape: ModelShape, work: Workload, size: int) -> float:
     """Of the largest round of prompts: keys and values, every block's states of base and tuned
-    model, and logits: the tuned model's three times in float64, a candidate's twice. Or of the
-    largest round of questions, whose keys and values are held once.
+    model, and logits: the tuned model's three times in float64, a candidate's twice. Candidates
+    that generate side by side each have a copy of the prompts. Or of the largest round of
+    questions, whose keys and values are held once.
     """
     cache = size * shape.n_layers * 2 * shape.kv_width
     answering = max(
@@ -292,10 +294,13 @@ def generation(shape: ModelShape, work: Workload, size: int) -> float:
         (*work.prompts, *work.fold_prompts), key=lambda p: p.rows * (p.length + work.new_tokens)
     )
     tokens = prompts.rows * (prompts.length + work.new_tokens)
-    caches = CACHES * cache * tokens
+    copies = side_by_side(work)
+    caches = (1 + CACHES * copies) * cache * tokens
     states = 2 * shape.n_layers * shape.d * tokens
     logits = prompts.rows * work.new_tokens * shape.vocabulary
-    return max(caches + size * states + logits * (3.0 * DOUBLE + 2 * size), float(answering))
+    return max(
+        caches + size * states + logits * (3.0 * DOUBLE + 2 * size * copies), float(answering)
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from toolkit.diagnosis.place_rows import PLACE_RANKS
 from toolkit.diagnosis.reach_rows import SCALES, TARGETS
 from toolkit.evaluation.allocation import PROBE_TOKENS
 from toolkit.evaluation.rank_search import AT_ONCE
+from toolkit.evaluation.reference import beginning
 from toolkit.models.locations import INSIDE
 from toolkit.planning.prompt_operations import (
     close_look,
@@ -275,7 +276,7 @@ def weight_side(shape: ModelShape, work: Workload) -> list[Stage]:
 
 
 def first_look(shape: ModelShape, work: Workload) -> list[Stage]:
-    """One forced fit on one in `SHARE` of the fit documents, judged on the first round of prompts.
+    """One forced fit on one in `SHARE` of the fit documents, judged on a round of prompts.
 
     Two passes of every document (tuned, and base on the tuned stream), one fit's moments, ``FIT``
     d³ a block; the tuned model says its tokens, which the run's comparison has it do again.
@@ -286,7 +287,8 @@ def first_look(shape: ModelShape, work: Workload) -> list[Stage]:
         return []
     passes = 2 / SHARE * sum(block_pass(shape, block, b) for b in fit for block in shape.blocks)
     moments = shape.n_layers * counted * product_operations(FIT_PAIRS, shape.d)
-    judged = replace(work, prompts=work.prompts[:1], everywhere=2, talking=1, single=False)
+    some = beginning([prompts.rows for prompts in work.prompts])
+    judged = replace(work, prompts=work.prompts[some], everywhere=2, talking=1, single=False)
     return [
         Stage("first look: passes", "block", passes),
         Stage("first look: moments", "moments", moments),

@@ -96,6 +96,12 @@ def _sayings(work: Workload) -> int:
     return min(talking, 1) + n_groups(talking - 1, work.prompts)
 
 
+def side_by_side(work: Workload) -> int:
+    """Count the candidates that generate in one batch, at most."""
+    size = group_size(max((p.rows for p in work.prompts), default=1))
+    return max(1, min(size, _talking(work) - 1))
+
+
 def n_groups(n: int, prompts: Sequence[BatchShape]) -> int:
     """Count the groups in which `n` candidates generate from rounds of `prompts`."""
     return -(-max(n, 0) // group_size(max((p.rows for p in prompts), default=1)))
