@@ -13,7 +13,7 @@ from toolkit.diagnosis.block_statistics import MODES, moment_pairs
 from toolkit.diagnosis.mlp_statistics import PAIRS as MLP_PAIRS
 from toolkit.models.locations import INSIDE
 from toolkit.planning.operations import FIT_PAIRS, places, sequential_pairs
-from toolkit.planning.prompt_operations import side_by_side
+from toolkit.planning.prompt_operations import n_side_by_side
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.workload import BatchShape, Workload
 
@@ -294,7 +294,7 @@ def generation(shape: ModelShape, work: Workload, size: int) -> float:
         (*work.prompts, *work.fold_prompts), key=lambda p: p.rows * (p.length + work.new_tokens)
     )
     tokens = prompts.rows * (prompts.length + work.new_tokens)
-    copies = side_by_side(work)
+    copies = n_side_by_side(work)
     caches = (1 + CACHES * copies) * cache * tokens
     states = 2 * shape.n_layers * shape.d * tokens
     logits = prompts.rows * work.new_tokens * shape.vocabulary

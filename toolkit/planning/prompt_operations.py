@@ -96,7 +96,7 @@ def _sayings(work: Workload) -> int:
     return min(talking, 1) + n_groups(talking - 1, work.prompts)
 
 
-def side_by_side(work: Workload) -> int:
+def n_side_by_side(work: Workload) -> int:
     """Count the candidates that generate in one batch, at most."""
     size = group_size(max((p.rows for p in work.prompts), default=1))
     return max(1, min(size, _talking(work) - 1))
