@@ -7,7 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.support import families, tiny
+from tests.support.live_bytes import LiveBytes
 from toolkit import ModelPair
+from toolkit.adapters.collection import Adapters
+from toolkit.adapters.vector import FixedVector
 from toolkit.adapters.weight_change import WeightChange, changed
 from toolkit.analysis.linear_fit import LinearFit
 from toolkit.blocks.parts import BlockParts
@@ -18,6 +21,8 @@ from toolkit.diagnosis.grid import grid_for
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
 from toolkit.documents.batches import make_batches
 from toolkit.documents.tokens import encode_all
+from toolkit.evaluation.candidates import Candidate
+from toolkit.evaluation.compare import FORCINGS, evaluate
 from toolkit.fitting.from_moments import adapter_from
 from toolkit.lockstep.march import March
 from toolkit.planning.memory import (
@@ -26,6 +31,7 @@ from toolkit.planning.memory import (
     carried,
     changes,
     disk,
+    generation,
     memory,
     moments,
     n_products,
@@ -229,7 +235,8 @@ def test_what_is_freed_counts_where_it_lies_in_the_heap():
     made = (by_name["activations"], by_name["moments"] + by_name["analyses"])
     assert by_name["freed"] == max(made)
     many = replace(few, batches=(BatchShape(1, 2**24, 2**24),), prompts=(BatchShape(1, 2**24),))
-    parts = {part.name: part.bytes for part in memory(replace(shape, d=2**12), many, 4).parts}
+    wide = replace(shape, d=2**12, vocabulary=2**20)
+    parts = {part.name: part.bytes for part in memory(wide, many, 4).parts}
     assert parts["freed"] == 0
 
 
@@ -240,3 +247,30 @@ def test_mapped_streams_are_of_the_size_and_need_not_be_free():
     assert planned.size_at("march") == 5 + planned.at("march") + planned.mapped
     assert planned.size_at("replacement") == 5 + planned.at("replacement")
     assert planned.peak == max(planned.at(stage) for stage in STAGES)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_generation_side_by_side_is_about_what_is_alive(tokenizer, n):
+    """Logits, keys and values of every candidate's copy of the prompts, and the tuned model's."""
+    pair, asked, n_new = tiny.make_pair("llama", torch.float32, tokenizer), 8, 24
+    prompts = [[5 + k % 40 for k in range(40)]] * asked
+    candidates = [
+        Candidate.of(
+            Adapters(
+                "post_block", {0: FixedVector(torch.full((tiny.D_MODEL,), 0.1 * k))}, "forced"
+            ),
+            key=k,
+        )
+        for k in range(n)
+    ]
+    work = replace(
+        NOTHING,
+        prompts=(BatchShape(asked, 40),),
+        everywhere=n + 1,
+        talking=n + 1,
+        new_tokens=n_new,
+    )
+    with LiveBytes() as live:
+        evaluate(pair, prompts, candidates, n_new, forcings=FORCINGS)
+    planned = generation(ModelShape.of(pair.base), work, 4)
+    assert 0.6 < live.peak / planned < 1.15

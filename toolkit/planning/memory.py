@@ -121,13 +121,12 @@ def freed(shape: ModelShape, work: Workload, size: int, parts: Mapping[str, floa
     """
     d, f = shape.d, shape.largest_block.d_ff
     tokens = max((batch.counted for batch in work.batches), default=0)
-    said = max((prompts.length + work.new_tokens for prompts in work.prompts), default=0)
     made = (
         (parts["activations"], max(size, 4) * tokens * max(d, f)),
         (parts["moments"] + parts["analyses"], DOUBLE * d * d),
-        (parts["generation"], DOUBLE * work.new_tokens * shape.vocabulary + size * said * d),
     )
-    return max((held for held, largest in made if largest < FROM_HEAP), default=0.0)
+    said = sum(part.bytes for part in comparing(shape, work, size) if part.largest < FROM_HEAP)
+    return max(said, *(held for held, largest in made if largest < FROM_HEAP), 0.0)
 
 
 def weights(shape: ModelShape, work: Workload, size: int, offload: bool = False) -> float:
@@ -278,28 +277,41 @@ def adapters(shape: ModelShape, recipes: Sequence[Rank], size: int) -> float:
 
 
 def generation(shape: ModelShape, work: Workload, size: int) -> float:
-    """Of the largest round of prompts: keys and values, every block's states of base and tuned
-    model, and logits: the tuned model's three times in float64, a candidate's twice. Candidates
-    that generate side by side each have a copy of the prompts. Or of the largest round of
-    questions, whose keys and values are held once.
-    """
+    """Of the largest round of prompts; or of questions, whose keys and values are held once."""
     cache = size * shape.n_layers * 2 * shape.kv_width
     answering = max(
         q.rows * (cache * (q.length + work.answer_tokens) + size * shape.vocabulary)
         for q in (*work.questions, BatchShape(0, 0))
     )
+    return max(sum(part.bytes for part in comparing(shape, work, size)), float(answering))
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Bytes of some tensors together, and of the largest of them."""
+
+    bytes: float
+    largest: float
+
+
+def comparing(shape: ModelShape, work: Workload, size: int) -> tuple[_Tensors, ...]:
+    """Of the largest round of prompts: keys and values, and every block's states of base and tuned
+    model; logits, the tuned model's three times in float64, a candidate's twice.
+
+    Candidates that generate side by side each have a copy of the prompts.
+    """
     if not work.prompts:
-        return float(answering)
+        return ()
     prompts = max(
         (*work.prompts, *work.fold_prompts), key=lambda p: p.rows * (p.length + work.new_tokens)
     )
-    tokens = prompts.rows * (prompts.length + work.new_tokens)
-    copies = n_side_by_side(work)
-    caches = (1 + CACHES * copies) * cache * tokens
-    states = 2 * shape.n_layers * shape.d * tokens
+    tokens, copies = prompts.rows * (prompts.length + work.new_tokens), n_side_by_side(work)
+    cache, state = size * shape.kv_width * tokens, size * shape.d * tokens  # of a block
     logits = prompts.rows * work.new_tokens * shape.vocabulary
-    return max(
-        caches + size * states + logits * (3.0 * DOUBLE + 2 * size * copies), float(answering)
+    return (
+        _Tensors(2 * shape.n_layers * (1 + CACHES * copies) * cache, copies * cache),
+        _Tensors(2 * shape.n_layers * state, state),
+        _Tensors(logits * (3.0 * DOUBLE + 2 * size * copies), size * copies * logits),
     )
 
 
