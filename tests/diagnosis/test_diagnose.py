@@ -54,7 +54,11 @@ def test_experts_still_have_weights(tokenizer):
 
 
 def test_identical_models_differ_nowhere(tokenizer):
-    """All tables are zero and hold no NaN, nothing is recommended, and every check agrees."""
+    """All tables are zero and hold no NaN, nothing is recommended, and every check agrees.
+
+    But for candidates that generate side by side, in batches of another size than the tuned
+    model's: their divergences are rounding.
+    """
     base = tiny.make_model("llama")
     pair = ModelPair.from_models(base, tiny.copy_of(base), tokenizer)
     run = diagnose(pair, tiny.make_documents(24), Options(new_tokens=3), show_progress=False)
@@ -72,9 +76,11 @@ def test_identical_models_differ_nowhere(tokenizer):
         run.first_order_scale.frame.drop(columns=["layer", "scale", "n_tokens"]),
         run.shared_reach.frame[["explained_fit", "explained_heldout", "nonlinear_heldout"]],
         run.weights.frame.drop(columns=["layer", "module", "rows", "columns"]),
-        run.sequential_kl.frame[["kl_mean", "kl_sem"]],
-        run.steerability.frame[["kl", "kl_sem", "recovered", "recovered_sem"]],
+        run.sequential_kl.frame.query("kind == 'none'")[["kl_mean", "kl_sem"]],
+        run.steerability.frame[["recovered", "recovered_sem"]],
     ]
+    kl = [run.sequential_kl.frame[["kl_mean", "kl_sem"]], run.steerability.frame[["kl", "kl_sem"]]]
+    assert all(frame.to_numpy(float).max() < 1e-15 for frame in kl)
     for frame in zero:
         assert len(frame)
         assert not frame.to_numpy(float).any()

@@ -12,6 +12,7 @@ from toolkit.planning.stages import Stage, block_pass, head, scores
 from toolkit.planning.workload import BatchShape, Workload
 
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
+ALONE = 2  # of those that generate: the tuned model, and the base, which has the same batches
 LOOKED_AT = 4  # in the close look: tuned, base, recommended and runner-up
 # Distributions: how often a prompt is read, a continuation is read after it, and one is generated.
 # The tuned model reads its answers, its sample and three of others; each other model the answers
@@ -91,15 +92,15 @@ def _talking(work: Workload) -> int:
 
 
 def _sayings(work: Workload) -> int:
-    """Count how often tokens are made one by one: by the tuned model, and by groups of others."""
+    """Count how often tokens are made one by one: by tuned, by base, and by groups of others."""
     talking = _talking(work)
-    return min(talking, 1) + n_groups(talking - 1, work.prompts)
+    return min(talking, ALONE) + n_groups(talking - ALONE, work.prompts)
 
 
 def n_side_by_side(work: Workload) -> int:
     """Count the candidates that generate in one batch, at most."""
     size = group_size(max((p.rows for p in work.prompts), default=1))
-    return max(1, min(size, _talking(work) - 1))
+    return max(1, min(size, _talking(work) - ALONE))
 
 
 def n_groups(n: int, prompts: Sequence[BatchShape]) -> int:
@@ -193,8 +194,8 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
 
 
 def _comparing_passes(shape: ModelShape, work: Workload) -> float:
-    alone = work.everywhere + 1 - max(_talking(work) - 1, 0)
-    reading = alone + n_groups(_talking(work) - 1, work.prompts)
+    alone = work.everywhere + 1 - max(_talking(work) - ALONE, 0)
+    reading = alone + n_groups(_talking(work) - ALONE, work.prompts)
     each = 2 * reading + _sayings(work) * (work.new_tokens - 1) + (3 if work.single else 2)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
     return len(work.prompts) * (each + singles)
