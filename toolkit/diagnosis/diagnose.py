@@ -321,12 +321,12 @@ class _Diagnosis:
         look = close_look(
             self.pair,
             self.corpus,
-            Reporting(documents if apart else asked, known, apart),
+            Reporting(documents if apart else asked, known, apart, self.options.new_tokens),
             shown_models(choice),
-            self.options.new_tokens,
             self.other,
             self.show_progress,
-            kept=kept if self.processes.first else None,  # all look, and one alone writes
+            kept,
+            self.processes,
         )
         return choice, look
 
