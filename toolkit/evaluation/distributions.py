@@ -150,14 +150,20 @@ def distributions(
     def group_at(start: int, members: tuple[int, ...]) -> _Group:
         return _Group(batch_at(start), [candidates[index] for index in members])
 
-    def looked(look: str, start: int, members: tuple[int, ...]) -> Any:
-        return getattr(group_at(start, members), look)()
+    def looked(start: int, members: tuple[int, ...], looks: Sequence[str]) -> list[Any]:
+        group = group_at(start, members)
+        return [getattr(group, look)() for look in looks]
 
     places = [
         (start, tuple(group)) for start in range(0, len(prompts), TOGETHER) for group in groups
     ]
-    tasks = [partial(looked, look, *place) for place in places for look in LOOKS]
-    found = iter(processes.spread(tasks, [*LOOKS.values()] * len(places)))
+    # Ways apart read the prompts again: only what does not go round by itself is looked at so.
+    n_whole = len(places) // processes.size * processes.size
+    shares = [(*place, tuple(LOOKS)) for place in places[:n_whole]]
+    shares += [(*place, (look,)) for place in places[n_whole:] for look in LOOKS]
+    tasks = [partial(looked, *share) for share in shares]
+    costs = [sum(LOOKS[look] for look in looks) for *_, looks in shares]
+    found = (part for parts in processes.spread(tasks, costs) for part in parts)
     said: dict[int, NextTokens] = {}
     likeness: dict[Candidate, list[Likeness]] = {candidate: [] for candidate in candidates}
     for start, members in places:
@@ -260,11 +266,11 @@ class _Group:
         return _Reader(self.batch.pair.base_runner.model, self.batch.prompts.times(self.n))
 
 
-# What a group is looked at by, and about what it costs, in generations of one batch of copies.
+# The ways in which a group is looked at, and about what each costs.
 LOOKS = {
-    _Group.along_tuned.__name__: 1.0,
+    _Group.along_tuned.__name__: 2.0,
     _Group.answers.__name__: 1.0,
-    _Group.along_own.__name__: 1.5,
+    _Group.along_own.__name__: 2.0,
 }
 
 
