@@ -35,6 +35,8 @@ from toolkit.runtime.processes import ALONE, Processes
 SAMPLES = 1  # continuations that are sampled from each model for a prompt
 TOP = 5  # next tokens that are kept of every distribution
 TOGETHER = PROMPTS_A_BATCH // 2  # prompts: four times their logits are held at once
+# The ways in which candidates are looked at (of `_Group`), and about what each costs.
+LOOKS = {"along_tuned": 2.0, "answers": 1.0, "along_own": 2.0}
 
 Tokens = list[list[int]]
 
@@ -218,26 +220,16 @@ class _Group:
 
     def along_tuned(self) -> tuple[NextTokens, list[dict[str, Any]]]:
         """Compare along what the tuned model says: its next tokens, and fields of each likeness."""
-        (predicted, next_tokens, choices), (sample, along) = (
-            self.batch.along_answers,
-            self.batch.sample,
-        )
-        counted = self.batch.answers.counted.cpu()
-        found: list[dict[str, Any]] = []
+        (_, next_tokens, _), (sample, along) = self.batch.along_answers, self.batch.sample
         with self._models() as models:
-            for logits in models.read(self.batch.answers.times(self.n)).chunk(self.n):
-                differs = (logits.argmax(-1) != choices).cpu()
-                found.append(
-                    {
-                        "variation": Divergences(predicted.total_variation(logits).cpu(), counted),
-                        "disagreement": Divergences(differs.double(), counted),
-                        "next_tokens": NextTokens.of(logits),
-                    }
-                )
-            parts = models.read(sample.times(self.n)).chunk(self.n)
-        for fields, logits in zip(found, parts, strict=True):
-            fields["forward"] = _path(sample, along.divergence(logits))
-        return next_tokens, found
+            read = models.read(self.batch.answers.times(self.n)).chunk(self.n)
+            found = [self._along_answers(logits) for logits in read]
+            del read  # as large as the vocabulary, as are those that come
+            read = models.read(sample.times(self.n)).chunk(self.n)
+            forward = [_path(sample, along.divergence(logits)) for logits in read]
+        return next_tokens, [
+            {**fields, "forward": path} for fields, path in zip(found, forward, strict=True)
+        ]
 
     def answers(self) -> list[Tokens]:
         """Return what each says greedily."""
@@ -255,6 +247,16 @@ class _Group:
             for ours, sample in zip(own, samples.parts(self.n), strict=True)
         ]
 
+    def _along_answers(self, logits: Tensor) -> dict[str, Any]:
+        """Compare along the tuned model's greedy tokens."""
+        predicted, _, choices = self.batch.along_answers
+        counted, differs = self.batch.answers.counted.cpu(), (logits.argmax(-1) != choices).cpu()
+        return {
+            "variation": Divergences(predicted.total_variation(logits).cpu(), counted),
+            "disagreement": Divergences(differs.double(), counted),
+            "next_tokens": NextTokens.of(logits),
+        }
+
     @contextmanager
     def _models(self) -> Iterator["_Reader"]:
         runner = self.batch.pair.base_runner
@@ -264,14 +266,6 @@ class _Group:
     @cached_property
     def _reader(self) -> "_Reader":
         return _Reader(self.batch.pair.base_runner.model, self.batch.prompts.times(self.n))
-
-
-# The ways in which a group is looked at, and about what each costs.
-LOOKS = {
-    _Group.along_tuned.__name__: 2.0,
-    _Group.answers.__name__: 1.0,
-    _Group.along_own.__name__: 2.0,
-}
 
 
 class _Reader:
