@@ -9,7 +9,7 @@ import torch
 from tests.diagnosis.test_reach_rows import D, draw, read
 from tests.support import textbook
 from toolkit.blocks.parts import PlaceSample
-from toolkit.diagnosis.place_rows import PLACE_RANKS, places_task
+from toolkit.diagnosis.place_rows import PLACE_RANKS, places_tasks
 from toolkit.fitting.spec import FitSpec
 
 THROUGH = [FitSpec.linear("pre_mlp", rank, "forced", "block") for rank in (0, 8)]
@@ -24,10 +24,19 @@ def places(n, seed, delta=None):
     return dataclasses.replace(sample, forced_delta=delta(sample.stream, sample.pre_mlp))
 
 
+def joined(tasks):
+    """The rows and the adapters of all tasks."""
+    rows, adapters = [], {}
+    for more, others in (task() for task in tasks):
+        rows += more.get("shared_reach", [])
+        adapters |= others
+    return rows, adapters
+
+
 def found(parts, delta=None, parallel=False, specs=THROUGH, n=300):
     sides = places(n, 1, delta), places(n // 2, 50, delta)
-    rows, adapters = places_task(parts, sides, specs, parallel, torch.float64)
-    table = {(r["location"], r["rank"]): r for r in rows["shared_reach"]}
+    rows, adapters = joined(places_tasks(parts, sides, specs, parallel, torch.float64))
+    table = {(r["location"], r["rank"]): r for r in rows}
     return sides, table, adapters
 
 
@@ -80,6 +89,7 @@ def test_what_arrives_is_least_squares_on_the_same_tokens(parallel):
 def test_nothing_changed_is_nothing_explained_and_adapters_that_add_nothing():
     parts = read("llama")
     nothing = dataclasses.replace(places(40, 1), forced_delta=torch.zeros(40, D).double())
-    rows, adapters = places_task(parts, (nothing, nothing), THROUGH, False, torch.float64)
-    assert [row["explained_heldout"] for row in rows["shared_reach"]] == [0.0, 0.0]
+    rows, adapters = joined(places_tasks(parts, (nothing, nothing), THROUGH, False, torch.float64))
+    assert [row["explained_heldout"] for row in rows] == [0.0, 0.0]
+    assert list(adapters) == THROUGH
     assert not any(bool(adapter(nothing.pre_mlp).any()) for adapter in adapters.values())

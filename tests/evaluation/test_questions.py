@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 
 from tests.support import tiny
+from tests.support.members import together
 from toolkit import Document, InputError
 from toolkit.documents.tasks.listops import ListOps
 from toolkit.evaluation.accuracy import RESAMPLES, bootstrap
 from toolkit.evaluation.questions import Questions, compared, task_rows
+from toolkit.runtime.processes import ALONE
+
+THREE = ("base", "tuned", "recommended")
 
 
 def test_kept_and_gained_are_counted_question_by_question():
     rng = np.random.default_rng(0)
-    right = {name: rng.random(60) < 0.5 for name in ("base", "tuned", "recommended")}
+    right = {name: rng.random(60) < 0.5 for name in THREE}
     rows = {row["model"]: row for row in compared(right)}
     base, tuned, ours = (right[name].tolist() for name in right)
     kept = [c for a, c in zip(base, ours, strict=True) if a]
@@ -71,3 +75,20 @@ def test_every_model_is_asked_every_question(tokenizer):
     rows = task_rows(models, tokenizer, questions, lambda: advanced.append(1))
     assert [row["n_questions"] for row in rows] == [70, 70]
     assert len(advanced) == questions.n_batches(models) == 4
+
+
+def test_processes_share_the_models(tokenizer):
+    """Each says how many batches are its own; all have the rows of one process."""
+    made = {name: tiny.make_model("llama", seed=i) for i, name in enumerate(THREE)}
+    models = {name: lambda model=model: nullcontext(model) for name, model in made.items()}
+    questions = Questions.of(ListOps(), [], 5)
+
+    def asked(processes):
+        advanced = []
+        rows = task_rows(models, tokenizer, questions, lambda: advanced.append(1), processes)
+        return rows, len(advanced), questions.n_batches(models, processes)
+
+    alone, *_ = asked(ALONE)
+    (first, *ours), (second, *theirs) = together(2, asked)
+    assert first == second == alone
+    assert (ours, theirs) == ([2, 2], [1, 1])

@@ -242,6 +242,13 @@ def test_half_precision_models_get_factors_in_float32():
 # --- the sums
 
 
+def moments_of(sums):
+    """The second moment of every group, by its modules, to each of which it belongs."""
+    found = {names: [sums.second_moment(name) for name in names] for names in sums.groups()}
+    assert all(torch.equal(C, first) for first, *more in found.values() for C in more)
+    return {names: first for names, (first, *_) in found.items()}
+
+
 def gathered(pair, march):
     """Every block's groups: the modules that share their inputs, and their second moment."""
     blocks = []
@@ -249,7 +256,7 @@ def gathered(pair, march):
         with InputSums.of(pair, layer) as sums:
             for step in march.steps(layer):
                 sums.update(step)
-        blocks.append(dict(sums.groups()))
+        blocks.append(moments_of(sums))
         march.advance(layer, {})
     return blocks
 
@@ -294,9 +301,10 @@ def test_sums_of_several_processes_add_up():
         for step in SingleMarch(pair.tuned_runner, batches[1::2], ()).steps(0):
             second.update(step)
     for member in reduced([members[0], second]):
-        for (names, C), (others, D) in zip(member.groups(), whole.groups(), strict=True):
-            assert names == others
-            torch.testing.assert_close(C, D, rtol=0, atol=1e-12 * float(D.max()))
+        ours, theirs = moments_of(member), moments_of(whole)
+        assert list(ours) == list(theirs)
+        for names, D in theirs.items():
+            torch.testing.assert_close(ours[names], D, rtol=0, atol=1e-12 * float(D.max()))
 
 
 class Fed:
@@ -353,7 +361,7 @@ def test_a_tensor_that_was_written_into_is_another():
         states *= 2
         modules["c"](states)
         sums.update(step)
-    found = dict(sums.groups())
+    found = moments_of(sums)
     assert list(found) == [("a", "b"), ("c",)]
     torch.testing.assert_close(found["a", "b"], torch.ones(3, 3).double())
     torch.testing.assert_close(found["c",], 4 * torch.ones(3, 3).double())

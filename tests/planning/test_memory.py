@@ -267,7 +267,6 @@ def test_generation_side_by_side_is_about_what_is_alive(tokenizer, n):
         NOTHING,
         prompts=(BatchShape(asked, 40),),
         everywhere=n + 1,
-        talking=n + 1,
         new_tokens=n_new,
     )
     with LiveBytes() as live:

@@ -285,8 +285,8 @@ def test_a_close_look_is_about_what_torch_counts(pair):
     shown += [Shown("runner-up", other)]
     documents = corpus.reporting()
     said = evaluate(pair, [d.prompt_ids for d in documents], [], 4).tokens[None]
-    reporting = Reporting(documents, said, apart=True)
-    found = counted(lambda: close_look(pair, corpus, reporting, shown, 4, OtherData()))
+    reporting = Reporting(documents, said, apart=True, n_new=4)
+    found = counted(lambda: close_look(pair, corpus, reporting, shown, OtherData()))
     assert found == pytest.approx(products(prompt_cost.close_look(shape, work)), rel=0.1)
 
 
@@ -310,7 +310,8 @@ def test_questions_and_prompts_from_elsewhere_are_about_what_torch_counts(pair):
 
     def look():
         for prompts in other.prompts(pair, 4).values():
-            distances(models, Reference(pair.tuned, pair.tokenizer, prompts, 4))
+            for batch in Reference(pair.tuned, pair.tokenizer, prompts, 4).batches:
+                distances(models, batch)
 
     alone = replace(work, reporting=())
     assert counted(look) == pytest.approx(products(prompt_cost.elsewhere(shape, alone)), rel=0.05)

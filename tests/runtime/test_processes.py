@@ -1,5 +1,6 @@
 """Several processes give one run: the same sums, the same tasks, the same numbers."""
 
+import json
 import os
 import signal
 import socket
@@ -70,8 +71,13 @@ def test_alone_nothing_is_waited_for():
 
 @pytest.fixture(scope="module")
 def request_folder(tmp_path_factory):
-    """A tiny float32 pair and documents on disk."""
-    return tiny.save_request(tmp_path_factory.mktemp("pair"), n_documents=24)
+    """A tiny float32 pair on disk, documents, questions, and two rounds of other prompts."""
+    folder = tiny.save_request(tmp_path_factory.mktemp("pair"), n_documents=24)
+    asked = [{"prompt": f"w{i} w7 w{i + 1}", "answer": f"w{i}"} for i in range(6, 24)]
+    for name, rows in (("answers", asked[:3]), ("away", [{"prompt": a["prompt"]} for a in asked])):
+        lines = (json.dumps(row) for row in rows)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
 
 
 @pytest.fixture
@@ -83,8 +89,9 @@ def place(tmp_path_factory):
 def words(folder, out):
     """What ``oracle`` is asked."""
     paths = [str(folder / name) for name in ("base", "tuned")]
-    data = ["--data", str(folder / "data.jsonl"), "--out", str(out)]
-    return ["diagnose", *paths, *data, *QUICK]
+    files = {"data": "data", "answers": "answers", "elsewhere": "away"}
+    data = [word for n, f in files.items() for word in (f"--{n}", str(folder / f"{f}.jsonl"))]
+    return ["diagnose", *paths, *data, "--out", str(out), *QUICK]
 
 
 def free_port():
@@ -128,6 +135,7 @@ def alone_in(folder, out):
 
 def assert_same_tables(ours, theirs):
     ours, theirs = (read_tables(folder / "tables") for folder in (ours, theirs))
+    assert {"task", "elsewhere", "response_loss", "distributions"} <= ours.keys() == theirs.keys()
     for name, table in ours.items():
         pd.testing.assert_frame_equal(
             table.frame, theirs[name].frame, rtol=1e-12, atol=1e-12, check_dtype=False, obj=name

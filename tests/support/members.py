@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from toolkit.runtime.processes import Processes
+
+T = TypeVar("T")
 
 
 class _Table:
@@ -44,22 +46,28 @@ class Member(Processes):
         return self.table.exchange(self.rank, made() if self.first else None)[0]
 
 
-def reduced(accumulators: Sequence[Any]) -> Sequence[Any]:
-    """Reduce `accumulators`, one a process: then each holds the sums of all."""
-    table, errors = _Table(len(accumulators)), []
+def together(size: int, job: Callable[[Processes], T]) -> list[T]:
+    """Let `size` processes do `job` at the same time; what it gives in each, by rank."""
+    table, errors, found = _Table(size), list[BaseException](), dict[int, T]()
 
-    def reduce(rank: int) -> None:
+    def work(rank: int) -> None:
         try:
-            accumulators[rank].reduce(Member(rank, len(accumulators), table))
+            found[rank] = job(Member(rank, size, table))
         except BaseException as error:
             errors.append(error)
             table.barrier.abort()
 
-    threads = [threading.Thread(target=reduce, args=(rank,)) for rank in range(len(accumulators))]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
+    return [found[rank] for rank in range(size)]
+
+
+def reduced(accumulators: Sequence[Any]) -> Sequence[Any]:
+    """Reduce `accumulators`, one a process: then each holds the sums of all."""
+    together(len(accumulators), lambda processes: accumulators[processes.rank].reduce(processes))
     return accumulators

@@ -2,30 +2,38 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from toolkit.documents.corpus import Corpus
 from toolkit.evaluation.named_models import RUNNER_UP, NamedModels
 from toolkit.models.verify import certify
 from toolkit.runtime.check import Check, check
+from toolkit.runtime.processes import ALONE, Processes
 
 
 def certificates(
-    models: NamedModels, corpus: Corpus, prompts: Sequence[Sequence[int]]
+    models: NamedModels,
+    corpus: Corpus,
+    prompts: Sequence[Sequence[int]],
+    processes: Processes = ALONE,
 ) -> list[Check]:
     """Check base, tuned and recommended on the shortest and the longest of `prompts`.
 
-    Where all are of one length the shorter is the first half of a prompt.
+    Where all are of one length the shorter is the first half of a prompt. All `processes` share the
+    models.
     """
     shortest, longest = min(prompts, key=len), max(prompts, key=len)
     if len(shortest) == len(longest):  # padding is tested too
         shortest = shortest[: -(-len(shortest) // 2)]
     two = [shortest, longest]
-    found = [check_first_tokens(corpus, prompts)]
-    for name, put in models.items():
-        if name != RUNNER_UP:
-            with put() as model:
-                found.append(certify(name, model, two, corpus.pad_id))
-    return found
+
+    def certified(name: str) -> Check:
+        with models[name]() as model:
+            return certify(name, model, two, corpus.pad_id)
+
+    names = [name for name in models if name != RUNNER_UP]
+    found = processes.spread([partial(certified, name) for name in names])
+    return [check_first_tokens(corpus, prompts), *found]
 
 
 def check_first_tokens(corpus: Corpus, prompts: Sequence[Sequence[int]]) -> Check:

@@ -25,6 +25,7 @@ from toolkit.evaluation.recommend import Recommendation
 from toolkit.evaluation.reference import Reference
 from toolkit.models.pair import ModelPair
 from toolkit.runtime.check import Check
+from toolkit.runtime.processes import ALONE, Processes
 
 Row = dict[str, Any]
 
@@ -53,12 +54,14 @@ class Shown:
 class Reporting:
     """The documents whose prompts report, and what the tuned model generated from the first ones.
 
-    `known` are its tokens, by prompt. `apart`: these prompts had no part in choosing.
+    `known` are its tokens, by prompt, of at most `n_new`. `apart`: these prompts had no part in
+    choosing.
     """
 
     documents: Sequence[Encoded]
     known: Sequence[Sequence[int]]
     apart: bool
+    n_new: int
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -115,24 +118,26 @@ def close_look(
     corpus: Corpus,
     reporting: Reporting,
     models: Sequence[Shown],
-    n_new: int,
     other: OtherData,
     show_progress: bool = False,
     kept: MutableMapping[str, dict[str, Tensor]] | None = None,
+    processes: Processes = ALONE,
 ) -> CloseLook:
     """Look at `models` on the prompts that report, and at `other` questions and prompts as well.
 
     `kept` has what an interrupted run compared on these prompts, and is given what this one does.
+    All `processes` share the work.
     """
-    documents, prompts = reporting.documents, reporting.prompts
+    documents, prompts, n_new = reporting.documents, reporting.prompts, reporting.n_new
     reference = Reference(pair.tuned, pair.tokenizer, prompts, n_new)
     reference.remember(reporting.known)
     steered = [shown.candidate for shown in models if shown.candidate not in (None, NONE)]
-    evaluation = evaluate(pair, reference, [c for c in steered if c], kept=kept)
+    compared = [candidate for candidate in steered if candidate]
+    evaluation = evaluate(pair, reference, compared, kept=kept, processes=processes)
     named = {shown.name: partial(shown.model, pair) for shown in models}
-    rows = consequences(pair, named, corpus, documents, reference, other, show_progress)
+    rows = consequences(pair, named, corpus, documents, reference, other, show_progress, processes)
     rows |= distribution_tables(
-        pair, corpus, documents, named_candidates(models), evaluation, n_new
+        pair, corpus, documents, named_candidates(models), evaluation, n_new, processes
     )
-    checks = certificates(named, corpus, prompts)
+    checks = certificates(named, corpus, prompts, processes)
     return CloseLook(evaluation, rows, checks, reporting.apart)

@@ -175,8 +175,13 @@ class CrossFit:
             for fold, prompts in fold_prompts(self.corpus, self.options).items()
         }
         candidates = {fold: _candidates(blocks, fold) for fold in references}
+        kept = {
+            fold: self.kept_of(f"cross-fit-{fold}") if self.kept_of else None for fold in references
+        }
         n_steps = sum(
-            n_comparisons(pair, references[fold], candidates[fold], _read, self.processes)
+            n_comparisons(
+                pair, references[fold], candidates[fold], _read, kept[fold], self.processes
+            )
             for fold in references
         )
         parts: dict[Candidate, list[Divergences]] = {}
@@ -188,7 +193,7 @@ class CrossFit:
                     candidates[fold],
                     forcings=_read,
                     advance=advance,
-                    kept=self.kept_of(f"cross-fit-{fold}") if self.kept_of else None,
+                    kept=kept[fold],
                     processes=self.processes,
                 )
                 for candidate in (NONE, *candidates[fold]):

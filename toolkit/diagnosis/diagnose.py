@@ -277,7 +277,8 @@ class _Diagnosis:
 
     def _compare(self, reference: Reference, candidates: list[Candidate]) -> Evaluation:
         """Put every candidate in place of fine-tuning."""
-        n_steps = n_comparisons(self.pair, reference, candidates, forcings_of, self.processes)
+        kept = self.workspace.outcomes if self.workspace else None
+        n_steps = n_comparisons(self.pair, reference, candidates, forcings_of, kept, self.processes)
         n_adapters = sum(candidate.adapters is not None for candidate in candidates)
         title = "putting fits in place of tuning"
         with progress(title, n_steps, self.show_progress) as advance:
@@ -288,7 +289,7 @@ class _Diagnosis:
                 forcings=forcings_of,
                 advance=advance,
                 seen=Standing(advance.say, n_adapters).seen,
-                kept=self.workspace.outcomes if self.workspace else None,
+                kept=kept,
                 processes=self.processes,
             )
 
@@ -321,12 +322,12 @@ class _Diagnosis:
         look = close_look(
             self.pair,
             self.corpus,
-            Reporting(documents if apart else asked, known, apart),
+            Reporting(documents if apart else asked, known, apart, self.options.new_tokens),
             shown_models(choice),
-            self.options.new_tokens,
             self.other,
             self.show_progress,
-            kept=kept if self.processes.first else None,  # all look, and one alone writes
+            kept,
+            self.processes,
         )
         return choice, look
 

@@ -21,6 +21,7 @@ from toolkit.evaluation.distributions import (
     distributions,
 )
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.processes import ALONE, Processes
 
 Row = dict[str, Any]
 ALL = "all"
@@ -33,16 +34,18 @@ def distribution_tables(
     models: Mapping[str, Candidate],
     evaluation: Evaluation,
     n_new: int,
+    processes: Processes = ALONE,
 ) -> dict[str, list[Row]]:
     """Look at whole distributions; return the rows of distributions, tokens and prompts.
 
     `models` are by name base, recommended and runner-up; `evaluation` has their divergences along
-    the tuned model's greedy answers to the prompts of `documents`.
+    the tuned model's greedy answers to the prompts of `documents`. All `processes` share the work.
     """
     prompts = [document.prompt_ids for document in documents]
     marks = ThinkingMarks.of(pair.tokenizer)
     candidates = list(models.values())
-    found = distributions(pair, prompts, evaluation.tokens[None], candidates, n_new, corpus.seed)
+    answers = evaluation.tokens[None]
+    found = distributions(pair, prompts, answers, candidates, n_new, corpus.seed, processes)
     nats = {name: evaluation.divergences[c, "tuned"] for name, c in models.items()}
     rows = [
         row

@@ -6,7 +6,8 @@ problem, whose maps are adapters as well. In a family whose MLP reads nothing of
 adds, whatever is added before the MLP arrives too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,43 +23,42 @@ from toolkit.fitting.spec import FitSpec
 from toolkit.statistics import MomentSums
 
 PLACE_RANKS: tuple[Rank, ...] = (0, 8, "full")
+Found = tuple[dict[str, list[Row]], dict[FitSpec, Adapter]]
 ITERATIONS = 1  # of every rank on from the one before: with thousands of tokens that is most of it
 
 
-def places_task(
+def places_tasks(
     parts: BlockParts,
     sides: tuple[PlaceSample, PlaceSample],
     specs: Sequence[FitSpec],
     parallel: bool,
     dtype: torch.dtype,
-) -> tuple[dict[str, list[Row]], dict[FitSpec, Adapter]]:
-    """Return the rows of ``shared_reach`` with target ``block``, and the adapters of `specs`.
+) -> list[Callable[[], Found]]:
+    """Return what gives the rows of ``shared_reach`` with target ``block``: a task for each place.
 
-    `specs` are those before the MLP that supply the block's delta through the block.
+    `specs` are the adapters before the MLP that supply the block's delta through the block.
     """
-    fit, held_out = sides
-    rows: list[Row] = []
-    adapters: dict[FitSpec, Adapter] = {}
-    arriving = ["pre_mlp", "post_mlp", "post_block"][not parallel :]
-    if not bool(fit.forced_delta.any()) or not bool(held_out.forced_delta.any()):
-        rows = [_nothing(location, fit, held_out) for location in arriving]
-        return {"shared_reach": rows}, {
-            spec: FixedVector(fit.pre_mlp.new_zeros(fit.pre_mlp.shape[1], dtype=dtype))
-            for spec in specs
-        }
-    if not parallel and parts.sublayer is not None:
-        maps = _through_the_block(parts, fit, held_out, rows)
-        adapters = {spec: _adapter(maps[spec.rank_at(0)], spec.rank_at(0), dtype) for spec in specs}
-    for location in arriving:
-        rows += _arriving_rows(location, fit, held_out)
-    return {"shared_reach": rows}, adapters
+    tasks: list[Callable[[], Found]] = []
+    if specs or not parallel:
+        tasks.append(partial(_through_the_block, parts, sides, specs, dtype))
+    for location in ("pre_mlp", "post_mlp", "post_block")[not parallel :]:
+        tasks.append(partial(_arriving, location, sides))
+    return tasks
 
 
 def _through_the_block(
-    parts: BlockParts, fit: PlaceSample, held_out: PlaceSample, rows: list[Row]
-) -> dict[Rank, SharedMap]:
-    """Fit the shared maps before the MLP, and add their rows."""
-    assert parts.sublayer is not None
+    parts: BlockParts,
+    sides: tuple[PlaceSample, PlaceSample],
+    specs: Sequence[FitSpec],
+    dtype: torch.dtype,
+) -> Found:
+    """Fit the shared maps before the MLP; return their rows, and the adapters of `specs`."""
+    fit, held_out = sides
+    if not _something(sides):
+        zero = fit.pre_mlp.new_zeros(fit.pre_mlp.shape[1], dtype=dtype)
+        return {}, {spec: FixedVector(zero.clone()) for spec in specs}
+    if parts.sublayer is None:
+        return {}, {}
     sublayer = parts.sublayer.to(fit.pre_mlp.dtype, fit.pre_mlp.device)
 
     def problem(sample: PlaceSample) -> Problem:
@@ -70,8 +70,21 @@ def _through_the_block(
     maps = fit_shared(*seen, PLACE_RANKS, ITERATIONS)
     judged = Judged(seen, problem(held_out), sublayer, held_out.stream)
     labels = {"location": "pre_mlp", "target": "block"}
-    rows += [{**labels, "rank": rank} | judged.row(shared) for rank, shared in maps.items()]
-    return maps
+    rows = [{**labels, "rank": rank} | judged.row(shared) for rank, shared in maps.items()]
+    adapters = {spec: _adapter(maps[spec.rank_at(0)], spec.rank_at(0), dtype) for spec in specs}
+    return {"shared_reach": rows}, adapters
+
+
+def _arriving(location: str, sides: tuple[PlaceSample, PlaceSample]) -> Found:
+    """Return the rows of maps of the state at `location`, whose output arrives."""
+    something = _something(sides)
+    rows = list(_arriving_rows(location, *sides)) if something else [_nothing(location, *sides)]
+    return {"shared_reach": rows}, {}
+
+
+def _something(sides: tuple[PlaceSample, PlaceSample]) -> bool:
+    """Tell whether there is something to supply, on both sides."""
+    return all(bool(sample.forced_delta.any()) for sample in sides)
 
 
 def _nothing(location: str, fit: PlaceSample, held_out: PlaceSample) -> Row:

@@ -28,14 +28,14 @@ from toolkit.diagnosis.block_statistics import (
 )
 from toolkit.diagnosis.cross_fit import FoldStatistics
 from toolkit.diagnosis.mlp_statistics import MLPStatistics
-from toolkit.diagnosis.place_rows import places_task
+from toolkit.diagnosis.place_rows import places_tasks
 from toolkit.diagnosis.reach_rows import parts_tasks
 from toolkit.evaluation.allocation import ForcedFit
 from toolkit.fitting.block_result import BlockResult
 from toolkit.fitting.closed_form import steering
 from toolkit.fitting.from_moments import adapter_from
 from toolkit.fitting.spec import FitSpec
-from toolkit.fitting.weight_change import InputSums, block_pieces
+from toolkit.fitting.weight_change import InputSums, pieces_tasks
 from toolkit.lockstep.driver import march_through
 from toolkit.lockstep.march import March, Mode
 from toolkit.models.edits import target_of
@@ -128,14 +128,17 @@ def survey(
             if places := sums.samples.places():
                 through = [spec for spec in plan.specs if spec.target == "block"]
                 parts = found["mlp"].parts
-                tasks.append(partial(places_task, parts, places, through, parallel, pair.dtype))
-        result = BlockResult(layer)
-        for rows, adapters in rota.spread(tasks):
-            result.add(rows, adapters)
+                tasks += places_tasks(parts, places, through, parallel, pair.dtype)
+        weights: list[Callable[[], Any]] = []
         if plan.weights:
-            looking.close()
-            pieces = partial(block_pieces, pair, layer, found["inputs"])
-            (result.pieces,) = processes.spread([pieces])
+            weights += pieces_tasks(pair, layer, found["inputs"])
+        looking.close()  # what listens to the weights' inputs
+        result, everything = BlockResult(layer), rota.spread([*tasks, *weights])
+        for rows, adapters in everything[: len(tasks)]:
+            result.add(rows, adapters)
+        for place, pieces in everything[len(tasks) :]:
+            for fit, piece in pieces.items():
+                result.pieces.setdefault(fit, {})[place] = piece
         return result, steering(result.adapters, pair)
 
     with looking:

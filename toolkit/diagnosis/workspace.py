@@ -171,6 +171,9 @@ class TensorFolder(MutableMapping[str, dict[str, Tensor]]):
             raise KeyError(name)
         return load_file(path)
 
+    def __contains__(self, name: object) -> bool:
+        return self._path(str(name)).is_file()  # which need not be read for it
+
     def __setitem__(self, name: str, tensors: dict[str, Tensor]) -> None:
         write_tensors(
             {key: tensor.contiguous() for key, tensor in tensors.items()}, self._path(name)

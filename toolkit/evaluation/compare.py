@@ -1,6 +1,6 @@
 """Candidates put in place of fine-tuning: how near the steered model comes to the tuned one."""
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -34,6 +34,9 @@ Forcing = Literal["tuned", "own"]
 Tensors = dict[str, Tensor]
 FORCINGS: tuple[Forcing, ...] = ("tuned", "own")
 ForcingsOf = Callable[[Candidate], Sequence[Forcing]]
+# In readings of the prompts and the tuned model's tokens, about as measured with the shipped pair.
+HEAD = 0.1  # the head and divergences
+GENERATION = 3.0  # of a group's tokens, one by one
 
 
 @dataclass
@@ -110,12 +113,12 @@ def evaluate(
     evaluation = Evaluation()
     of = forcings if callable(forcings) else lambda _: forcings
     everyone = [*ALWAYS, *candidates]
-    groups, costs = _groups(everyone, reference, of), _costs(everyone, pair.n_layers, of)
-    for batch in reference.batches:
+    work = _Work.of(pair, reference, everyone, of, kept, processes)
+    for batch, costs in zip(reference.batches, work.costs, strict=True):
         comparison = _Comparison(pair, batch, of)
 
         def outcomes(group: Sequence[int], comparison: _Comparison = comparison) -> list[Tensors]:
-            names = [f"{comparison.batch.name}-{index:04}" for index in group]
+            names = _names(comparison.batch, group)
             members = [everyone[index] for index in group]
             if not all(name in kept for name in names):
                 for name, found in zip(names, comparison.outcomes(members), strict=True):
@@ -127,11 +130,10 @@ def evaluate(
                 seen(candidate, kept[name])
             return [kept[name] for name in names]
 
-        tasks = [partial(outcomes, group) for group in groups]
-        spread = processes.spread(tasks, [sum(costs[i] for i in group) for group in groups])
+        tasks = [partial(outcomes, group) for group in work.groups]
         by_index = {
             index: found
-            for group, some in zip(groups, spread, strict=True)
+            for group, some in zip(work.groups, processes.spread(tasks, costs), strict=True)
             for index, found in zip(group, some, strict=True)
         }
         for index, candidate in enumerate(everyone):
@@ -162,25 +164,74 @@ def n_comparisons(
     reference: Reference,
     candidates: Sequence[Candidate],
     forcings: ForcingsOf,
+    kept: Mapping[str, Tensors] | None,
     processes: Processes,
 ) -> int:
     """Count how often `evaluate` advances in this process."""
-    everyone = [*ALWAYS, *candidates]
-    groups, costs = (
-        _groups(everyone, reference, forcings),
-        _costs(everyone, pair.n_layers, forcings),
+    work = _Work.of(pair, reference, [*ALWAYS, *candidates], forcings, kept or {}, processes)
+    owners = (processes.owners(costs) for costs in work.costs)
+    return sum(
+        len(group)
+        for batch in owners
+        for group, rank in zip(work.groups, batch, strict=True)
+        if rank == processes.rank
     )
-    owners = processes.owners([sum(costs[i] for i in group) for group in groups])
-    ours = [group for group, rank in zip(groups, owners, strict=True) if rank == processes.rank]
-    return len(reference.batches) * sum(map(len, ours))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Hold what processes share: `groups` of candidates by index, and the `costs` of each group.
+
+    `costs` are by batch of prompts and group, in readings of the prompts.
+    """
+
+    groups: list[list[int]]
+    costs: list[list[float]]
+
+    @classmethod
+    def of(
+        cls,
+        pair: ModelPair,
+        reference: Reference,
+        everyone: Sequence[Candidate | None],
+        forcings: ForcingsOf,
+        kept: Mapping[str, Tensors],
+        processes: Processes,
+    ) -> "_Work":
+        """Take what the first process finds to be done: others may look when some of it is."""
+        groups = _groups(everyone, reference, forcings)
+
+        def costs() -> list[list[float]]:
+            found = []
+            for batch in reference.batches:
+                costs = []
+                for group in groups:
+                    members = [everyone[index] for index in group]
+                    left = _left(members, batch, forcings)
+                    done = all(name in kept for name in _names(batch, group))
+                    costs.append(0.0 if done else _cost(left, pair.n_layers, forcings))
+                found.append(costs)
+            return found
+
+        return cls(groups, processes.from_first(costs))
+
+
+def _names(batch: PromptBatch, group: Sequence[int]) -> list[str]:
+    """Return the names under which the outcomes of a group on a batch of prompts are kept."""
+    return [f"{batch.name}-{index:04}" for index in group]
 
 
 def _groups(
     everyone: Sequence[Candidate | None], reference: Reference, of: ForcingsOf
 ) -> list[list[int]]:
-    """Group the candidates that generate, by their index; all others go alone."""
+    """Group the candidates that generate, by their index; all others go alone.
+
+    So does no steering, in batches like the tuned model's: a batch of another size rounds
+    differently, and of two models that are the same nothing is to be recovered.
+    """
     shares = [
         candidate is not None
+        and candidate != NONE
         and candidate.shares
         and candidate.layers == "all"
         and "own" in of(candidate)
@@ -189,22 +240,33 @@ def _groups(
     return in_groups(shares, max((len(batch.rows) for batch in reference.batches), default=1))
 
 
-def _costs(
-    everyone: Sequence[Candidate | None], n_layers: int, forcings: ForcingsOf
-) -> list[float]:
-    """Return about what each candidate costs, in readings of the prompts.
+def _cost(left: Sequence[Candidate | None], n_layers: int, forcings: ForcingsOf) -> float:
+    """Return about what the members of a group cost of which nothing is known, in readings.
 
-    Generating token by token costs as much again; steering one block begins there.
+    The tuned model's tokens are made in every process. The oracle reads both models. Steering one
+    block begins there. A group generates once for all its members.
     """
+    if not left or (first := left[0]) is None:
+        return 0.0
+    if first == ORACLE:
+        return 2.0
+    if first.layers != "all":
+        return 1 - first.layers / n_layers + HEAD
+    return len(left) + (GENERATION if "own" in forcings(first) else 0.0)
 
-    def cost(candidate: Candidate | None) -> float:
-        if candidate is None or candidate == ORACLE:
-            return 1.0
-        if candidate.layers != "all":
-            return 1 - candidate.layers / n_layers
-        return 2.0 if "own" in forcings(candidate) else 1.0
 
-    return [cost(candidate) for candidate in everyone]
+def _left(
+    members: Sequence[Candidate | None], batch: PromptBatch, forcings: ForcingsOf
+) -> list[Candidate | None]:
+    """Return those `members` of a group of which an earlier comparison does not know all."""
+
+    def known(candidate: Candidate | None) -> bool:
+        outcome = batch.outcomes.get(candidate)
+        if outcome is None or candidate is None or "agrees" in outcome:
+            return outcome is not None  # the oracle has but one forcing
+        return all(f"{forcing}.nats" in outcome for forcing in forcings(candidate))
+
+    return [candidate for candidate in members if not known(candidate)]
 
 
 class _Comparison:
@@ -217,8 +279,7 @@ class _Comparison:
 
     def outcomes(self, candidates: Sequence[Candidate | None]) -> list[Tensors]:
         """Return how far each of a group is from the tuned model, and its tokens, by name."""
-        known = self.batch.outcomes
-        left = [c for c in candidates if c not in known or not self._has_all(c, known[c])]
+        known, left = self.batch.outcomes, _left(candidates, self.batch, self.forcings)
         found = zip(left, self._of_group(left) if left else [], strict=True)
         made = {c: {name: tensor.cpu() for name, tensor in one.items()} for c, one in found}
         return [made[c] if c in made else known[c] for c in candidates]
@@ -238,12 +299,6 @@ class _Comparison:
         device = self.prompts.ids.device
         ids, counted = (found[f"said.{name}"].to(device) for name in ("ids", "counted"))
         self.batch.restore(Generated(ids, counted))
-
-    def _has_all(self, candidate: Candidate | None, known: Tensors) -> bool:
-        """Return whether `known` has every forcing that is asked for; the oracle has but one."""
-        if candidate is None or "agrees" in known:
-            return True
-        return all(f"{forcing}.nats" in known for forcing in self.forcings(candidate))
 
     # Steering one block starts from the base model's states and needs no cache: like is compared
     # with like, so these and the oracle have the tuned model's own uncached pass.

@@ -4,8 +4,11 @@ The comparison looks along one path, the tuned model's greedy tokens. What model
 temperature 1 is looked at here, in both directions, and what they say greedily by themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +30,13 @@ from toolkit.models.generation import (
 )
 from toolkit.models.locations import causal_lm
 from toolkit.models.pair import ModelPair
+from toolkit.runtime.processes import ALONE, Processes
 
 SAMPLES = 1  # continuations that are sampled from each model for a prompt
 TOP = 5  # next tokens that are kept of every distribution
 TOGETHER = PROMPTS_A_BATCH // 2  # prompts: four times their logits are held at once
+# The ways in which candidates are looked at (of `_Group`), and about what each costs.
+LOOKS = {"along_tuned": 2.0, "answers": 1.0, "along_own": 2.0}
 
 Tokens = list[list[int]]
 
@@ -123,32 +129,58 @@ def distributions(
     candidates: Sequence[Candidate],
     n_new: int,
     seed: int = 0,
+    processes: Processes = ALONE,
 ) -> Distributions:
     """Compare `candidates` with the tuned model, whose greedy `answers` to `prompts` are known.
 
     One continuation of at most `n_new` tokens is sampled a prompt and model, by random numbers
     that belong to the prompt's place alone: batches do not change them, and models share them.
-    Candidates go through the model together, each with copies of the prompts.
+    Candidates go through the model together, each with copies of the prompts. All `processes` share
+    what is looked at.
     """
     draws = np.stack([np.random.default_rng([seed, i]).random(n_new) for i in range(len(prompts))])
-    said: list[NextTokens] = []
-    found: dict[Candidate, list[Likeness]] = {candidate: [] for candidate in candidates}
     n_together = min(TOGETHER, len(prompts))
     groups = in_groups([candidate.shares for candidate in candidates], n_together)
-    for start in range(0, len(prompts), TOGETHER):
+
+    # Tasks come batch by batch and group by group: of one at a time anything is held.
+    @lru_cache(maxsize=1)
+    def batch_at(start: int) -> _Batch:
         rows = slice(start, start + TOGETHER)
-        batch = _Batch(pair, prompts[rows], answers[rows], torch.from_numpy(draws[rows]))
-        said.append(batch.next_tokens)
-        for group in groups:
-            members = [candidates[index] for index in group]
-            for candidate, likeness in zip(members, batch.likeness(members), strict=True):
-                found[candidate].append(likeness)
-    joined = {candidate: Likeness.join(parts) for candidate, parts in found.items()}
-    return Distributions(prompts, answers, NextTokens.join(said), joined)
+        return _Batch(pair, prompts[rows], answers[rows], torch.from_numpy(draws[rows]))
+
+    @lru_cache(maxsize=1)
+    def group_at(start: int, members: tuple[int, ...]) -> _Group:
+        return _Group(batch_at(start), [candidates[index] for index in members])
+
+    def looked(start: int, members: tuple[int, ...], looks: Sequence[str]) -> list[Any]:
+        group = group_at(start, members)
+        return [getattr(group, look)() for look in looks]
+
+    places = [
+        (start, tuple(group)) for start in range(0, len(prompts), TOGETHER) for group in groups
+    ]
+    # Ways apart read the prompts again: only what does not go round by itself is looked at so.
+    n_whole = len(places) // processes.size * processes.size
+    shares = [(*place, tuple(LOOKS)) for place in places[:n_whole]]
+    shares += [(*place, (look,)) for place in places[n_whole:] for look in LOOKS]
+    tasks = [partial(looked, *share) for share in shares]
+    costs = [sum(LOOKS[look] for look in looks) for *_, looks in shares]
+    found = (part for parts in processes.spread(tasks, costs) for part in parts)
+    said: dict[int, NextTokens] = {}
+    likeness: dict[Candidate, list[Likeness]] = {candidate: [] for candidate in candidates}
+    for start, members in places:
+        (said[start], along_tuned), answered, along_own = (next(found) for _ in LOOKS)
+        for index, along, answer, reverse in zip(
+            members, along_tuned, answered, along_own, strict=True
+        ):
+            whole = Likeness(**along, answers=answer, reverse=reverse)
+            likeness[candidates[index]].append(whole)
+    joined = {candidate: Likeness.join(parts) for candidate, parts in likeness.items()}
+    return Distributions(prompts, answers, NextTokens.join(list(said.values())), joined)
 
 
 class _Batch:
-    """A batch of prompts, and what the tuned model makes of it."""
+    """A batch of prompts, and what the tuned model makes of it, when it is first needed."""
 
     def __init__(
         self,
@@ -161,54 +193,79 @@ class _Batch:
         self.ends = end_tokens(causal_lm(pair.tuned), pair.tokenizer)
         self.prompts: Prompts = make_prompts(prompts, pair.pad_id, pair.device)
         self.answers: Generated = padded(answers, draws.shape[1], self.prompts.ids)
-        self.tuned = _Reader(pair.tuned, self.prompts)
+
+    @cached_property
+    def tuned(self) -> "_Reader":
+        """The tuned model."""
+        return _Reader(self.pair.tuned, self.prompts)
+
+    @cached_property
+    def along_answers(self) -> tuple[Predictions, NextTokens, Tensor]:
+        """Its predictions along its answers: whole, the most likely tokens, and the likeliest."""
         logits = self.tuned.read(self.answers)
-        self.next_tokens, self.choices = NextTokens.of(logits), logits.argmax(-1)
-        self.along_answers = Predictions(logits)
-        self.sample = self.tuned.sampled(self.draws, self.ends)
-        self.along_sample = Predictions(self.tuned.read(self.sample))
+        return Predictions(logits), NextTokens.of(logits), logits.argmax(-1)
 
-    def likeness(self, candidates: Sequence[Candidate]) -> list[Likeness]:
-        """Return how alike the tuned model and each of `candidates` are on these prompts."""
-        n, runner = len(candidates), self.pair.base_runner
-        with side_by_side(candidates, runner.model, runner.sites):
-            models = _Reader(runner.model, self.prompts.times(n))
-            along_answers = [
-                (
-                    self.along_answers.total_variation(logits),
-                    NextTokens.of(logits),
-                    self._differs(logits),
-                )
-                for logits in models.read(self.answers.times(n)).chunk(n)
-            ]
-            along_sample = models.read(self.sample.times(n)).chunk(n)
-            forward = [self.along_sample.divergence(logits) for logits in along_sample]
-            answers = models.greedy(self.draws.shape[1], self.ends)
-            samples = models.sampled(self.draws.repeat(n, 1), self.ends)
-            own = [Predictions(logits) for logits in models.read(samples).chunk(n)]
-        reverse = [
-            ours.divergence(self.tuned.read(sample))
-            for ours, sample in zip(own, samples.parts(n), strict=True)
+    @cached_property
+    def sample(self) -> tuple[Generated, Predictions]:
+        """Its sample, and its predictions along it."""
+        sample = self.tuned.sampled(self.draws, self.ends)
+        return sample, Predictions(self.tuned.read(sample))
+
+
+class _Group:
+    """Candidates that go through the model together, on a batch of prompts."""
+
+    def __init__(self, batch: _Batch, candidates: Sequence[Candidate]) -> None:
+        self.batch, self.candidates, self.n = batch, candidates, len(candidates)
+
+    def along_tuned(self) -> tuple[NextTokens, list[dict[str, Any]]]:
+        """Compare along what the tuned model says: its next tokens, and fields of each likeness."""
+        (_, next_tokens, _), (sample, along) = self.batch.along_answers, self.batch.sample
+        with self._models() as models:
+            read = models.read(self.batch.answers.times(self.n)).chunk(self.n)
+            found = [self._along_answers(logits) for logits in read]
+            del read  # as large as the vocabulary, as are those that come
+            read = models.read(sample.times(self.n)).chunk(self.n)
+            forward = [_path(sample, along.divergence(logits)) for logits in read]
+        return next_tokens, [
+            {**fields, "forward": path} for fields, path in zip(found, forward, strict=True)
         ]
-        counted = self.answers.counted.cpu()
-        found = zip(
-            along_answers, forward, reverse, answers.parts(n), samples.parts(n), strict=True
-        )
+
+    def answers(self) -> list[Tokens]:
+        """Return what each says greedily."""
+        with self._models() as models:
+            said = models.greedy(self.batch.draws.shape[1], self.batch.ends)
+        return [part.tokens for part in said.parts(self.n)]
+
+    def along_own(self) -> list[Path]:
+        """Compare along what each says when it is sampled from."""
+        with self._models() as models:
+            samples = models.sampled(self.batch.draws.repeat(self.n, 1), self.batch.ends)
+            own = [Predictions(logits) for logits in models.read(samples).chunk(self.n)]
         return [
-            Likeness(
-                forward=_path(self.sample, ahead),
-                reverse=_path(sample, back),
-                variation=Divergences(variation.cpu(), counted),
-                disagreement=Divergences(differs.double(), counted),
-                next_tokens=next_tokens,
-                answers=answer.tokens,
-            )
-            for (variation, next_tokens, differs), ahead, back, answer, sample in found
+            _path(sample, ours.divergence(self.batch.tuned.read(sample)))
+            for ours, sample in zip(own, samples.parts(self.n), strict=True)
         ]
 
-    def _differs(self, logits: Tensor) -> Tensor:
-        """Return where another token than the tuned model's is the most likely."""
-        return (logits.argmax(-1) != self.choices).cpu()
+    def _along_answers(self, logits: Tensor) -> dict[str, Any]:
+        """Compare along the tuned model's greedy tokens."""
+        predicted, _, choices = self.batch.along_answers
+        counted, differs = self.batch.answers.counted.cpu(), (logits.argmax(-1) != choices).cpu()
+        return {
+            "variation": Divergences(predicted.total_variation(logits).cpu(), counted),
+            "disagreement": Divergences(differs.double(), counted),
+            "next_tokens": NextTokens.of(logits),
+        }
+
+    @contextmanager
+    def _models(self) -> Iterator["_Reader"]:
+        runner = self.batch.pair.base_runner
+        with side_by_side(self.candidates, runner.model, runner.sites):
+            yield self._reader
+
+    @cached_property
+    def _reader(self) -> "_Reader":
+        return _Reader(self.batch.pair.base_runner.model, self.batch.prompts.times(self.n))
 
 
 class _Reader:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from toolkit.documents.documents import Document
 from toolkit.documents.tasks.task import Example, Task
 from toolkit.errors import InputError
 from toolkit.evaluation.accuracy import bootstrap, correct, share_right
-from toolkit.evaluation.named_models import BASE, TUNED, NamedModels
+from toolkit.evaluation.named_models import BASE, TUNED, NamedModels, each_model, n_own
+from toolkit.runtime.processes import ALONE, Processes
 
 QUESTIONS_A_BATCH = 64
 
@@ -47,9 +49,9 @@ class Questions:
             )
         return cls(task, examples, left_out)
 
-    def n_batches(self, models: NamedModels) -> int:
-        """Count how often `task_rows` advances."""
-        return len(models) * -(-len(self.examples) // QUESTIONS_A_BATCH)
+    def n_batches(self, models: NamedModels, processes: Processes = ALONE) -> int:
+        """Count how often `task_rows` advances in this process."""
+        return n_own(models, processes) * -(-len(self.examples) // QUESTIONS_A_BATCH)
 
 
 def task_rows(
@@ -57,14 +59,18 @@ def task_rows(
     tokenizer: Any,
     questions: Questions,
     advance: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> list[dict[str, Any]]:
-    """Return the rows of the table ``task``: each model's accuracy on `questions`."""
-    right = {}
-    for name, put in models.items():
-        with put() as model:
-            right[name] = correct(
-                model, tokenizer, questions.task, questions.examples, QUESTIONS_A_BATCH, advance
-            )
+    """Return the rows of the table ``task``: each model's accuracy on `questions`.
+
+    All `processes` share the models.
+    """
+    task, examples = questions.task, questions.examples
+
+    def look(model: nn.Module) -> np.ndarray:
+        return correct(model, tokenizer, task, examples, QUESTIONS_A_BATCH, advance)
+
+    right = each_model(models, look, processes)
     return [{**row, "left_out": questions.left_out} for row in compared(right)]
 
 

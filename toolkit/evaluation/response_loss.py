@@ -11,26 +11,28 @@ from toolkit.analysis.divergence import Divergences, recovered
 from toolkit.documents.batches import Batch
 from toolkit.documents.corpus import Corpus
 from toolkit.documents.tokens import Encoded
-from toolkit.evaluation.named_models import BASE, TUNED, NamedModels
+from toolkit.evaluation.named_models import BASE, TUNED, NamedModels, each_model
+from toolkit.runtime.processes import ALONE, Processes
 
 TOKENS_AT_ONCE = 512  # whose logits are held, each as large as the vocabulary
 
 
 @torch.no_grad()
 def response_loss_rows(
-    models: NamedModels, corpus: Corpus, documents: Sequence[Encoded]
+    models: NamedModels,
+    corpus: Corpus,
+    documents: Sequence[Encoded],
+    processes: Processes = ALONE,
 ) -> list[dict[str, Any]]:
     """Return the rows of the table ``response_loss``: each model's loss on the responses.
 
-    `documents` are of `corpus`; those that are texts have no response and are left out.
+    `documents` are of `corpus`; those that are texts have no response and are left out. All
+    `processes` share the models.
     """
     batches = response_batches(corpus, documents)
     if not any(bool(batch.counted.any()) for batch in batches):
         return []
-    losses = {}
-    for name, put in models.items():
-        with put() as model:
-            losses[name] = response_losses(model, batches)
+    losses = each_model(models, lambda model: response_losses(model, batches), processes)
     return [_row(name, losses) for name in losses]
 
 

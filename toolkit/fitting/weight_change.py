@@ -6,7 +6,7 @@ Fine-tuning changed each matrix by ΔW. Of it are kept the pieces that matter mo
 of whatever is no nn.Linear or Conv1D (experts kept as one tensor) are left out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,7 @@ from toolkit.statistics.frame import shared_frames
 FITS: tuple[WeightFit, ...] = ("metric", "plain")
 
 Pieces = Mapping[WeightFit, Mapping[Place, LowRank]]
+ModulePieces = tuple[Place, Mapping[WeightFit, LowRank]]  # those of one module, in both metrics
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ def fit_weight_changes(
                 for step in march.steps(layer):
                     sums.update(step)
                     step_on()
-                for fit, found in block_pieces(pair, layer, sums, widest).items():
-                    pieces[fit].update(found)
+                for task in pieces_tasks(pair, layer, sums, widest):
+                    place, found = task()
+                    for fit in FITS:
+                        pieces[fit][place] = found[fit]
                 march.advance(layer, None)
     return changes_of(pair, pieces, specs)
 
@@ -154,13 +157,20 @@ class InputSums:
         assert self._sums is not None
         self._sums.reduce(processes)
 
-    def groups(self) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-        """Yield modules that share their inputs, and ``E[xxᵀ]`` `[in, in]`, one at a time."""
+    def groups(self) -> list[tuple[str, ...]]:
+        """Return the modules, those that share their inputs together."""
         assert self._sums is not None
-        for first in self._sums.names:
-            names = tuple(name for name, shares in self.shared.items() if shares == first)
-            # Covariances are not kept beside it: an MLP's inner states have wide ones.
-            yield names, self._sums.result([(first, first)]).second_moment(first)
+        return [
+            tuple(name for name, shares in self.shared.items() if shares == first)
+            for first in self._sums.names
+        ]
+
+    def second_moment(self, name: str) -> Tensor:
+        """Return ``E[xxᵀ]`` `[in, in]` of the inputs x of the module `name`."""
+        assert self._sums is not None
+        first = self.shared[name]
+        # It is not kept, and no other is made beside it: an MLP's inner states have wide ones.
+        return self._sums.result([(first, first)]).second_moment(first)
 
     def _listen(self, name: str, call: Call) -> None:
         state = hidden_state(call)
@@ -209,27 +219,35 @@ def require_followed(pair: ModelPair, batch: Batch) -> None:
         _require_once(layer, name, counts, batch)
 
 
-def block_pieces(
+def pieces_tasks(
     pair: ModelPair, layer: int, sums: InputSums, max_rank: int = MAX_RANK
-) -> dict[WeightFit, dict[Place, LowRank]]:
-    """Return the pieces of every module of a block whose weights are resident, in both metrics."""
-    base, tuned = (r.sites.blocks[layer] for r in (pair.base_runner, pair.tuned_runner))
+) -> list[Callable[[], ModulePieces]]:
+    """Return what gives the pieces of each module of a block whose weights are resident."""
+    return [
+        partial(_module_pieces, pair, layer, name, sums, max_rank)
+        for names in sums.groups()
+        for name in names
+    ]
+
+
+def _module_pieces(
+    pair: ModelPair, layer: int, name: str, sums: InputSums, max_rank: int
+) -> ModulePieces:
+    ours, theirs = (
+        runner.sites.blocks[layer].get_submodule(name)
+        for runner in (pair.base_runner, pair.tuned_runner)
+    )
     dtype = torch.float64 if pair.dtype == torch.float64 else torch.float32
-    pieces: dict[WeightFit, dict[Place, LowRank]] = {fit: {} for fit in FITS}
-    for names, second_moment in sums.groups():
-        for name in names:
-            ours, theirs = base.get_submodule(name), tuned.get_submodule(name)
-            change = module_change(ours, theirs).to(torch.float64, second_moment.device).factors
-            weight = affine(ours)[0].to(second_moment) + _product(change)
-            scale = float(((weight @ second_moment) * weight).sum())
-            found = {
-                "metric": truncated(change, second_moment, scale, max_rank),
-                "plain": truncated(change, None, float(weight.square().sum()), max_rank),
-            }
-            for fit in FITS:
-                # In the machine's own memory: those of all blocks are kept to the end.
-                pieces[fit][layer, name] = found[fit].to(dtype, "cpu")
-    return pieces
+    second_moment = sums.second_moment(name)
+    change = module_change(ours, theirs).to(torch.float64, second_moment.device).factors
+    weight = affine(ours)[0].to(second_moment) + _product(change)
+    scale = float(((weight @ second_moment) * weight).sum())
+    found: dict[WeightFit, LowRank] = {
+        "metric": truncated(change, second_moment, scale, max_rank),
+        "plain": truncated(change, None, float(weight.square().sum()), max_rank),
+    }
+    # In the machine's own memory: those of all blocks are kept to the end.
+    return (layer, name), {fit: pieces.to(dtype, "cpu") for fit, pieces in found.items()}
 
 
 def changes_of(
