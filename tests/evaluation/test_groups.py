@@ -107,9 +107,9 @@ def test_what_is_kept_of_a_group_in_part_is_completed(llama_pair):
 @pytest.mark.parametrize(
     ("shares", "n_prompts", "expected"),
     [
-        ([False, True, False, True, True], 16, [[0], [1, 3], [2], [4]]),
-        ([True] * 5, 8, [[0, 1, 2, 3], [4]]),
-        ([True, True], 33, [[0], [1]]),
+        ([False, True, False, True, True, True], 16, [[0], [1, 3, 4], [2], [5]]),
+        ([True] * 7, 8, [[0, 1, 2, 3, 4, 5], [6]]),
+        ([True, True], 49, [[0], [1]]),
         ([], 8, []),
     ],
 )

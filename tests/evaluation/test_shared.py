@@ -68,8 +68,8 @@ def test_what_is_known_costs_nothing_and_a_group_generates_once(pairs):
     everyone = [*compare.ALWAYS, *tried()]
 
     def costs(kept):
-        work = compare._Work.of(pairs[0], reference, everyone, forcings, kept, ALONE)
-        found = [dict(zip(map(tuple, work.groups), some, strict=True)) for some in work.costs]
+        works = compare._works(pairs[0], reference, everyone, forcings, kept, ALONE)
+        found = [dict(zip(map(tuple, work.groups), work.costs, strict=True)) for work in works]
         return found, (3, 4)  # both adapters, side by side
 
     first, group = costs({})

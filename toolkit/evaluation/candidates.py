@@ -13,7 +13,7 @@ from toolkit.adapters.weight_change import WeightChange, changed
 from toolkit.models.locations import Sites
 
 Layers = int | Literal["all"]
-ROWS = 32  # copies of prompts that are generated from together, at most
+ROWS = 48  # copies of prompts that are generated from together, at most
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def side_by_side(candidates: Sequence[Candidate], model: nn.Module, sites: Sites
 def group_size(n_prompts: int) -> int:
     """Return how many candidates generate from copies of `n_prompts` prompts in one batch.
 
-    A generated token costs about as much for `ROWS` rows as for a few: reading weights is most of
-    it.
+    A generated token costs for `ROWS` rows about twice what it does for a few: reading weights is
+    half of it.
     """
     return max(1, ROWS // max(n_prompts, 1))
 

@@ -113,8 +113,8 @@ def evaluate(
     evaluation = Evaluation()
     of = forcings if callable(forcings) else lambda _: forcings
     everyone = [*ALWAYS, *candidates]
-    work = _Work.of(pair, reference, everyone, of, kept, processes)
-    for batch, costs in zip(reference.batches, work.costs, strict=True):
+    works = _works(pair, reference, everyone, of, kept, processes)
+    for batch, work in zip(reference.batches, works, strict=True):
         comparison = _Comparison(pair, batch, of)
 
         def outcomes(group: Sequence[int], comparison: _Comparison = comparison) -> list[Tensors]:
@@ -133,7 +133,7 @@ def evaluate(
         tasks = [partial(outcomes, group) for group in work.groups]
         by_index = {
             index: found
-            for group, some in zip(work.groups, processes.spread(tasks, costs), strict=True)
+            for group, some in zip(work.groups, processes.spread(tasks, work.costs), strict=True)
             for index, found in zip(group, some, strict=True)
         }
         for index, candidate in enumerate(everyone):
@@ -168,52 +168,50 @@ def n_comparisons(
     processes: Processes,
 ) -> int:
     """Count how often `evaluate` advances in this process."""
-    work = _Work.of(pair, reference, [*ALWAYS, *candidates], forcings, kept or {}, processes)
-    owners = (processes.owners(costs) for costs in work.costs)
+    everyone = [*ALWAYS, *candidates]
     return sum(
         len(group)
-        for batch in owners
-        for group, rank in zip(work.groups, batch, strict=True)
+        for work in _works(pair, reference, everyone, forcings, kept or {}, processes)
+        for group, rank in zip(work.groups, processes.owners(work.costs), strict=True)
         if rank == processes.rank
     )
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Hold what processes share: `groups` of candidates by index, and the `costs` of each group.
+    """Hold what processes share of a batch: groups of candidates, by index, and what each costs.
 
-    `costs` are by batch of prompts and group, in readings of the prompts.
+    `costs` are in readings of the prompts.
     """
 
     groups: list[list[int]]
-    costs: list[list[float]]
+    costs: list[float]
 
-    @classmethod
-    def of(
-        cls,
-        pair: ModelPair,
-        reference: Reference,
-        everyone: Sequence[Candidate | None],
-        forcings: ForcingsOf,
-        kept: Mapping[str, Tensors],
-        processes: Processes,
-    ) -> "_Work":
-        """Take what the first process finds to be done: others may look when some of it is."""
-        groups = _groups(everyone, reference, forcings)
 
-        def costs() -> list[list[float]]:
-            found = []
-            for batch in reference.batches:
-                costs = []
-                for group in groups:
-                    members = [everyone[index] for index in group]
-                    left = _left(members, batch, forcings)
-                    done = all(name in kept for name in _names(batch, group))
-                    costs.append(0.0 if done else _cost(left, pair.n_layers, forcings))
-                found.append(costs)
-            return found
+def _works(
+    pair: ModelPair,
+    reference: Reference,
+    everyone: Sequence[Candidate | None],
+    forcings: ForcingsOf,
+    kept: Mapping[str, Tensors],
+    processes: Processes,
+) -> list[_Work]:
+    """Return what is to be done on each batch, as the first process finds it.
 
-        return cls(groups, processes.from_first(costs))
+    Others may look when some of it is done.
+    """
+
+    def cost(batch: PromptBatch, group: Sequence[int]) -> float:
+        if all(name in kept for name in _names(batch, group)):
+            return 0.0
+        left = _left([everyone[index] for index in group], batch, forcings)
+        return _cost(left, pair.n_layers, forcings)
+
+    def works() -> list[_Work]:
+        by_batch = [(batch, _groups(everyone, batch, forcings)) for batch in reference.batches]
+        return [_Work(some, [cost(batch, group) for group in some]) for batch, some in by_batch]
+
+    return processes.from_first(works)
 
 
 def _names(batch: PromptBatch, group: Sequence[int]) -> list[str]:
@@ -222,7 +220,7 @@ def _names(batch: PromptBatch, group: Sequence[int]) -> list[str]:
 
 
 def _groups(
-    everyone: Sequence[Candidate | None], reference: Reference, of: ForcingsOf
+    everyone: Sequence[Candidate | None], batch: PromptBatch, of: ForcingsOf
 ) -> list[list[int]]:
     """Group the candidates that generate, by their index; all others go alone.
 
@@ -237,7 +235,7 @@ def _groups(
         and "own" in of(candidate)
         for candidate in everyone
     ]
-    return in_groups(shares, max((len(batch.rows) for batch in reference.batches), default=1))
+    return in_groups(shares, len(batch.rows))
 
 
 def _cost(left: Sequence[Candidate | None], n_layers: int, forcings: ForcingsOf) -> float:

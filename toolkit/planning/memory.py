@@ -302,11 +302,14 @@ def comparing(shape: ModelShape, work: Workload, size: int) -> tuple[_Tensors, .
     """
     if not work.prompts:
         return ()
-    prompts = max(
-        (*work.prompts, *work.fold_prompts), key=lambda p: p.rows * (p.length + work.new_tokens)
-    )
-    tokens, copies = prompts.rows * (prompts.length + work.new_tokens), n_side_by_side(work)
-    cache, state = size * shape.kv_width * tokens, size * shape.d * tokens  # of a block
+
+    def tokens(p: BatchShape) -> int:
+        return p.rows * (p.length + work.new_tokens)
+
+    rounds = (*work.prompts, *work.fold_prompts)
+    prompts = max(rounds, key=lambda p: tokens(p) * n_side_by_side(work, p))
+    copies = n_side_by_side(work, prompts)
+    cache, state = (size * width * tokens(prompts) for width in (shape.kv_width, shape.d))
     logits = prompts.rows * work.new_tokens * shape.vocabulary
     return (
         _Tensors(2 * shape.n_layers * (1 + CACHES * copies) * cache, copies * cache),

@@ -2,7 +2,6 @@
 and for what is looked at beside the documents.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from toolkit.evaluation.candidates import group_size
@@ -80,7 +79,7 @@ def replacement(
             f"{name}: token by token",
             "decode",
             said,
-            passes=len(work.prompts) * _sayings(work) * (n - 1),
+            passes=_sayings(work) * (n - 1),
         ),
         Stage(f"{name}: divergences", "logit", LOGIT * logits),
     ]
@@ -93,25 +92,30 @@ def _talking(work: Workload) -> int:
 
 def _sayings(work: Workload) -> int:
     """Count how often tokens are made one by one: by tuned, by base, and by groups of others."""
-    talking = _talking(work)
-    return min(talking, ALONE) + n_groups(talking - ALONE, work.prompts)
+    alone, others = min(_talking(work), ALONE), _talking(work) - ALONE
+    return sum(alone + n_groups(others, prompts) for prompts in work.prompts)
 
 
-def n_side_by_side(work: Workload) -> int:
-    """Count the candidates that generate in one batch, at most."""
-    size = group_size(max((p.rows for p in work.prompts), default=1))
-    return max(1, min(size, _talking(work) - ALONE))
+def rows_of_a_token(work: Workload) -> int:
+    """Return for how many rows a pass makes a token in the comparison, on average."""
+    rows = _talking(work) * sum(prompts.rows for prompts in work.prompts)
+    return max(1, round(rows / max(_sayings(work), 1)))
 
 
-def n_groups(n: int, prompts: Sequence[BatchShape]) -> int:
-    """Count the groups in which `n` candidates generate from rounds of `prompts`."""
-    return -(-max(n, 0) // group_size(max((p.rows for p in prompts), default=1)))
+def n_side_by_side(work: Workload, prompts: BatchShape) -> int:
+    """Count the candidates that generate in one batch, from copies of `prompts`, at most."""
+    return max(1, min(group_size(prompts.rows), _talking(work) - ALONE))
+
+
+def n_groups(n: int, prompts: BatchShape) -> int:
+    """Count the groups in which `n` candidates generate from `prompts`."""
+    return -(-max(n, 0) // group_size(prompts.rows))
 
 
 def _close_sayings(work: Workload) -> int:
-    """Count how often the close look makes tokens one by one, of a round of prompts."""
+    """Count how often the close look makes tokens one by one."""
     together = [replace(p, rows=min(p.rows, TOGETHER)) for p in work.reporting]
-    return 1 + N_SAID * n_groups(LOOKED_AT - 1, together)
+    return sum(1 + N_SAID * n_groups(LOOKED_AT - 1, prompts) for prompts in together)
 
 
 def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
@@ -138,7 +142,7 @@ def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
             f"{name}: token by token",
             "decode",
             said,
-            passes=len(work.reporting) * _close_sayings(work) * (n - 1),
+            passes=_close_sayings(work) * (n - 1),
         ),
         replace(logits, operations=N_LOGITS / (LOOKED_AT - 1) * logits.operations),
     ]
@@ -194,19 +198,19 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
 
 
 def _comparing_passes(shape: ModelShape, work: Workload) -> float:
-    alone = work.everywhere + 1 - max(_talking(work) - ALONE, 0)
-    reading = alone + n_groups(_talking(work) - ALONE, work.prompts)
-    each = 2 * reading + _sayings(work) * (work.new_tokens - 1) + (3 if work.single else 2)
+    others = max(_talking(work) - ALONE, 0)
+    reading = sum(work.everywhere + 1 - others + n_groups(others, p) for p in work.prompts)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
-    return len(work.prompts) * (each + singles)
+    plain = len(work.prompts) * ((3 if work.single else 2) + singles)
+    return 2 * reading + _sayings(work) * (work.new_tokens - 1) + plain
 
 
 def _looking_passes(work: Workload) -> int:
     """Count the passes of the close look, and of what is looked at beside the documents."""
     compared = 2 * LOOKED_AT + 2
     generated = _close_sayings(work) * (work.new_tokens - 1)
-    each = compared + N_PROMPTS_READ + N_CONTINUATIONS_READ + generated
-    found = len(work.reporting) * each + len(work.answered) * LOOKED_AT
+    each = compared + N_PROMPTS_READ + N_CONTINUATIONS_READ
+    found = len(work.reporting) * each + generated + len(work.answered) * LOOKED_AT
     found += len(work.questions) * LOOKED_AT * work.answer_tokens
     if work.elsewhere:
         rounds = len(work.elsewhere) + len(work.reporting)

@@ -24,7 +24,6 @@ from toolkit.blocks.mlp import MLP, Change, MLPChange
 from toolkit.diagnosis.block_statistics import moment_pairs
 from toolkit.documents.batches import Batch
 from toolkit.errors import refused
-from toolkit.evaluation.candidates import group_size
 from toolkit.models.locations import resolve
 from toolkit.models.runner import BlockRunner
 from toolkit.planning.operations import (
@@ -35,7 +34,7 @@ from toolkit.planning.operations import (
     first_order,
     product_operations,
 )
-from toolkit.planning.prompt_operations import LOGIT
+from toolkit.planning.prompt_operations import LOGIT, rows_of_a_token
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.stages import Kind, block_pass
 from toolkit.planning.workload import BatchShape, Workload
@@ -75,7 +74,7 @@ def measure(
         blocks = random_block(config, dtype, device)
         batch = _batch_within(shape, work.batches, fastest)
         rates: Rates = {"block": block_rate(blocks, shape, batch)}
-        token = token_seconds(blocks, shape, max((p.rows for p in work.prompts), default=1))
+        token = token_seconds(blocks, shape, rows_of_a_token(work))
         rates |= statistics_rates(shape, work, batch.n, dtype, device)
         rates["logit"] = _logit_rate(shape, dtype, device)
     return Timing(rates, time.perf_counter() - started, token)
@@ -110,18 +109,17 @@ def block_rate(runner: BlockRunner, shape: ModelShape, batch: BatchShape) -> flo
     return block_pass(shape, shape.blocks[0], batch) / _pass_seconds([runner], shape, batch)
 
 
-def token_seconds(runner: BlockRunner, shape: ModelShape, n_prompts: int) -> float:
-    """Time a pass of the whole model on one token of each row, as a group of candidates generates.
+def token_seconds(runner: BlockRunner, shape: ModelShape, rows: int) -> float:
+    """Time a pass of the whole model on one token of each of `rows`, as candidates generate.
 
     Every pass reads all weights from memory: copies of the block make more than caches hold. The
     other blocks and the head take as much a number.
     """
-    batch = BatchShape(n_prompts * group_size(n_prompts), 1)
     size = sum(p.nbytes for p in runner.sites.blocks[0].parameters())
     n_copies = min(MOST_COPIES, -(-BEYOND_CACHES // max(size, 1)))
     copies = [copy.deepcopy(runner) for _ in range(n_copies)]
     numbers = sum(block.matrices for block in shape.blocks) + shape.d * shape.vocabulary
-    return _pass_seconds(copies, shape, batch) * numbers / shape.blocks[0].matrices
+    return _pass_seconds(copies, shape, BatchShape(rows, 1)) * numbers / shape.blocks[0].matrices
 
 
 def _pass_seconds(runners: Sequence[BlockRunner], shape: ModelShape, batch: BatchShape) -> float:
