@@ -27,7 +27,7 @@ def test_it_says_what_the_adapters_of_a_fifth_of_the_documents_recover(pair, n, 
     corpus = pair.corpus(tiny.make_documents(n))
     asked = corpus.prompts()
     reference = Reference(pair.tuned, pair.tokenizer, asked, 4, 5)
-    rows = [row for batch in reference.beginning().batches for row in batch.rows]
+    rows = [row for batch in reference.for_a_first_look().batches for row in batch.rows]
     said = first_look(pair, corpus, reference)
     few = [d for d in corpus.encoded if not d.held_out][: len(corpus.fit) // 5]
     few = type(corpus)(tuple(few), pad_id=corpus.pad_id)

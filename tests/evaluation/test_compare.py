@@ -9,6 +9,7 @@ from tests.support.steering import random_adapters
 from toolkit import ModelPair
 from toolkit.adapters.collection import Adapters
 from toolkit.adapters.vector import FixedVector
+from toolkit.errors import InputError
 from toolkit.evaluation.candidates import NONE, ORACLE, Candidate
 from toolkit.evaluation.compare import FORCINGS, evaluate
 
@@ -78,3 +79,24 @@ def test_batches_of_prompts_change_nothing(llama_pair):
         assert torch.equal(one.divergences[key].counted, counted)
         ours, theirs = one.divergences[key].nats[counted], divergences.nats[counted]
         assert torch.allclose(ours, theirs, atol=1e-10)
+
+
+def test_candidates_of_one_key_are_refused_and_no_steering_is_there_once(llama_pair):
+    """Prompts of two lengths make two batches: what is found stays each prompt's own."""
+    prompts = [[5 + k % 40 for k in range(n)] for n in (300, 4, 290)]
+    expected = evaluate(llama_pair, prompts, [], 3).divergences[NONE, "tuned"]
+    found = evaluate(llama_pair, prompts, [NONE], 3).divergences[NONE, "tuned"]
+    assert torch.equal(found.nats, expected.nats)
+    same = [Candidate.of(random_adapters("post_block")) for _ in range(2)]
+    with pytest.raises(InputError, match="two candidates have the key"):
+        evaluate(llama_pair, prompts, same, 3)
+
+
+def test_kept_tokens_of_the_tuned_model_are_not_generated_again(llama_pair, monkeypatch):
+    kept = {}
+    whole = evaluate(llama_pair, PROMPTS, [], 3, kept=kept)
+    monkeypatch.setattr("toolkit.evaluation.reference.greedy", None)
+    again = evaluate(
+        llama_pair, PROMPTS, [Candidate.of(random_adapters("post_block"))], 3, kept=kept
+    )
+    assert again.tokens[None] == whole.tokens[None]

@@ -97,7 +97,8 @@ def fit_shared(
     start = (fit.x.new_zeros(d_in, d_x), vector)
     (first, bias), remaining = _cgls(problems, inputs, scale, start, iterations, remaining)
     cut = [rank for rank in ranks_below(d_x, ranks) if rank != "full" and rank > 0]
-    up, down = leading_part(first, max(cut, default=0))
+    if cut:
+        up, down = leading_part(first, max(cut))
     widest = (first, bias), remaining
     for rank in cut:
         features = [z @ down[:rank].T for z in inputs]

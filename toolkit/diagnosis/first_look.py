@@ -36,7 +36,7 @@ def first_look(pair: ModelPair, corpus: Corpus, reference: Reference) -> str:
         few = replace(corpus, encoded=tuple(documents))
         adapters = Candidate.of(fit_adapters(pair, few, [SPEC])[SPEC])
         advance()
-        found = evaluate(pair, reference.beginning(), [adapters]).divergences
+        found = evaluate(pair, reference.for_a_first_look(), [adapters]).divergences
         advance()
         share, sem = recovered(found[adapters, "tuned"], found[NONE, "tuned"])
         error = "" if math.isnan(sem) else f" ± {sem:.2f}"

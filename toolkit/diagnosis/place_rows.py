@@ -40,7 +40,7 @@ def places_tasks(
     """
     tasks: list[Callable[[], Found]] = []
     if specs or not parallel:
-        tasks.append(partial(_through_the_block, parts, sides, specs, dtype))
+        tasks.append(partial(_through_the_block, parts, sides, specs, parallel, dtype))
     for location in ("pre_mlp", "post_mlp", "post_block")[not parallel :]:
         tasks.append(partial(_arriving, location, sides))
     return tasks
@@ -50,6 +50,7 @@ def _through_the_block(
     parts: BlockParts,
     sides: tuple[PlaceSample, PlaceSample],
     specs: Sequence[FitSpec],
+    parallel: bool,
     dtype: torch.dtype,
 ) -> Found:
     """Fit the shared maps before the MLP; return their rows, and the adapters of `specs`."""
@@ -57,7 +58,7 @@ def _through_the_block(
     if not _something(sides):
         zero = fit.pre_mlp.new_zeros(fit.pre_mlp.shape[1], dtype=dtype)
         return {}, {spec: FixedVector(zero.clone()) for spec in specs}
-    if parts.sublayer is None:
+    if parallel or parts.sublayer is None:
         return {}, {}
     sublayer = parts.sublayer.to(fit.pre_mlp.dtype, fit.pre_mlp.device)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from toolkit.analysis.divergence import Divergences, Predictions
+from toolkit.errors import InputError
 from toolkit.evaluation.candidates import (
     ALWAYS,
     NONE,
@@ -112,7 +113,7 @@ def evaluate(
     kept = {} if kept is None else kept
     evaluation = Evaluation()
     of = forcings if callable(forcings) else lambda _: forcings
-    everyone = [*ALWAYS, *candidates]
+    everyone = _everyone(candidates)
     works = _works(pair, reference, everyone, of, kept, processes)
     for batch, work in zip(reference.batches, works, strict=True):
         comparison = _Comparison(pair, batch, of)
@@ -123,13 +124,14 @@ def evaluate(
             if not all(name in kept for name in names):
                 for name, found in zip(names, comparison.outcomes(members), strict=True):
                     kept[name] = found
-            elif members == [None]:
-                comparison.restore(kept[names[0]])
             for candidate, name in zip(members, names, strict=True):
                 advance()
                 seen(candidate, kept[name])
             return [kept[name] for name in names]
 
+        (tuned,) = _names(batch, [everyone.index(None)])
+        if tuned in kept:
+            comparison.restore(kept[tuned])
         tasks = [partial(outcomes, group) for group in work.groups]
         by_index = {
             index: found
@@ -168,13 +170,26 @@ def n_comparisons(
     processes: Processes,
 ) -> int:
     """Count how often `evaluate` advances in this process."""
-    everyone = [*ALWAYS, *candidates]
+    everyone = _everyone(candidates)
     return sum(
         len(group)
         for work in _works(pair, reference, everyone, forcings, kept or {}, processes)
         for group, rank in zip(work.groups, processes.owners(work.costs), strict=True)
         if rank == processes.rank
     )
+
+
+def _everyone(candidates: Sequence[Candidate]) -> list[Candidate | None]:
+    """Return all that is compared, each once; raises InputError where two have one key."""
+    everyone: dict[Candidate | None, Candidate | None] = {one: one for one in ALWAYS}
+    for candidate in candidates:
+        known = everyone.setdefault(candidate, candidate) or candidate
+        if known.adapters is not candidate.adapters or known.weights is not candidate.weights:
+            raise InputError(
+                f"two candidates have the key {candidate.key!r}: give each its own, by "
+                "Candidate.of(adapters, key=...)"
+            )
+    return list(everyone)
 
 
 @dataclass(frozen=True)
@@ -208,8 +223,11 @@ def _works(
         return _cost(left, pair.n_layers, forcings)
 
     def works() -> list[_Work]:
-        by_batch = [(batch, _groups(everyone, batch, forcings)) for batch in reference.batches]
-        return [_Work(some, [cost(batch, group) for group in some]) for batch, some in by_batch]
+        found = []
+        for batch in reference.batches:
+            groups = _groups(everyone, batch, forcings)
+            found.append(_Work(groups, [cost(batch, group) for group in groups]))
+        return found
 
     return processes.from_first(works)
 
@@ -259,9 +277,11 @@ def _left(
     """Return those `members` of a group of which an earlier comparison does not know all."""
 
     def known(candidate: Candidate | None) -> bool:
-        outcome = batch.outcomes.get(candidate)
-        if outcome is None or candidate is None or "agrees" in outcome:
-            return outcome is not None  # the oracle has but one forcing
+        if candidate not in batch.outcomes:
+            return False
+        outcome = batch.outcomes[candidate]
+        if candidate is None or "agrees" in outcome:  # the oracle has but one forcing
+            return True
         return all(f"{forcing}.nats" in outcome for forcing in forcings(candidate))
 
     return [candidate for candidate in members if not known(candidate)]

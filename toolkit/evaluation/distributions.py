@@ -241,10 +241,10 @@ class _Group:
         """Compare along what each says when it is sampled from."""
         with self._models() as models:
             samples = models.sampled(self.batch.draws.repeat(self.n, 1), self.batch.ends)
-            own = [Predictions(logits) for logits in models.read(samples).chunk(self.n)]
+            read = models.read(samples).chunk(self.n)
         return [
-            _path(sample, ours.divergence(self.batch.tuned.read(sample)))
-            for ours, sample in zip(own, samples.parts(self.n), strict=True)
+            _path(sample, Predictions(logits).divergence(self.batch.tuned.read(sample)))
+            for logits, sample in zip(read, samples.parts(self.n), strict=True)
         ]
 
     def _along_answers(self, logits: Tensor) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class PromptBatch:
 
     @property
     def name(self) -> str:
-        """Tell it from batches of other prompts of the run; files of interrupted runs have it."""
+        """Tell it from other batches of a reference; files of interrupted runs have the name."""
         return f"{zlib.crc32(str(self.rows).encode()):08x}"
 
     @property
@@ -126,7 +126,7 @@ class Reference:
 
     @property
     def places(self) -> list[int]:
-        """Where each prompt, in their order, stands among those of all batches."""
+        """Tell where each prompt, in their order, stands among those of all batches."""
         return np.argsort([row for batch in self.batches for row in batch.rows]).tolist()
 
     def joined(self, parts: Sequence[Divergences]) -> Divergences:
@@ -143,10 +143,10 @@ class Reference:
                 rows = [tokens[row] for row in batch.rows]
                 batch.restore(padded(rows, batch.n_new, batch.prompts.ids))
 
-    def beginning(self) -> "Reference":
-        """Return some of the prompts alone, of middling length; what is made is made for both."""
+    def for_a_first_look(self) -> "Reference":
+        """Return some of the prompts alone; what is made of them is made for both."""
         some = copy.copy(self)
-        some.batches = self.batches[beginning([len(batch.rows) for batch in self.batches])]
+        some.batches = self.batches[first_looked_at([len(batch.rows) for batch in self.batches])]
         return some
 
     @torch.no_grad()
@@ -188,10 +188,16 @@ def like_lengths(lengths: Sequence[int], most: int | None = PROMPTS_A_BATCH) -> 
     return batches
 
 
-def beginning(sizes: Sequence[int]) -> slice:
-    """Return which batches, of these sizes, a first look is at: all of few prompts, or one."""
-    middle = len(sizes) // 2
-    return slice(None) if sum(sizes) <= PROMPTS_A_BATCH else slice(middle, middle + 1)
+def first_looked_at(sizes: Sequence[int]) -> slice:
+    """Return which batches, of these sizes, a first look is at: all of few prompts, or a large one.
+
+    Of those that are as large it is the one of middling length.
+    """
+    if sum(sizes) <= PROMPTS_A_BATCH:
+        return slice(None)
+    largest = [place for place, size in enumerate(sizes) if size == max(sizes)]
+    chosen = largest[len(largest) // 2]
+    return slice(chosen, chosen + 1)
 
 
 def padded(rows: Sequence[Sequence[int]], n_new: int, like: Tensor) -> Generated:

@@ -114,10 +114,9 @@ def memory(
 def freed(shape: ModelShape, work: Workload, size: int, parts: Mapping[str, float]) -> float:
     """Count what the C library keeps of what was freed: as much as a stage makes and frees.
 
-    What comes and goes in a stage does so in other orders and sizes each time. Where it lies in the
-    heap, each size finds the holes of smaller ones beside it, and the heap grows past them: at
-    most by once more what is made, which is then large enough for all. Tensors of `FROM_HEAP`
-    leave no holes. Between stages, and between a block's passes and analyses, holes are given back.
+    What is freed in the heap leaves holes, which serve tensors that are no larger: so the heap may
+    grow to twice what a stage makes. Tensors of `FROM_HEAP` bytes or more do not lie in it.
+    Between stages, and between a block's passes and analyses, holes are given back.
     """
     d, f = shape.d, shape.largest_block.d_ff
     tokens = max((batch.counted for batch in work.batches), default=0)

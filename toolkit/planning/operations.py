@@ -19,7 +19,7 @@ from toolkit.diagnosis.place_rows import PLACE_RANKS
 from toolkit.diagnosis.reach_rows import SCALES, TARGETS
 from toolkit.evaluation.allocation import PROBE_TOKENS
 from toolkit.evaluation.rank_search import AT_ONCE
-from toolkit.evaluation.reference import beginning
+from toolkit.evaluation.reference import first_looked_at
 from toolkit.models.locations import INSIDE
 from toolkit.planning.prompt_operations import (
     close_look,
@@ -287,7 +287,7 @@ def first_look(shape: ModelShape, work: Workload) -> list[Stage]:
         return []
     passes = 2 / SHARE * sum(block_pass(shape, block, b) for b in fit for block in shape.blocks)
     moments = shape.n_layers * counted * product_operations(FIT_PAIRS, shape.d)
-    some = beginning([prompts.rows for prompts in work.prompts])
+    some = first_looked_at([prompts.rows for prompts in work.prompts])
     judged = replace(work, prompts=work.prompts[some], everywhere=2, talking=1, single=False)
     return [
         Stage("first look: passes", "block", passes),

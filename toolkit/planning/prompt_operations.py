@@ -5,13 +5,14 @@ and for what is looked at beside the documents.
 from dataclasses import dataclass, replace
 
 from toolkit.evaluation.candidates import group_size
-from toolkit.evaluation.distributions import TOGETHER
 from toolkit.planning.shapes import ModelShape
 from toolkit.planning.stages import Stage, block_pass, head, scores
 from toolkit.planning.workload import BatchShape, Workload
 
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
-ALONE = 2  # of those that generate: the tuned model, and the base, which has the same batches
+BY_THEMSELVES = (
+    2  # of those that generate: the tuned model, and the base, which has the same batches
+)
 LOOKED_AT = 4  # in the close look: tuned, base, recommended and runner-up
 # Distributions: how often a prompt is read, a continuation is read after it, and one is generated.
 # The tuned model reads its answers, its sample and three of others; each other model the answers
@@ -92,7 +93,7 @@ def _talking(work: Workload) -> int:
 
 def _sayings(work: Workload) -> int:
     """Count how often tokens are made one by one: by tuned, by base, and by groups of others."""
-    alone, others = min(_talking(work), ALONE), _talking(work) - ALONE
+    alone, others = min(_talking(work), BY_THEMSELVES), _talking(work) - BY_THEMSELVES
     return sum(alone + n_groups(others, prompts) for prompts in work.prompts)
 
 
@@ -104,7 +105,7 @@ def rows_of_a_token(work: Workload) -> int:
 
 def n_side_by_side(work: Workload, prompts: BatchShape) -> int:
     """Count the candidates that generate in one batch, from copies of `prompts`, at most."""
-    return max(1, min(group_size(prompts.rows), _talking(work) - ALONE))
+    return max(1, min(group_size(prompts.rows), _talking(work) - BY_THEMSELVES))
 
 
 def n_groups(n: int, prompts: BatchShape) -> int:
@@ -114,8 +115,7 @@ def n_groups(n: int, prompts: BatchShape) -> int:
 
 def _close_sayings(work: Workload) -> int:
     """Count how often the close look makes tokens one by one."""
-    together = [replace(p, rows=min(p.rows, TOGETHER)) for p in work.reporting]
-    return sum(1 + N_SAID * n_groups(LOOKED_AT - 1, prompts) for prompts in together)
+    return sum(1 + N_SAID * n_groups(LOOKED_AT - 1, prompts) for prompts in work.reporting)
 
 
 def close_look(shape: ModelShape, work: Workload) -> list[Stage]:
@@ -198,7 +198,7 @@ def forward_passes(shape: ModelShape, work: Workload) -> float:
 
 
 def _comparing_passes(shape: ModelShape, work: Workload) -> float:
-    others = max(_talking(work) - ALONE, 0)
+    others = max(_talking(work) - BY_THEMSELVES, 0)
     reading = sum(work.everywhere + 1 - others + n_groups(others, p) for p in work.prompts)
     singles = (shape.n_layers + 1) / 2 if work.single else 0
     plain = len(work.prompts) * ((3 if work.single else 2) + singles)
