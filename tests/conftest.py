@@ -11,12 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Files that start processes or kernels, train, or make many runs: `make quick` leaves them out.
 SLOW = {
     "broken_input", "comparison", "cross_fit", "deficient_mlp", "diagnose", "diagnose_reach",
-    "diagnose_recovery", "distilled", "distributions", "docs", "error_growth", "estimate",
-    "every_kind", "families", "figures", "first_look", "free_memory", "grpo", "heap", "kernel",
-    "killed", "known_answers", "main", "methods", "next_steps", "noise", "notebooks", "offload",
-    "once", "output", "page", "placement", "plot", "processes", "quantised", "recommend",
-    "shared_work", "shipped", "shipped_runs", "side_by_side", "site", "steer", "trainer",
-    "tuners", "validity", "workspace",
+    "diagnose_recovery", "diagnose_tables", "distilled", "distributions", "docs", "error_growth",
+    "estimate", "every_kind", "families", "figures", "first_look", "free_memory", "grpo", "heap",
+    "kernel", "killed", "known_answers", "main", "methods", "next_steps", "noise", "notebooks",
+    "offload", "once", "output", "package", "page", "placement", "plot", "processes", "quantised",
+    "recommend", "shared_work", "shipped", "shipped_runs", "side_by_side", "site", "steer",
+    "table", "trainer", "tuners", "validity", "workspace",
 }  # fmt: skip
 
 
