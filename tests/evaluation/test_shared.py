@@ -1,4 +1,4 @@
-"""What several processes share of comparisons and of looks: the bits of one, and no work twice."""
+"""Several processes share comparisons and looks: they give the bits of one, and no work twice."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ from toolkit.planning.estimate import duration, engineering, plan
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
-    """Whether rates are found is asked here, not how steady they are."""
+    """Time for a moment only: tests ask whether rates are found, not how steady they are."""
     monkeypatch.setattr("toolkit.planning.timing.SECONDS", 0.02)
 
 

@@ -82,12 +82,12 @@ def request_folder(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path_factory):
-    """Where processes print."""
+    """Make the folder in which processes print."""
     return tmp_path_factory.mktemp("printed")
 
 
 def words(folder, out):
-    """What ``oracle`` is asked."""
+    """Return the words that ``oracle`` is asked with."""
     paths = [str(folder / name) for name in ("base", "tuned")]
     files = {"data": "data", "answers": "answers", "elsewhere": "away"}
     data = [word for n, f in files.items() for word in (f"--{n}", str(folder / f"{f}.jsonl"))]

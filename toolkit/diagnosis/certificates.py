@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 
 from toolkit.documents.corpus import Corpus
-from toolkit.evaluation.named_models import RUNNER_UP, NamedModels
+from toolkit.evaluation.named_models import RUNNER_UP, NamedModels, each_model
 from toolkit.models.verify import certify
 from toolkit.runtime.check import Check, check
 from toolkit.runtime.processes import ALONE, Processes
@@ -26,14 +25,11 @@ def certificates(
     if len(shortest) == len(longest):  # padding is tested too
         shortest = shortest[: -(-len(shortest) // 2)]
     two = [shortest, longest]
-
-    def certified(name: str) -> Check:
-        with models[name]() as model:
-            return certify(name, model, two, corpus.pad_id)
-
-    names = [name for name in models if name != RUNNER_UP]
-    found = processes.spread([partial(certified, name) for name in names])
-    return [check_first_tokens(corpus, prompts), *found]
+    shown = {name: put for name, put in models.items() if name != RUNNER_UP}
+    found = each_model(
+        shown, lambda name, model: certify(name, model, two, corpus.pad_id), processes
+    )
+    return [check_first_tokens(corpus, prompts), *found.values()]
 
 
 def check_first_tokens(corpus: Corpus, prompts: Sequence[Sequence[int]]) -> Check:

@@ -132,7 +132,7 @@ def group_size(n_prompts: int) -> int:
 def in_groups(shares: Sequence[bool], n_prompts: int) -> list[list[int]]:
     """Group candidates, by index, that go through the model in one batch of copies of the prompts.
 
-    `shares` tells which can, the others go alone; `n_prompts` is the most that a batch has.
+    `shares` tells which can, the others go alone; `n_prompts` are those of the batch.
     """
     size, open_group = group_size(n_prompts), list[int]()
     groups = []

@@ -34,7 +34,7 @@ from toolkit.runtime.processes import ALONE, Processes
 
 SAMPLES = 1  # continuations that are sampled from each model for a prompt
 TOP = 5  # next tokens that are kept of every distribution
-TOGETHER = PROMPTS_A_BATCH // 2  # prompts: four times their logits are held at once
+TOGETHER = PROMPTS_A_BATCH // 2  # prompts: logits of all candidates are held at once
 # The ways in which candidates are looked at (of `_Group`), and about what each costs.
 LOOKS = {"along_tuned": 2.0, "answers": 1.0, "along_own": 2.0}
 

@@ -18,20 +18,18 @@ NamedModels = Mapping[str, Callable[[], AbstractContextManager[nn.Module]]]
 
 
 def each_model(
-    models: NamedModels, look: Callable[[nn.Module], T], processes: Processes
+    models: NamedModels, look: Callable[[str, nn.Module], T], processes: Processes
 ) -> dict[str, T]:
     """Return what `look` gives of each model, by name; all `processes` share the models."""
-    tasks = [partial(_looked_at, put, look) for put in models.values()]
-    return dict(zip(models, processes.spread(tasks), strict=True))
+
+    def looked(name: str) -> T:
+        with models[name]() as model:
+            return look(name, model)
+
+    found = processes.spread([partial(looked, name) for name in models])
+    return dict(zip(models, found, strict=True))
 
 
 def n_own(models: NamedModels, processes: Processes) -> int:
     """Count the models that `each_model` looks at in this process."""
     return processes.owners([1.0] * len(models)).count(processes.rank)
-
-
-def _looked_at(
-    put: Callable[[], AbstractContextManager[nn.Module]], look: Callable[[nn.Module], T]
-) -> T:
-    with put() as model:
-        return look(model)

@@ -67,7 +67,7 @@ def task_rows(
     """
     task, examples = questions.task, questions.examples
 
-    def look(model: nn.Module) -> np.ndarray:
+    def look(_: str, model: nn.Module) -> np.ndarray:
         return correct(model, tokenizer, task, examples, QUESTIONS_A_BATCH, advance)
 
     right = each_model(models, look, processes)

@@ -32,7 +32,7 @@ def response_loss_rows(
     batches = response_batches(corpus, documents)
     if not any(bool(batch.counted.any()) for batch in batches):
         return []
-    losses = each_model(models, lambda model: response_losses(model, batches), processes)
+    losses = each_model(models, lambda _, model: response_losses(model, batches), processes)
     return [_row(name, losses) for name in losses]
 
 

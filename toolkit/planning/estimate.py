@@ -237,14 +237,16 @@ def with_other(work: Workload, other: OtherData, tokenizer: Any) -> Workload:
 
 
 def _like_lengths(prompts: Sequence[Sequence[int]]) -> tuple[BatchShape, ...]:
-    lengths = [len(prompt) for prompt in prompts]
-    batches = like_lengths(lengths)
-    return tuple(BatchShape(len(rows), max(lengths[row] for row in rows)) for rows in batches)
+    batches = like_lengths([len(prompt) for prompt in prompts])
+    return _shapes([[prompts[row] for row in rows] for rows in batches])
 
 
 def _rounds(prompts: Sequence[Sequence[int]], size: int) -> tuple[BatchShape, ...]:
-    rounds = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-    return tuple(BatchShape(len(some), max(map(len, some))) for some in rounds)
+    return _shapes([prompts[i : i + size] for i in range(0, len(prompts), size)])
+
+
+def _shapes(rounds: Sequence[Sequence[Sequence[int]]]) -> tuple[BatchShape, ...]:
+    return tuple(BatchShape(len(prompts), max(map(len, prompts))) for prompts in rounds)
 
 
 def _grid(*names: str) -> Grid:

@@ -125,7 +125,7 @@ def freed(shape: ModelShape, work: Workload, size: int, parts: Mapping[str, floa
         (parts["moments"] + parts["analyses"], DOUBLE * d * d),
     )
     said = sum(part.bytes for part in comparing(shape, work, size) if part.largest < FROM_HEAP)
-    return max(said, *(held for held, largest in made if largest < FROM_HEAP), 0.0)
+    return max([said, *(held for held, largest in made if largest < FROM_HEAP)])
 
 
 def weights(shape: ModelShape, work: Workload, size: int, offload: bool = False) -> float:
@@ -276,7 +276,10 @@ def adapters(shape: ModelShape, recipes: Sequence[Rank], size: int) -> float:
 
 
 def generation(shape: ModelShape, work: Workload, size: int) -> float:
-    """Of the largest round of prompts; or of questions, whose keys and values are held once."""
+    """Count what the largest round takes of prompts, or of questions.
+
+    Keys and values of questions are held once.
+    """
     cache = size * shape.n_layers * 2 * shape.kv_width
     answering = max(
         q.rows * (cache * (q.length + work.answer_tokens) + size * shape.vocabulary)
@@ -287,15 +290,17 @@ def generation(shape: ModelShape, work: Workload, size: int) -> float:
 
 @dataclass(frozen=True)
 class _Tensors:
-    """Bytes of some tensors together, and of the largest of them."""
+    """Hold the bytes of some tensors together, and of the largest of them."""
 
     bytes: float
     largest: float
 
 
 def comparing(shape: ModelShape, work: Workload, size: int) -> tuple[_Tensors, ...]:
-    """Of the largest round of prompts: keys and values, and every block's states of base and tuned
-    model; logits, the tuned model's three times in float64, a candidate's twice.
+    """Count keys and values, states, and logits of the largest round of prompts, apart.
+
+    States are those of every block of base and tuned model; logits the tuned model's three times in
+    float64, and a candidate's twice.
 
     Candidates that generate side by side each have a copy of the prompts.
     """

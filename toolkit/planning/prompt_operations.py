@@ -10,15 +10,15 @@ from toolkit.planning.stages import Stage, block_pass, head, scores
 from toolkit.planning.workload import BatchShape, Workload
 
 LOGIT = 10  # operations of one logit in a divergence: two exponentials, sums, a product
-BY_THEMSELVES = (
-    2  # of those that generate: the tuned model, and the base, which has the same batches
-)
+# Of those that generate, the tuned model and the base, which has batches of the same size.
+BY_THEMSELVES = 2
 LOOKED_AT = 4  # in the close look: tuned, base, recommended and runner-up
 # Distributions: how often a prompt is read, a continuation is read after it, and one is generated.
 # The tuned model reads its answers, its sample and three of others; each other model the answers
 # and both samples. All sample, and three are greedy besides.
-N_PROMPTS_READ, N_CONTINUATIONS_READ, N_GENERATED = 4, 14, 7
+N_PROMPTS_READ, N_CONTINUATIONS_READ = 4, 14
 N_SAID = 2  # times that each model but the tuned one generates there
+N_GENERATED = 1 + N_SAID * (LOOKED_AT - 1)
 N_LOGITS = 12  # of a token: the comparison's three, and three models' forward, back and variation
 
 

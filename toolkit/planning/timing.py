@@ -54,8 +54,8 @@ Rates = dict[Kind, float]
 class Timing:
     """Operations a second by kind, and the seconds that measuring them took.
 
-    `token` is the seconds of a pass of the whole model that makes one token in each row: reading
-    weights is most of it, so that it hardly depends on the number of rows.
+    `token` is the seconds of a pass of the whole model that makes one token in each of the rows
+    that passes of the comparison have on average: reading weights is at least half of it.
     """
 
     rates: Rates
